@@ -1,0 +1,3 @@
+//! Aquatint.
+pub mod error;
+pub use error::{Error, Result};

@@ -1,0 +1,2 @@
+//! The `aquatint` command.
+fn main() {}

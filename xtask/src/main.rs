@@ -1,0 +1,2 @@
+//! Set-up and chores, so that no shell lore is needed.
+fn main() {}
