@@ -1,0 +1,229 @@
+//! One wgpu device: its pipelines, its buffer pool, and the errors that arrive outside a call.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::shader;
+use crate::{Error, Result};
+
+/// An opened GPU. Shared by the recorders that feed it.
+#[derive(Debug)]
+pub struct Gpu {
+    name: String,
+    limits: wgpu::Limits,
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    pipelines: Mutex<HashMap<&'static str, Arc<Pipeline>>>,
+    pool: Arc<Pool>,
+    fault: Arc<Mutex<Option<Fault>>>,
+}
+
+/// A compiled kernel and its single bind group layout: binding 0 is the uniform, then inputs, then outputs.
+#[derive(Debug)]
+pub(super) struct Pipeline {
+    pub(super) pipeline: wgpu::ComputePipeline,
+    pub(super) layout: wgpu::BindGroupLayout,
+}
+
+/// What a wgpu callback reported; becomes an [`Error`] at the next call that can return one.
+#[derive(Debug, Clone)]
+enum Fault {
+    OutOfMemory,
+    Lost(String),
+    Refused(String),
+}
+
+/// Free buffers by size class. A buffer comes back when its last owner drops it; commands recorded later run later,
+/// so handing it out again is safe.
+#[derive(Debug, Default)]
+struct Pool {
+    free: Mutex<HashMap<u64, Vec<wgpu::Buffer>>>,
+}
+
+/// A pooled storage buffer. `size` is what was asked for; the buffer itself may be larger.
+#[derive(Debug)]
+pub struct Buffer {
+    buffer: Option<wgpu::Buffer>,
+    size: u64,
+    pool: Arc<Pool>,
+}
+
+impl Buffer {
+    pub(super) fn raw(&self) -> &wgpu::Buffer {
+        self.buffer.as_ref().expect("the buffer is only taken by Drop")
+    }
+
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    pub(super) fn binding(&self) -> wgpu::BindingResource<'_> {
+        let size = wgpu::BufferSize::new(self.size);
+        wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: self.raw(), offset: 0, size })
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(buffer) = self.buffer.take() {
+            lock(&self.pool.free).entry(buffer.size()).or_default().push(buffer);
+        }
+    }
+}
+
+/// A poisoned lock only means that another thread panicked; the data are still whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl Gpu {
+    /// Opens `adapter` with the limits that it has and no optional features: the portable tier.
+    pub(super) async fn open(adapter: &wgpu::Adapter) -> Result<Self> {
+        let name = adapter.get_info().name;
+        let limits = adapter.limits();
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("aquatint"),
+            required_features: wgpu::Features::empty(),
+            required_limits: limits.clone(),
+            experimental_features: wgpu::ExperimentalFeatures::disabled(),
+            memory_hints: wgpu::MemoryHints::Performance,
+            trace: wgpu::Trace::Off,
+        };
+        let (device, queue) = adapter
+            .request_device(&descriptor)
+            .await
+            .map_err(|e| Error::Gpu { device: name.clone(), message: e.to_string() })?;
+        let fault = Arc::new(Mutex::new(None));
+        let on_error = fault.clone();
+        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+            let fault = match error {
+                wgpu::Error::OutOfMemory { .. } => Fault::OutOfMemory,
+                other => Fault::Refused(one_line(&other.to_string())),
+            };
+            lock(&on_error).get_or_insert(fault);
+        }));
+        let on_loss = fault.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            if reason != wgpu::DeviceLostReason::Destroyed {
+                *lock(&on_loss) = Some(Fault::Lost(one_line(&message)));
+            }
+        });
+        Ok(Self { name, limits, device, queue, pipelines: Mutex::default(), pool: Arc::default(), fault })
+    }
+
+    /// The adapter's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The limits of the opened device.
+    pub fn limits(&self) -> &wgpu::Limits {
+        &self.limits
+    }
+
+    /// Turns what a callback reported into an error, once.
+    pub(super) fn check(&self, bytes: u64, what: &str) -> Result<()> {
+        let device = self.name.clone();
+        match lock(&self.fault).take() {
+            None => Ok(()),
+            Some(Fault::OutOfMemory) => Err(Error::OutOfMemory { device, bytes, what: what.to_string() }),
+            Some(Fault::Lost(reason)) => Err(Error::DeviceLost { device, reason }),
+            Some(Fault::Refused(message)) => Err(Error::Gpu { device, message }),
+        }
+    }
+
+    /// A storage buffer of at least `size` bytes, its contents undefined.
+    pub(super) fn allocate(&self, size: u64, what: &str) -> Result<Buffer> {
+        let size = size.max(4).next_multiple_of(4);
+        if size > self.limits.max_storage_buffer_binding_size.min(self.limits.max_buffer_size) {
+            return Err(Error::OutOfMemory { device: self.name.clone(), bytes: size, what: what.to_string() });
+        }
+        let class = size_class(size).min(self.limits.max_buffer_size);
+        let reused = lock(&self.pool.free).get_mut(&class).and_then(Vec::pop);
+        let buffer = match reused {
+            Some(buffer) => buffer,
+            None => {
+                let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+                let descriptor = wgpu::BufferDescriptor { label: None, size: class, usage, mapped_at_creation: false };
+                let buffer = self.device.create_buffer(&descriptor);
+                self.check(class, what)?;
+                buffer
+            }
+        };
+        Ok(Buffer { buffer: Some(buffer), size, pool: self.pool.clone() })
+    }
+
+    /// Gives pooled buffers back to the driver.
+    pub(super) fn trim(&self) {
+        lock(&self.pool.free).clear();
+    }
+
+    /// The pipeline of a permutation, compiled at first use.
+    pub(super) fn pipeline(&self, kernel: &'static str, inputs: usize, outputs: usize) -> Result<Arc<Pipeline>> {
+        if let Some(pipeline) = lock(&self.pipelines).get(kernel) {
+            return Ok(pipeline.clone());
+        }
+        let pipeline = Arc::new(self.compile(kernel, inputs, outputs));
+        self.check(0, kernel)?;
+        lock(&self.pipelines).insert(kernel, pipeline.clone());
+        Ok(pipeline)
+    }
+
+    fn compile(&self, kernel: &'static str, inputs: usize, outputs: usize) -> Pipeline {
+        let device = &self.device;
+        let source = wgpu::ShaderSource::Wgsl(shader::permutation(kernel).source().into());
+        let descriptor = wgpu::ShaderModuleDescriptor { label: Some(kernel), source };
+        let module = shader_module(device, descriptor);
+        let entry = |binding: usize, ty: wgpu::BufferBindingType| wgpu::BindGroupLayoutEntry {
+            binding: binding as u32,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: binding == 0, min_binding_size: None },
+            count: None,
+        };
+        let entries: Vec<_> = std::iter::once(entry(0, wgpu::BufferBindingType::Uniform))
+            .chain((1..=inputs).map(|b| entry(b, wgpu::BufferBindingType::Storage { read_only: true })))
+            .chain(
+                (inputs + 1..=inputs + outputs)
+                    .map(|b| entry(b, wgpu::BufferBindingType::Storage { read_only: false })),
+            )
+            .collect();
+        let layout = device
+            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(kernel), entries: &entries });
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(kernel),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(kernel),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions::default(),
+            cache: None,
+        });
+        Pipeline { pipeline, layout }
+    }
+}
+
+/// Debug builds keep every check of the shader compiler; release builds keep all but the bound on loop counts, which
+/// stops drivers from unrolling.
+fn shader_module(device: &wgpu::Device, descriptor: wgpu::ShaderModuleDescriptor<'_>) -> wgpu::ShaderModule {
+    if cfg!(debug_assertions) {
+        return device.create_shader_module(descriptor);
+    }
+    let mut checks = wgpu::ShaderRuntimeChecks::checked();
+    checks.force_loop_bounding = false;
+    // SAFETY: every loop of this crate's shaders runs over an extent given in the uniform, so all of them end.
+    unsafe { device.create_shader_module_trusted(descriptor, checks) }
+}
+
+/// Sizes are rounded up to eighths of a power of two, so that buffers of nearly equal size share a class.
+fn size_class(size: u64) -> u64 {
+    let step = (size.next_power_of_two() / 16).max(256);
+    size.next_multiple_of(step)
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,40 @@
+//! Everything that knows wgpu: which adapters there are, which one is taken and why, and the recorder that feeds it.
+
+mod gpu;
+mod recorder;
+mod select;
+pub mod shader;
+
+use std::sync::Arc;
+
+pub use gpu::{Buffer, Gpu};
+pub(crate) use recorder::Dispatch;
+pub use recorder::Recorder;
+pub use select::{AdapterSummary, Choice, adapters, select};
+
+/// Where a run computes: the CPU twins of the kernels, or a GPU.
+#[derive(Debug, Clone)]
+pub enum Device {
+    /// The CPU twins, on all cores.
+    Cpu,
+    /// A GPU through wgpu.
+    Gpu(Arc<Gpu>),
+}
+
+impl Device {
+    /// What to call this device in a report.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Cpu => "cpu".to_string(),
+            Self::Gpu(gpu) => gpu.name().to_string(),
+        }
+    }
+
+    /// The largest array, in bytes, that one kernel can be given.
+    pub fn largest_array(&self) -> u64 {
+        match self {
+            Self::Cpu => u64::MAX,
+            Self::Gpu(gpu) => gpu.limits().max_storage_buffer_binding_size.min(gpu.limits().max_buffer_size),
+        }
+    }
+}

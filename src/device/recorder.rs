@@ -1,0 +1,282 @@
+//! The recorder: ops append to it, and nothing waits until a value is read back.
+//!
+//! On the CPU an op runs at once. On a GPU its dispatches go into one compute pass of one command encoder, their
+//! uniforms into one buffer bound with dynamic offsets; the pass is submitted when something is read, when the uniform
+//! buffer is full, or when enough work has gathered to keep the GPU busy without tripping a watchdog.
+
+use std::sync::Arc;
+
+use super::Device;
+use super::gpu::{Buffer, Gpu};
+use crate::tensor::{Element, Tensor};
+use crate::{Error, Result};
+
+/// Uniform blocks are this far apart, the largest alignment that WebGPU may ask for.
+const UNIFORM_STRIDE: usize = 256;
+/// Dispatches per submission at most: the length of the uniform buffer in blocks.
+const UNIFORM_BLOCKS: usize = 512;
+/// Floating-point operations per submission, about: 0.1 s on a GPU of 1 TFLOP/s.
+const WORK_PER_SUBMISSION: f64 = 1e11;
+
+/// Appends ops to a device. Make one per task; tensors may move between recorders of the same device.
+#[derive(Debug)]
+pub struct Recorder {
+    device: Device,
+    recording: Option<Recording>,
+}
+
+#[derive(Debug)]
+struct Recording {
+    gpu: Arc<Gpu>,
+    uniforms: wgpu::Buffer,
+    uniform_bytes: Vec<u8>,
+    pending: Option<Pending>,
+    work: f64,
+}
+
+/// What is recorded and not yet submitted. Copies go between passes, so the pass opens at the next dispatch.
+#[derive(Debug)]
+struct Pending {
+    pass: Option<wgpu::ComputePass<'static>>,
+    encoder: wgpu::CommandEncoder,
+}
+
+/// One dispatch: which kernel on which buffers, over how many workgroups.
+#[derive(Debug)]
+pub(crate) struct Dispatch<'a> {
+    /// Name in `shaders/permutations`.
+    pub kernel: &'static str,
+    /// The uniform block, at most 256 bytes.
+    pub params: &'a [u8],
+    /// Bindings 1…: read-only storage.
+    pub inputs: &'a [&'a Buffer],
+    /// The bindings after them: read-write storage. No buffer may stand in both lists, or twice in this one.
+    pub outputs: &'a [&'a Buffer],
+    /// Number of workgroups per axis.
+    pub workgroups: [usize; 3],
+    /// Estimated floating-point operations.
+    pub work: f64,
+}
+
+impl Recorder {
+    /// An empty recording for `device`.
+    pub fn new(device: &Device) -> Self {
+        let recording = match device {
+            Device::Cpu => None,
+            Device::Gpu(gpu) => Some(Recording::new(gpu.clone())),
+        };
+        Self { device: device.clone(), recording }
+    }
+
+    /// The device recorded for.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Whether ops must take their GPU branch.
+    pub(crate) fn is_gpu(&self) -> bool {
+        self.recording.is_some()
+    }
+
+    /// A tensor of undefined contents (zeros on the CPU).
+    pub fn empty<T: Element>(&mut self, shape: &[usize]) -> Result<Tensor<T>> {
+        let len: usize = shape.iter().product();
+        match &self.recording {
+            None => Ok(Tensor::on_host(shape, vec![T::default(); len])),
+            Some(r) => Ok(Tensor::on_gpu(shape, r.gpu.allocate(len as u64 * 4, &format!("an array of {shape:?}"))?)),
+        }
+    }
+
+    /// A tensor of zeros.
+    pub fn zeros<T: Element>(&mut self, shape: &[usize]) -> Result<Tensor<T>> {
+        let tensor = self.empty(shape)?;
+        if let Some(r) = &mut self.recording {
+            r.close_pass();
+            let encoder = r.encoder();
+            encoder.clear_buffer(tensor.buffer().raw(), 0, None);
+        }
+        Ok(tensor)
+    }
+
+    /// A tensor of these values, in row-major order. Errors: `Error::Shape` if their number does not fit the shape.
+    pub fn upload<T: Element>(&mut self, shape: &[usize], values: Vec<T>) -> Result<Tensor<T>> {
+        if shape.iter().product::<usize>() != values.len() {
+            return Err(Error::shape("upload", format!("{} values for the shape {shape:?}", values.len())));
+        }
+        if self.recording.is_none() {
+            return Ok(Tensor::on_host(shape, values));
+        }
+        let tensor: Tensor<T> = self.empty(shape)?;
+        let Some(r) = &mut self.recording else { unreachable!("checked above") };
+        // A write goes ahead of what is recorded and not yet submitted, which may still use this pooled buffer.
+        r.submit()?;
+        if !values.is_empty() {
+            r.gpu.queue.write_buffer(tensor.buffer().raw(), 0, bytemuck::cast_slice(&values));
+        }
+        Ok(tensor)
+    }
+
+    /// A copy of `tensor`.
+    pub fn duplicate<T: Element>(&mut self, tensor: &Tensor<T>) -> Result<Tensor<T>> {
+        if self.recording.is_none() {
+            return Ok(Tensor::on_host(tensor.shape(), tensor.host().to_vec()));
+        }
+        let copy: Tensor<T> = self.empty(tensor.shape())?;
+        let Some(r) = &mut self.recording else { unreachable!("checked above") };
+        r.close_pass();
+        let size = tensor.buffer().size();
+        r.encoder().copy_buffer_to_buffer(tensor.buffer().raw(), 0, copy.buffer().raw(), 0, size);
+        Ok(copy)
+    }
+
+    /// Waits for all that was recorded and returns the elements of `tensor`.
+    ///
+    /// Errors: whatever the GPU reported since the last wait.
+    pub async fn read<T: Element>(&mut self, tensor: &Tensor<T>) -> Result<Vec<T>> {
+        let Some(r) = &mut self.recording else { return Ok(tensor.host().to_vec()) };
+        if tensor.is_empty() {
+            return Ok(Vec::new());
+        }
+        let bytes = r.read(tensor.buffer()).await?;
+        Ok(bytemuck::pod_collect_to_vec(&bytes[..tensor.len() * 4]))
+    }
+
+    /// Submits what was recorded, without waiting.
+    pub fn submit(&mut self) -> Result<()> {
+        self.recording.as_mut().map_or(Ok(()), Recording::submit)
+    }
+
+    /// Submits what was recorded and waits for it. Errors: whatever the GPU reported since the last wait.
+    pub async fn finish(&mut self) -> Result<()> {
+        if self.is_gpu() {
+            let marker = self.zeros::<u32>(&[1])?;
+            self.read(&marker).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives buffers that nobody owns back to the driver, at a point where sizes change.
+    pub fn trim(&mut self) {
+        if let Some(r) = &self.recording {
+            r.gpu.trim();
+        }
+    }
+
+    /// Records one dispatch. Only called in the GPU branch of an op.
+    pub(crate) fn dispatch(&mut self, dispatch: Dispatch<'_>) -> Result<()> {
+        let recording = self.recording.as_mut().expect("dispatch is only called on a GPU");
+        recording.dispatch(dispatch)
+    }
+}
+
+impl Recording {
+    fn new(gpu: Arc<Gpu>) -> Self {
+        let uniforms = gpu.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("uniforms"),
+            size: (UNIFORM_STRIDE * UNIFORM_BLOCKS) as u64,
+            usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        Self { gpu, uniforms, uniform_bytes: Vec::new(), pending: None, work: 0.0 }
+    }
+
+    fn open(&mut self) -> &mut Pending {
+        let gpu = &self.gpu;
+        self.pending.get_or_insert_with(|| Pending {
+            pass: None,
+            encoder: gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default()),
+        })
+    }
+
+    /// The encoder between passes, for copies and clears.
+    fn encoder(&mut self) -> &mut wgpu::CommandEncoder {
+        &mut self.open().encoder
+    }
+
+    fn close_pass(&mut self) {
+        if let Some(pending) = &mut self.pending {
+            pending.pass = None;
+        }
+    }
+
+    fn dispatch(&mut self, d: Dispatch<'_>) -> Result<()> {
+        if d.workgroups.contains(&0) {
+            return Ok(());
+        }
+        let limit = self.gpu.limits().max_compute_workgroups_per_dimension as usize;
+        if d.workgroups.iter().any(|&count| count > limit) {
+            return Err(Error::shape(d.kernel, format!("{:?} workgroups, the device allows {limit}", d.workgroups)));
+        }
+        let pipeline = self.gpu.pipeline(d.kernel, d.inputs.len(), d.outputs.len())?;
+        let offset = self.uniform_bytes.len();
+        self.uniform_bytes.extend_from_slice(d.params);
+        self.uniform_bytes.resize(offset + UNIFORM_STRIDE, 0);
+        let uniform = wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer: &self.uniforms,
+            offset: 0,
+            size: wgpu::BufferSize::new(UNIFORM_STRIDE as u64),
+        });
+        let storage = d.inputs.iter().chain(d.outputs).map(|buffer| buffer.binding());
+        let entries: Vec<_> = std::iter::once(uniform)
+            .chain(storage)
+            .enumerate()
+            .map(|(binding, resource)| wgpu::BindGroupEntry { binding: binding as u32, resource })
+            .collect();
+        let group = self.gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(d.kernel),
+            layout: &pipeline.layout,
+            entries: &entries,
+        });
+        let pending = self.open();
+        let pass = pending.pass.get_or_insert_with(|| {
+            pending.encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()).forget_lifetime()
+        });
+        pass.set_pipeline(&pipeline.pipeline);
+        pass.set_bind_group(0, &group, &[offset as u32]);
+        let [x, y, z] = d.workgroups.map(|count| count as u32);
+        pass.dispatch_workgroups(x, y, z);
+        self.work += d.work;
+        if self.uniform_bytes.len() == UNIFORM_STRIDE * UNIFORM_BLOCKS || self.work >= WORK_PER_SUBMISSION {
+            self.submit()?;
+        }
+        Ok(())
+    }
+
+    fn submit(&mut self) -> Result<()> {
+        self.close_pass();
+        if let Some(pending) = self.pending.take() {
+            // Ordered before the submission below and after every earlier one.
+            self.gpu.queue.write_buffer(&self.uniforms, 0, &self.uniform_bytes);
+            self.gpu.queue.submit([pending.encoder.finish()]);
+            self.uniform_bytes.clear();
+            self.work = 0.0;
+        }
+        self.gpu.check(0, "a submission")
+    }
+
+    async fn read(&mut self, buffer: &Buffer) -> Result<Vec<u8>> {
+        let size = buffer.size();
+        let staging = self.gpu.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("read-back"),
+            size,
+            usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        self.gpu.check(size, "a read-back")?;
+        self.close_pass();
+        self.encoder().copy_buffer_to_buffer(buffer.raw(), 0, &staging, 0, size);
+        self.submit()?;
+        let (sender, receiver) = futures::channel::oneshot::channel();
+        staging.map_async(wgpu::MapMode::Read, .., move |result| {
+            // The receiver is gone only if the reading future was dropped.
+            let _ = sender.send(result);
+        });
+        let refused = |message: String| Error::Gpu { device: self.gpu.name().to_string(), message };
+        self.gpu.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| refused(e.to_string()))?;
+        let mapped = receiver.await.map_err(|e| refused(e.to_string()))?;
+        self.gpu.check(size, "a read-back")?;
+        mapped.map_err(|e| refused(e.to_string()))?;
+        let bytes = staging.get_mapped_range(..).map_err(|e| refused(e.to_string()))?.to_vec();
+        Ok(bytes)
+    }
+}

@@ -1,0 +1,86 @@
+//! The WGSL sources of `shaders/`, their imports, and the list of variants in `shaders/permutations`.
+//!
+//! A line of that list is `variant: file DEFINE …`. The text that comes out goes unchanged to naga and to a browser.
+
+use std::collections::HashSet;
+
+/// Declares the embedded sources, so that the binary needs no files.
+macro_rules! sources {
+    ($($path:literal),* $(,)?) => {
+        &[$(($path, include_str!(concat!("../../shaders/", $path, ".wgsl")))),*]
+    };
+}
+
+/// Every shader file by its path below `shaders/`, without the extension.
+const SOURCES: &[(&str, &str)] = sources!["matmul", "rms_norm",];
+
+const PERMUTATIONS: &str = include_str!("../../shaders/permutations");
+
+/// One compiled form of a shader file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Permutation {
+    /// The name that an op asks for.
+    pub name: &'static str,
+    /// The file below `shaders/`, without extension.
+    pub file: &'static str,
+    /// The rest of the line: the defines, separated by spaces.
+    defines: &'static str,
+}
+
+impl Permutation {
+    /// The WGSL text of this variant, imports and conditions resolved.
+    ///
+    /// Panics if a file is missing or a condition is not closed: tests expand every permutation.
+    pub fn source(&self) -> String {
+        let mut text = String::new();
+        expand(self.file, &self.defines.split_whitespace().collect(), &mut HashSet::new(), &mut text);
+        text
+    }
+}
+
+/// All variants, in the order of the list.
+pub fn permutations() -> impl Iterator<Item = Permutation> {
+    PERMUTATIONS.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(|line| {
+        let (name, rest) = line.split_once(':').unwrap_or_else(|| panic!("shaders/permutations: no colon in '{line}'"));
+        let (file, defines) = rest.trim().split_once(' ').unwrap_or((rest.trim(), ""));
+        Permutation { name: name.trim(), file, defines }
+    })
+}
+
+/// The variant of that name. Panics on an unknown name, which is a bug in an op.
+pub(super) fn permutation(name: &str) -> Permutation {
+    permutations().find(|p| p.name == name).unwrap_or_else(|| panic!("shaders/permutations has no variant '{name}'"))
+}
+
+fn source(path: &str) -> &'static str {
+    SOURCES.iter().find(|(name, _)| *name == path).unwrap_or_else(|| panic!("shaders/{path}.wgsl is not embedded")).1
+}
+
+/// Appends `path` to `out`: `#import file` once each, `#ifdef NAME` … `#else` … `#endif` by `defines`.
+fn expand(path: &str, defines: &HashSet<&str>, imported: &mut HashSet<String>, out: &mut String) {
+    let mut conditions: Vec<bool> = Vec::new();
+    for line in source(path).lines() {
+        let mut words = line.split_whitespace();
+        match (words.next(), words.next()) {
+            (Some("#ifdef"), Some(name)) => conditions.push(defines.contains(name)),
+            (Some("#else"), None) => {
+                let last = conditions.last_mut().unwrap_or_else(|| panic!("{path}: #else outside #ifdef"));
+                *last = !*last;
+            }
+            (Some("#endif"), None) => {
+                conditions.pop().unwrap_or_else(|| panic!("{path}: #endif outside #ifdef"));
+            }
+            _ if conditions.contains(&false) => {}
+            (Some("#import"), Some(name)) => {
+                if imported.insert(name.to_string()) {
+                    expand(&format!("shared/{name}"), defines, imported, out);
+                }
+            }
+            _ => {
+                out.push_str(line);
+                out.push('\n');
+            }
+        }
+    }
+    assert!(conditions.is_empty(), "{path}: #ifdef without #endif");
+}

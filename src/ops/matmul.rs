@@ -1,0 +1,174 @@
+//! Matrix products in the three orientations that the pipeline needs.
+//!
+//! NT is the forward pass (`Y = X·Wᵀ`), NN applies `D` to a weight (`W·D`), TN sums outer products over tokens
+//! (`δᵀ·X̂`) and carries the lazy update of the GPTQ loop.
+
+use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul};
+use rayon::prelude::*;
+
+use crate::device::{Dispatch, Recorder};
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// Which operand is read transposed. The letters stand for A and B.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Orientation {
+    /// `C = A·Bᵀ`, A `[m, k]`, B `[n, k]`.
+    Nt,
+    /// `C = A·B`, A `[m, k]`, B `[k, n]`.
+    Nn,
+    /// `C = Aᵀ·B`, A `[k, m]`, B `[k, n]`.
+    Tn,
+}
+
+/// Consecutive rows of a matrix.
+#[derive(Debug, Clone, Copy)]
+pub struct Rows<'a> {
+    /// The matrix.
+    pub tensor: &'a Tensor,
+    /// First row.
+    pub start: usize,
+    /// Number of rows.
+    pub count: usize,
+}
+
+impl<'a> Rows<'a> {
+    /// All rows.
+    pub fn all(tensor: &'a Tensor) -> Self {
+        Self { tensor, start: 0, count: tensor.shape()[0] }
+    }
+
+    fn checked(self) -> Result<[usize; 2]> {
+        let [rows, columns] = self.tensor.matrix("matmul")?;
+        if self.start + self.count > rows {
+            let detail = format!("rows {}..{} of a matrix of {rows}", self.start, self.start + self.count);
+            return Err(Error::shape("matmul", detail));
+        }
+        Ok([self.count, columns])
+    }
+
+    fn view(&self) -> ArrayView2<'a, f32> {
+        let columns = self.tensor.shape()[1];
+        let slice = &self.tensor.host()[self.start * columns..(self.start + self.count) * columns];
+        ArrayView2::from_shape((self.count, columns), slice).expect("the slice has that many elements")
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    m: u32,
+    n: u32,
+    k: u32,
+    accumulate: u32,
+    a_start: u32,
+    b_start: u32,
+    c_start: u32,
+    a_stride: u32,
+    b_stride: u32,
+}
+
+/// The product as a new matrix `[m, n]`. Errors: `Error::Shape` if the inner extents differ.
+pub fn matmul(rec: &mut Recorder, orientation: Orientation, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    let [m, n, _] = extents(orientation, Rows::all(a), Rows::all(b))?;
+    let mut c = rec.empty(&[m, n])?;
+    run(rec, orientation, Rows::all(a), Rows::all(b), &mut c, 0, false)?;
+    Ok(c)
+}
+
+/// Adds the product to rows `c_start..c_start + m` of `c`, a matrix of n columns.
+///
+/// Errors: `Error::Shape` if the extents do not fit.
+pub fn accumulate(
+    rec: &mut Recorder,
+    orientation: Orientation,
+    a: Rows<'_>,
+    b: Rows<'_>,
+    c: &mut Tensor,
+    c_start: usize,
+) -> Result<()> {
+    run(rec, orientation, a, b, c, c_start, true)
+}
+
+fn extents(orientation: Orientation, a: Rows<'_>, b: Rows<'_>) -> Result<[usize; 3]> {
+    let ([a0, a1], [b0, b1]) = (a.checked()?, b.checked()?);
+    let ((m, k), (n, k_b)) = match orientation {
+        Orientation::Nt => ((a0, a1), (b0, b1)),
+        Orientation::Nn => ((a0, a1), (b1, b0)),
+        Orientation::Tn => ((a1, a0), (b1, b0)),
+    };
+    if k != k_b {
+        return Err(Error::shape("matmul", format!("{orientation:?} of [{a0}, {a1}] and [{b0}, {b1}]")));
+    }
+    Ok([m, n, k])
+}
+
+fn run(
+    rec: &mut Recorder,
+    orientation: Orientation,
+    a: Rows<'_>,
+    b: Rows<'_>,
+    c: &mut Tensor,
+    c_start: usize,
+    accumulate: bool,
+) -> Result<()> {
+    let [m, n, k] = extents(orientation, a, b)?;
+    let [c_rows, c_columns] = c.matrix("matmul")?;
+    if c_columns != n || c_start + m > c_rows {
+        return Err(Error::shape("matmul", format!("[{m}, {n}] into [{c_rows}, {c_columns}] at row {c_start}")));
+    }
+    if !rec.is_gpu() {
+        let out = &mut c.host_mut()[c_start * n..(c_start + m) * n];
+        cpu(orientation, a.view(), b.view(), out, n, if accumulate { 1.0 } else { 0.0 });
+        return Ok(());
+    }
+    let (a_stride, b_stride) = (a.tensor.shape()[1], b.tensor.shape()[1]);
+    let params = Params {
+        m: m as u32,
+        n: n as u32,
+        k: k as u32,
+        accumulate: u32::from(accumulate),
+        a_start: (a.start * a_stride) as u32,
+        b_start: (b.start * b_stride) as u32,
+        c_start: (c_start * n) as u32,
+        a_stride: a_stride as u32,
+        b_stride: b_stride as u32,
+    };
+    rec.dispatch(Dispatch {
+        kernel: match orientation {
+            Orientation::Nt => "matmul_nt",
+            Orientation::Nn => "matmul_nn",
+            Orientation::Tn => "matmul_tn",
+        },
+        params: bytemuck::bytes_of(&params),
+        inputs: &[a.tensor.buffer(), b.tensor.buffer()],
+        outputs: &[c.buffer()],
+        workgroups: [n.div_ceil(64), m.div_ceil(64), 1],
+        work: 2.0 * m as f64 * n as f64 * k as f64,
+    })
+}
+
+/// The twin: `C = beta·C + op(A)·op(B)`, rows of C split over the cores.
+pub(crate) fn cpu(
+    orientation: Orientation,
+    a: ArrayView2<'_, f32>,
+    b: ArrayView2<'_, f32>,
+    c: &mut [f32],
+    n: usize,
+    beta: f32,
+) {
+    let a = if orientation == Orientation::Tn { a.reversed_axes() } else { a };
+    let b = if orientation == Orientation::Nt { b.reversed_axes() } else { b };
+    let m = a.nrows();
+    if m == 0 || n == 0 {
+        return;
+    }
+    // Few, large pieces: each packs the whole of B again.
+    let rows = m.div_ceil(rayon::current_num_threads()).next_multiple_of(32).max(32);
+    c.par_chunks_mut(rows * n).enumerate().for_each(|(piece, c)| {
+        let count = c.len() / n;
+        let a = a.slice(ndarray::s![piece * rows..piece * rows + count, ..]);
+        let mut c = ArrayViewMut2::from_shape((count, n), c).expect("a chunk holds whole rows");
+        general_mat_mul(1.0, &a, &b, beta, &mut c);
+    });
+}

@@ -1,0 +1,13 @@
+//! The kernels: one file each, holding shape checks, the dispatch of the shader of the same stem, and the CPU twin.
+//!
+//! An op takes the recorder first. On the CPU it computes at once; on a GPU it records a dispatch. Ops know no model.
+
+pub mod matmul;
+pub mod rms_norm;
+
+/// Spreads `count` workgroups over two axes, since one axis may hold only 65535: `[x, y, 1]` with `x·y ≥ count`.
+/// The shader gets `x` and ignores indices of `count` and above.
+pub(crate) fn spread(count: usize) -> [usize; 3] {
+    let x = count.clamp(1, 32768);
+    [x, count.div_ceil(x), 1]
+}
