@@ -2,8 +2,21 @@
 //!
 //! An op takes the recorder first. On the CPU it computes at once; on a GPU it records a dispatch. Ops know no model.
 
+pub mod add;
+pub mod attention;
+pub mod embedding;
+pub mod kl;
+mod math;
 pub mod matmul;
+pub mod nll;
+pub mod reduce;
 pub mod rms_norm;
+pub mod rope;
+pub mod silu_mul;
+
+fn not_written(rec: &crate::device::Recorder, op: &str) -> crate::Error {
+    crate::Error::Gpu { device: rec.device().name(), message: format!("{op} is not written yet for the GPU") }
+}
 
 /// Spreads `count` workgroups over two axes, since one axis may hold only 65535: `[x, y, 1]` with `x·y ≥ count`.
 /// The shader gets `x` and ignores indices of `count` and above.

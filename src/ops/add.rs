@@ -1,0 +1,47 @@
+//! Sums in place: residual connections, scaled corrections, and the bias of a linear layer.
+
+use rayon::prelude::*;
+
+use crate::Result;
+use crate::device::Recorder;
+use crate::tensor::Tensor;
+
+/// `a += b`. Both of one shape. Errors: `Error::Shape` if the shapes differ.
+pub fn add_assign(rec: &mut Recorder, a: &mut Tensor, b: &Tensor) -> Result<()> {
+    add_scaled(rec, a, 1.0, b)
+}
+
+/// `a += factor·b`. Both of one shape. Errors: `Error::Shape` if the shapes differ.
+pub fn add_scaled(rec: &mut Recorder, a: &mut Tensor, factor: f32, b: &Tensor) -> Result<()> {
+    b.expect_shape("add_scaled", a.shape())?;
+    if rec.is_gpu() {
+        return Err(super::not_written(rec, "add_scaled"));
+    }
+    const CHUNK: usize = 1 << 14;
+    a.host_mut().par_chunks_mut(CHUNK).zip(b.host().par_chunks(CHUNK)).for_each(|(a, b)| {
+        for (a, b) in a.iter_mut().zip(b) {
+            *a += factor * b;
+        }
+    });
+    Ok(())
+}
+
+/// `y[t, i] += bias[i]`.
+///
+/// `y`: `[tokens, width]`; `bias`: `[width]`. Errors: `Error::Shape` if they do not fit.
+pub fn add_bias(rec: &mut Recorder, y: &mut Tensor, bias: &Tensor) -> Result<()> {
+    let [_, width] = y.matrix("add_bias")?;
+    bias.expect_shape("add_bias", &[width])?;
+    if y.is_empty() {
+        return Ok(());
+    }
+    if rec.is_gpu() {
+        return Err(super::not_written(rec, "add_bias"));
+    }
+    y.host_mut().par_chunks_mut(width).with_min_len(64).for_each(|y| {
+        for (y, bias) in y.iter_mut().zip(bias.host()) {
+            *y += bias;
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,42 @@
+//! Rotary position embedding of queries and keys, in the half-split form of Hugging Face checkpoints.
+
+use rayon::prelude::*;
+
+use crate::device::Recorder;
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// Rotates every head of every token by the angles of the token's position, in place.
+///
+/// With h = head_dim / 2, position p and 0 ≤ i < h:
+/// `x[i] ← x[i]·cos[p, i] − x[i + h]·sin[p, i]`, `x[i + h] ← x[i + h]·cos[p, i] + x[i]·sin[p, i]`.
+///
+/// `x`: `[tokens, heads·head_dim]`, where token t stands at position `t mod seq_len`. `table`: `[positions, head_dim]`,
+/// each row the h cosines and then the h sines. Errors: `Error::Shape` if they do not fit.
+pub fn rope(rec: &mut Recorder, x: &mut Tensor, table: &Tensor, head_dim: usize, seq_len: usize) -> Result<()> {
+    let [_, width] = x.matrix("rope")?;
+    let [positions, columns] = table.matrix("rope")?;
+    let even = head_dim > 0 && head_dim % 2 == 0;
+    if !even || width % head_dim != 0 || columns != head_dim || seq_len == 0 || seq_len > positions {
+        let (x, table) = (x.shape(), table.shape());
+        let detail = format!("x {x:?}, table {table:?}, head_dim {head_dim}, seq_len {seq_len}");
+        return Err(Error::shape("rope", detail));
+    }
+    if rec.is_gpu() {
+        return Err(super::not_written(rec, "rope"));
+    }
+    cpu(x.host_mut(), width, table.host(), head_dim, seq_len);
+    Ok(())
+}
+
+fn cpu(x: &mut [f32], width: usize, table: &[f32], head_dim: usize, seq_len: usize) {
+    x.par_chunks_mut(width).enumerate().with_min_len(64).for_each(|(token, x)| {
+        let (cos, sin) = table[token % seq_len * head_dim..][..head_dim].split_at(head_dim / 2);
+        for head in x.chunks_exact_mut(head_dim) {
+            let (first, second) = head.split_at_mut(head_dim / 2);
+            for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {
+                (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
+            }
+        }
+    });
+}
