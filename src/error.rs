@@ -50,7 +50,9 @@ pub enum Error {
         detail: String,
     },
     /// The device has no memory left for a buffer.
-    #[error("{device}: out of memory while allocating {bytes} bytes for {what}; use fewer or shorter samples, or --device cpu")]
+    #[error(
+        "{device}: out of memory while allocating {bytes} bytes for {what}; use fewer or shorter samples, or --device cpu"
+    )]
     OutOfMemory {
         /// The adapter's name.
         device: String,
