@@ -6,12 +6,7 @@ use std::process::ExitCode;
 
 use crate::process::{self, Result};
 
-/// Runs `aquatint demo` in release mode, in the reader's own folder so that relative paths mean what they should.
+/// Runs `aquatint demo` with the arguments given.
 pub fn run(arguments: &[OsString]) -> Result<ExitCode> {
-    let mut command = process::cargo(["run", "--release", "--bin", "aquatint", "--manifest-path"]);
-    command.arg(process::root().join("Cargo.toml")).args(["--", "demo"]).args(arguments);
-    if let Ok(folder) = std::env::current_dir() {
-        command.current_dir(folder);
-    }
-    process::last_step("demo", &mut command)
+    process::last_step("demo", process::aquatint("run").args(["--", "demo"]).args(arguments))
 }

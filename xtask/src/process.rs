@@ -37,6 +37,11 @@ pub fn root() -> PathBuf {
     own.parent().map_or_else(|| PathBuf::from("."), PathBuf::from)
 }
 
+/// Where chores keep what they download and make: cargo's target folder.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |folder| root().join(folder))
+}
+
 /// Whether a machine is watching rather than a person: then nothing may be skipped.
 pub fn in_ci() -> bool {
     std::env::var("CI").is_ok_and(|value| !matches!(value.as_str(), "" | "0" | "false"))
@@ -46,6 +51,16 @@ pub fn in_ci() -> bool {
 pub fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root());
+    command
+}
+
+/// `cargo ... --bin aquatint` in release mode, in the reader's own folder, so that relative paths mean what they should.
+pub fn aquatint(subcommand: &str) -> Command {
+    let mut command = cargo([subcommand, "--release", "--bin", "aquatint", "--manifest-path"]);
+    command.arg(root().join("Cargo.toml"));
+    if let Ok(folder) = std::env::current_dir() {
+        command.current_dir(folder);
+    }
     command
 }
 
