@@ -29,7 +29,7 @@ impl Failure {
     }
 }
 
-/// The root of the workspace. Cargo names the directory of this crate when it runs it; the one it was compiled in serves
+/// The root of the workspace. Cargo names the folder of this crate when it runs it; the one it was compiled in serves
 /// where the binary is started by hand.
 pub fn root() -> PathBuf {
     let own = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
@@ -54,7 +54,7 @@ pub fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command
     command
 }
 
-/// `cargo ... --bin aquatint` in release mode, in the reader's own folder, so that relative paths mean what they should.
+/// `cargo ... --bin aquatint` in release mode, in the reader's own folder: relative paths mean what they should.
 pub fn aquatint(subcommand: &str) -> Command {
     let mut command = cargo([subcommand, "--release", "--bin", "aquatint", "--manifest-path"]);
     command.arg(root().join("Cargo.toml"));
