@@ -93,6 +93,30 @@ impl Calibration {
         })
     }
 
+    /// `samples` windows of which the last `held_out` share no token with the others.
+    ///
+    /// Sequential windows never overlap. Random ones may, so those held out come from the last part of the text, a share of
+    /// it like theirs among the samples. Errors as in [`Calibration::windows`], for each part.
+    pub fn draw(
+        &self,
+        samples: usize,
+        held_out: usize,
+        seq_len: usize,
+        sampling: Sampling,
+        seed: u64,
+    ) -> Result<Vec<Vec<u32>>> {
+        if sampling == Sampling::Sequential || held_out == 0 {
+            return self.windows(samples, seq_len, sampling, seed);
+        }
+        let len = self.tokens.len();
+        let reserved = (len * held_out / samples).max(seq_len + held_out - 1).min(len);
+        let part = |tokens: &[u32]| Self { names: self.names.clone(), tokens: tokens.to_vec() };
+        let (fitting, rest) = self.tokens.split_at(len - reserved);
+        let mut windows = part(fitting).windows(samples - held_out, seq_len, sampling, seed)?;
+        windows.extend(part(rest).windows(held_out, seq_len, sampling, seed.wrapping_add(1))?);
+        Ok(windows)
+    }
+
     fn too_short(&self, samples: usize, seq_len: usize, needed: usize) -> Error {
         let subject = if self.names.is_empty() { "calibration text" } else { &self.names };
         Error::input(

@@ -6,8 +6,12 @@ pub mod calibration;
 pub mod checkpoint;
 pub mod device;
 pub mod error;
+pub mod eval;
 pub mod model;
 pub mod ops;
+pub mod pipeline;
+pub mod quant;
+pub mod report;
 pub mod tensor;
 
 pub use calibration::{Calibration, Sampling, TextFile};

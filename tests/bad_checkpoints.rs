@@ -12,12 +12,12 @@ use aquatint::checkpoint::{
     Checkpoint, CheckpointWriter, DirectorySink, Existing, Format, GptqSettings, Sink, WritePlan, storable,
 };
 use aquatint::{Error, Result};
-use small_model::{Model, Stored, open, random_layer, safetensors_file, with_header};
 use futures::future::LocalBoxFuture;
 use pollster::block_on;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
+use small_model::{Model, Stored, open, random_layer, safetensors_file, with_header};
 
 /// Checks that `result` is an error of one line that contains all `parts`.
 #[track_caller]

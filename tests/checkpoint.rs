@@ -11,13 +11,13 @@ use aquatint::checkpoint::{
     QuantizedLinear, WritePlan,
 };
 use aquatint::{Error, bundled};
-use small_model::{Model, Stored, random_layer};
 use half::{bf16, f16};
 use pollster::block_on;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
+use small_model::{Model, Stored, random_layer};
 
 fn settings(bits: u32, group_size: Option<usize>, symmetric: bool) -> GptqSettings {
     GptqSettings { bits, group_size, symmetric, damping: 0.01 }
