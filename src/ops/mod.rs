@@ -14,13 +14,15 @@ pub mod rms_norm;
 pub mod rope;
 pub mod silu_mul;
 
-fn not_written(rec: &crate::device::Recorder, op: &str) -> crate::Error {
-    crate::Error::Gpu { device: rec.device().name(), message: format!("{op} is not written yet for the GPU") }
-}
-
 /// Spreads `count` workgroups over two axes, since one axis may hold only 65535: `[x, y, 1]` with `x·y ≥ count`.
 /// The shader gets `x` and ignores indices of `count` and above.
 pub(crate) fn spread(count: usize) -> [usize; 3] {
     let x = count.clamp(1, 32768);
     [x, count.div_ceil(x), 1]
+}
+
+/// As [`spread`], for workgroups of 256 that have one invocation per element; also the invocations along x.
+pub(crate) fn spread_elements(count: usize) -> ([usize; 3], u32) {
+    let workgroups = spread(count.div_ceil(256));
+    (workgroups, (workgroups[0] * 256) as u32)
 }

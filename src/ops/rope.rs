@@ -2,9 +2,20 @@
 
 use rayon::prelude::*;
 
-use crate::device::Recorder;
+use crate::device::{Dispatch, Recorder};
+use crate::ops::spread_elements;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    pairs: u32,
+    pairs_per_token: u32,
+    pairs_per_head: u32,
+    seq_len: u32,
+    stride: u32,
+}
 
 /// Rotates every head of every token by the angles of the token's position, in place.
 ///
@@ -22,11 +33,30 @@ pub fn rope(rec: &mut Recorder, x: &mut Tensor, table: &Tensor, head_dim: usize,
         let detail = format!("x {x:?}, table {table:?}, head_dim {head_dim}, seq_len {seq_len}");
         return Err(Error::shape("rope", detail));
     }
-    if rec.is_gpu() {
-        return Err(super::not_written(rec, "rope"));
+    if x.is_empty() {
+        return Ok(());
     }
-    cpu(x.host_mut(), width, table.host(), head_dim, seq_len);
-    Ok(())
+    if !rec.is_gpu() {
+        cpu(x.host_mut(), width, table.host(), head_dim, seq_len);
+        return Ok(());
+    }
+    let pairs = x.len() / 2;
+    let (workgroups, stride) = spread_elements(pairs);
+    let params = Params {
+        pairs: pairs as u32,
+        pairs_per_token: (width / 2) as u32,
+        pairs_per_head: (head_dim / 2) as u32,
+        seq_len: seq_len as u32,
+        stride,
+    };
+    rec.dispatch(Dispatch {
+        kernel: "rope",
+        params: bytemuck::bytes_of(&params),
+        inputs: &[table.buffer()],
+        outputs: &[x.buffer()],
+        workgroups,
+        work: 3.0 * x.len() as f64,
+    })
 }
 
 fn cpu(x: &mut [f32], width: usize, table: &[f32], head_dim: usize, seq_len: usize) {
