@@ -33,7 +33,7 @@ impl Heads {
     fn check(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
         let Self { heads, kv_heads, head_dim, seq_len, window } = *self;
         let [tokens, _] = q.matrix("attention")?;
-        let divides = |part: usize, whole: usize| part > 0 && whole % part == 0;
+        let divides = |part: usize, whole: usize| part > 0 && whole.is_multiple_of(part);
         let head_dim_fits = (1..=256).contains(&head_dim);
         if !head_dim_fits || heads == 0 || window == Some(0) || !divides(kv_heads, heads) || !divides(seq_len, tokens) {
             return Err(Error::shape("attention", format!("{self:?} for {tokens} tokens")));

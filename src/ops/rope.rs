@@ -27,8 +27,8 @@ struct Params {
 pub fn rope(rec: &mut Recorder, x: &mut Tensor, table: &Tensor, head_dim: usize, seq_len: usize) -> Result<()> {
     let [_, width] = x.matrix("rope")?;
     let [positions, columns] = table.matrix("rope")?;
-    let even = head_dim > 0 && head_dim % 2 == 0;
-    if !even || width % head_dim != 0 || columns != head_dim || seq_len == 0 || seq_len > positions {
+    let even = head_dim > 0 && head_dim.is_multiple_of(2);
+    if !even || !width.is_multiple_of(head_dim) || columns != head_dim || seq_len == 0 || seq_len > positions {
         let (x, table) = (x.shape(), table.shape());
         let detail = format!("x {x:?}, table {table:?}, head_dim {head_dim}, seq_len {seq_len}");
         return Err(Error::shape("rope", detail));
