@@ -67,7 +67,7 @@ fn wide_heads() {
     for device in devices() {
         let mut rec = recorder(&device);
         for head_dim in [65, 80, 128, 129, 256] {
-            compare(&mut rec, heads(2, 1, head_dim, 70), 1, 1.0);
+            compare(&mut rec, heads(2, 1, head_dim, 135), 1, 1.0);
         }
     }
 }
