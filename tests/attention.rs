@@ -90,6 +90,13 @@ fn large_scores_do_not_overflow() {
 }
 
 #[test]
+fn more_workgroups_than_an_axis_is_given() {
+    for device in devices() {
+        compare(&mut recorder(&device), heads(2, 1, 2, 1), 2_100, 1.0);
+    }
+}
+
+#[test]
 fn later_tokens_and_other_sequences_change_nothing() {
     for device in devices() {
         let mut rec = recorder(&device);

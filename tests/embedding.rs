@@ -8,9 +8,17 @@ use common::{devices, random, read, recorder};
 #[test]
 fn three_slabs_give_every_token_its_row() {
     const VOCABULARY: usize = 23;
+    let cases = [
+        (vec![0], 1),
+        (vec![22, 0, 7, 8, 7, 15, 16, 1], 5),
+        (vec![9, 21, 3], 300),
+        // More workgroups than one axis is given.
+        ((0..5_000).map(|t| t % VOCABULARY as u32).collect(), 2),
+    ];
     for device in devices() {
         let mut rec = recorder(&device);
-        for (ids, width) in [(vec![0], 1), (vec![22, 0, 7, 8, 7, 15, 16, 1], 5), (vec![9, 21, 3], 300)] {
+        for (ids, width) in &cases {
+            let width = *width;
             let table = random(1, VOCABULARY * width);
             let tokens = ids.len();
             let id_tensor = rec.upload::<u32>(&[tokens], ids.clone()).unwrap();
@@ -22,7 +30,7 @@ fn three_slabs_give_every_token_its_row() {
             }
             let expected: Vec<f32> =
                 ids.iter().flat_map(|&id| &table[id as usize * width..][..width]).copied().collect();
-            assert_eq!(read(&mut rec, &out), expected, "{} {ids:?}", device.name());
+            assert_eq!(read(&mut rec, &out), expected, "{} {tokens} tokens of {width}", device.name());
         }
     }
 }

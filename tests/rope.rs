@@ -35,7 +35,7 @@ fn turns_each_pair_by_its_position() {
     for device in devices() {
         let mut rec = recorder(&device);
         for (case, [sequences, seq_len, heads, head_dim]) in
-            [[1, 1, 1, 2], [1, 5, 3, 6], [2, 21, 1, 64], [3, 65, 9, 10]].into_iter().enumerate()
+            [[1, 1, 1, 2], [1, 5, 3, 6], [2, 21, 1, 64], [3, 65, 9, 10], [41, 200, 4, 64]].into_iter().enumerate()
         {
             let tokens = sequences * seq_len;
             let values = random(case as u64, tokens * heads * head_dim);

@@ -15,9 +15,9 @@ pub mod rope;
 pub mod silu_mul;
 
 /// Spreads `count` workgroups over two axes, since one axis may hold only 65535: `[x, y, 1]` with `x·y ≥ count`.
-/// The shader gets `x` and ignores indices of `count` and above.
+/// The shader gets `x` and ignores indices of `count` and above: a short x leaves few of them.
 pub(crate) fn spread(count: usize) -> [usize; 3] {
-    let x = count.clamp(1, 32768);
+    let x = count.clamp(1, 4096);
     [x, count.div_ceil(x), 1]
 }
 
