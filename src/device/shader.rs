@@ -12,7 +12,19 @@ macro_rules! sources {
 }
 
 /// Every shader file by its path below `shaders/`, without the extension.
-const SOURCES: &[(&str, &str)] = sources!["matmul", "rms_norm",];
+const SOURCES: &[(&str, &str)] = sources![
+    "add",
+    "attention",
+    "embedding",
+    "kl",
+    "matmul",
+    "nll",
+    "reduce",
+    "rms_norm",
+    "rope",
+    "shared/group",
+    "silu_mul"
+];
 
 const PERMUTATIONS: &str = include_str!("../../shaders/permutations");
 

@@ -3,8 +3,9 @@
 use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul, s};
 use rayon::prelude::*;
 
-use crate::device::Recorder;
+use crate::device::{Dispatch, Recorder};
 use crate::ops::math::{exp, maximum, sum, vectorised};
+use crate::ops::spread;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -32,15 +33,29 @@ impl Heads {
     fn check(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
         let Self { heads, kv_heads, head_dim, seq_len, window } = *self;
         let [tokens, _] = q.matrix("attention")?;
-        let divides = |part: usize, whole: usize| part > 0 && whole % part == 0;
+        let divides = |part: usize, whole: usize| part > 0 && whole.is_multiple_of(part);
         let head_dim_fits = (1..=256).contains(&head_dim);
-        if !head_dim_fits || window == Some(0) || !divides(kv_heads, heads) || !divides(seq_len, tokens) {
+        if !head_dim_fits || heads == 0 || window == Some(0) || !divides(kv_heads, heads) || !divides(seq_len, tokens) {
             return Err(Error::shape("attention", format!("{self:?} for {tokens} tokens")));
         }
         q.expect_shape("attention", &[tokens, heads * head_dim])?;
         k.expect_shape("attention", &[tokens, kv_heads * head_dim])?;
         v.expect_shape("attention", &[tokens, kv_heads * head_dim])
     }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    count: u32,
+    stride: u32,
+    tiles: u32,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    seq_len: u32,
+    window: u32,
+    scale: f32,
 }
 
 /// `out[i] = Σ_j softmax_j(q[i]·k[j] / √head_dim)·v[j]` per head, over the keys `i − window < j ≤ i` of i's sequence.
@@ -51,10 +66,43 @@ pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: 
     heads.check(q, k, v)?;
     let mut out = rec.empty(q.shape())?;
     if rec.is_gpu() {
-        return Err(super::not_written(rec, "attention"));
+        dispatch(rec, [q, k, v], heads, &mut out)?;
+        return Ok(out);
     }
     Twin { q: q.host(), k: matrix(k), v: matrix(v), heads }.run(out.host_mut());
     Ok(out)
+}
+
+/// Records the variant of the shader that has registers for this head_dim.
+fn dispatch(rec: &mut Recorder, [q, k, v]: [&Tensor; 3], heads: Heads, out: &mut Tensor) -> Result<()> {
+    let Heads { heads, kv_heads, head_dim, seq_len, window } = heads;
+    let tiles = seq_len.div_ceil(64);
+    let count = q.shape()[0] / seq_len * heads * tiles;
+    let workgroups = spread(count);
+    let params = Params {
+        count: count as u32,
+        stride: workgroups[0] as u32,
+        tiles: tiles as u32,
+        heads: heads as u32,
+        kv_heads: kv_heads as u32,
+        head_dim: head_dim as u32,
+        seq_len: seq_len as u32,
+        window: window.unwrap_or(seq_len).min(seq_len) as u32,
+        scale: 1.0 / (head_dim as f32).sqrt(),
+    };
+    rec.dispatch(Dispatch {
+        kernel: match head_dim {
+            ..=64 => "attention_64",
+            65..=128 => "attention_128",
+            _ => "attention_256",
+        },
+        params: bytemuck::bytes_of(&params),
+        inputs: &[q.buffer(), k.buffer(), v.buffer()],
+        outputs: &[out.buffer()],
+        workgroups,
+        // Half of the keys on average; a window only makes it less.
+        work: 2.0 * q.len() as f64 * seq_len as f64,
+    })
 }
 
 fn matrix(tensor: &Tensor) -> ArrayView2<'_, f32> {

@@ -3,13 +3,22 @@
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::device::Recorder;
+use crate::device::{Dispatch, Recorder};
 use crate::ops::math::{exp, maximum, sum, vectorised};
 use crate::ops::nll::SENTINEL;
+use crate::ops::spread;
 use crate::tensor::Tensor;
 
 /// Floats per token of a running state.
 const STATE: usize = 3;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    tokens: u32,
+    entries: u32,
+    stride: u32,
+}
 
 /// The running state of `tokens` tokens that have seen no logits: `[tokens, 3]`, a row holding the maximum of p,
 /// `Σ exp(p − maximum)` and `Σ exp(p − maximum)·(p − q)`.
@@ -28,12 +37,21 @@ pub fn accumulate(rec: &mut Recorder, p_logits: &Tensor, q_logits: &Tensor, stat
     if p_logits.is_empty() {
         return Ok(());
     }
-    if rec.is_gpu() {
-        return Err(super::not_written(rec, "kl"));
+    if !rec.is_gpu() {
+        let rows = p_logits.host().par_chunks(entries).zip(q_logits.host().par_chunks(entries));
+        rows.zip(state.host_mut().par_chunks_mut(STATE)).for_each(|((p, q), state)| fold(p, q, state));
+        return Ok(());
     }
-    let rows = p_logits.host().par_chunks(entries).zip(q_logits.host().par_chunks(entries));
-    rows.zip(state.host_mut().par_chunks_mut(STATE)).for_each(|((p, q), state)| fold(p, q, state));
-    Ok(())
+    let workgroups = spread(tokens);
+    let params = Params { tokens: tokens as u32, entries: entries as u32, stride: workgroups[0] as u32 };
+    rec.dispatch(Dispatch {
+        kernel: "kl",
+        params: bytemuck::bytes_of(&params),
+        inputs: &[p_logits.buffer(), q_logits.buffer()],
+        outputs: &[state.buffer()],
+        workgroups,
+        work: 10.0 * p_logits.len() as f64,
+    })
 }
 
 fn fold(p: &[f32], q: &[f32], state: &mut [f32]) {

@@ -22,14 +22,10 @@ pub mod rtn;
 pub mod silu_mul;
 pub mod solve;
 
-fn not_written(rec: &crate::device::Recorder, op: &str) -> crate::Error {
-    crate::Error::Gpu { device: rec.device().name(), message: format!("{op} is not written yet for the GPU") }
-}
-
 /// Spreads `count` workgroups over two axes, since one axis may hold only 65535: `[x, y, 1]` with `x·y ≥ count`.
-/// The shader gets `x` and ignores indices of `count` and above.
+/// The shader gets `x` and ignores indices of `count` and above: a short x leaves few of them.
 pub(crate) fn spread(count: usize) -> [usize; 3] {
-    let x = count.clamp(1, 32768);
+    let x = count.clamp(1, 4096);
     [x, count.div_ceil(x), 1]
 }
 
@@ -38,4 +34,10 @@ pub(crate) fn spread(count: usize) -> [usize; 3] {
 pub(crate) fn bounded(x: f32, low: f32, high: f32) -> f32 {
     let x = if x > low { x } else { low };
     if x < high { x } else { high }
+}
+
+/// As [`spread`], for workgroups of 256 that have one invocation per element; also the invocations along x.
+pub(crate) fn spread_elements(count: usize) -> ([usize; 3], u32) {
+    let workgroups = spread(count.div_ceil(256));
+    (workgroups, (workgroups[0] * 256) as u32)
 }

@@ -2,8 +2,9 @@
 
 use rayon::prelude::*;
 
-use crate::device::Recorder;
+use crate::device::{Dispatch, Recorder};
 use crate::ops::math::{exp, maximum, sum, vectorised};
+use crate::ops::spread;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -22,6 +23,15 @@ pub struct TokenScore {
     pub log_sum_exp: f64,
     /// The entry of the largest logit, the first if several are equal.
     pub argmax: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    tokens: u32,
+    entries: u32,
+    first: u32,
+    stride: u32,
 }
 
 /// The running state of `tokens` tokens that have seen no logits: `[tokens, 4]`, a row holding the maximum,
@@ -52,12 +62,22 @@ pub fn accumulate(
     if logits.is_empty() {
         return Ok(());
     }
-    if rec.is_gpu() {
-        return Err(super::not_written(rec, "nll"));
+    if !rec.is_gpu() {
+        let rows = logits.host().par_chunks(entries).zip(targets.host()).zip(state.host_mut().par_chunks_mut(STATE));
+        rows.for_each(|((logits, &target), state)| fold(logits, first, target as usize, state));
+        return Ok(());
     }
-    let rows = logits.host().par_chunks(entries).zip(targets.host()).zip(state.host_mut().par_chunks_mut(STATE));
-    rows.for_each(|((logits, &target), state)| fold(logits, first, target as usize, state));
-    Ok(())
+    let workgroups = spread(tokens);
+    let params =
+        Params { tokens: tokens as u32, entries: entries as u32, first: first as u32, stride: workgroups[0] as u32 };
+    rec.dispatch(Dispatch {
+        kernel: "nll",
+        params: bytemuck::bytes_of(&params),
+        inputs: &[logits.buffer(), targets.buffer()],
+        outputs: &[state.buffer()],
+        workgroups,
+        work: 10.0 * logits.len() as f64,
+    })
 }
 
 fn fold(logits: &[f32], first: usize, target: usize, state: &mut [f32]) {

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::device::Recorder;
+use crate::device::{Dispatch, Recorder};
 use crate::ops::math::{sum, vectorised};
 use crate::tensor::Tensor;
 
@@ -11,6 +11,13 @@ use crate::tensor::Tensor;
 const PARTIALS: usize = 256;
 /// Elements per partial sum at least.
 const SHORTEST: usize = 4096;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    count: u32,
+    chunk: u32,
+}
 
 /// What is added up.
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +52,19 @@ fn partials(rec: &mut Recorder, term: Term, a: &Tensor, b: &Tensor) -> Result<Te
     let chunk = a.len().div_ceil(PARTIALS).max(SHORTEST);
     let mut out = rec.empty(&[a.len().div_ceil(chunk)])?;
     if rec.is_gpu() {
-        return Err(super::not_written(rec, "reduce"));
+        let params = Params { count: a.len() as u32, chunk: chunk as u32 };
+        rec.dispatch(Dispatch {
+            kernel: match term {
+                Term::Product => "reduce_product",
+                Term::SquaredDifference => "reduce_difference",
+            },
+            params: bytemuck::bytes_of(&params),
+            inputs: &[a.buffer(), b.buffer()],
+            outputs: &[out.buffer()],
+            workgroups: [out.len(), 1, 1],
+            work: 3.0 * a.len() as f64,
+        })?;
+        return Ok(out);
     }
     let chunks = a.host().par_chunks(chunk).zip(b.host().par_chunks(chunk));
     chunks.zip(out.host_mut()).for_each(|((a, b), out)| {

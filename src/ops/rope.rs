@@ -2,9 +2,20 @@
 
 use rayon::prelude::*;
 
-use crate::device::Recorder;
+use crate::device::{Dispatch, Recorder};
+use crate::ops::spread_elements;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    pairs: u32,
+    pairs_per_token: u32,
+    pairs_per_head: u32,
+    seq_len: u32,
+    stride: u32,
+}
 
 /// Rotates every head of every token by the angles of the token's position, in place.
 ///
@@ -16,17 +27,36 @@ use crate::{Error, Result};
 pub fn rope(rec: &mut Recorder, x: &mut Tensor, table: &Tensor, head_dim: usize, seq_len: usize) -> Result<()> {
     let [_, width] = x.matrix("rope")?;
     let [positions, columns] = table.matrix("rope")?;
-    let even = head_dim > 0 && head_dim % 2 == 0;
-    if !even || width % head_dim != 0 || columns != head_dim || seq_len == 0 || seq_len > positions {
+    let even = head_dim > 0 && head_dim.is_multiple_of(2);
+    if !even || !width.is_multiple_of(head_dim) || columns != head_dim || seq_len == 0 || seq_len > positions {
         let (x, table) = (x.shape(), table.shape());
         let detail = format!("x {x:?}, table {table:?}, head_dim {head_dim}, seq_len {seq_len}");
         return Err(Error::shape("rope", detail));
     }
-    if rec.is_gpu() {
-        return Err(super::not_written(rec, "rope"));
+    if x.is_empty() {
+        return Ok(());
     }
-    cpu(x.host_mut(), width, table.host(), head_dim, seq_len);
-    Ok(())
+    if !rec.is_gpu() {
+        cpu(x.host_mut(), width, table.host(), head_dim, seq_len);
+        return Ok(());
+    }
+    let pairs = x.len() / 2;
+    let (workgroups, stride) = spread_elements(pairs);
+    let params = Params {
+        pairs: pairs as u32,
+        pairs_per_token: (width / 2) as u32,
+        pairs_per_head: (head_dim / 2) as u32,
+        seq_len: seq_len as u32,
+        stride,
+    };
+    rec.dispatch(Dispatch {
+        kernel: "rope",
+        params: bytemuck::bytes_of(&params),
+        inputs: &[table.buffer()],
+        outputs: &[x.buffer()],
+        workgroups,
+        work: 3.0 * x.len() as f64,
+    })
 }
 
 fn cpu(x: &mut [f32], width: usize, table: &[f32], head_dim: usize, seq_len: usize) {

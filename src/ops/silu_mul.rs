@@ -3,9 +3,17 @@
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::device::Recorder;
+use crate::device::{Dispatch, Recorder};
 use crate::ops::math::{exp, vectorised};
+use crate::ops::spread_elements;
 use crate::tensor::Tensor;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    count: u32,
+    stride: u32,
+}
 
 /// `out[t, i] = gate[t, i]·σ(gate[t, i])·up[t, i]`, σ(x) = 1 / (1 + e⁻ˣ).
 ///
@@ -15,9 +23,19 @@ pub fn silu_mul(rec: &mut Recorder, gate: &Tensor, up: &Tensor) -> Result<Tensor
     up.expect_shape("silu_mul", gate.shape())?;
     let mut out = rec.empty(gate.shape())?;
     if rec.is_gpu() {
-        return Err(super::not_written(rec, "silu_mul"));
+        let (workgroups, stride) = spread_elements(gate.len());
+        let params = Params { count: gate.len() as u32, stride };
+        rec.dispatch(Dispatch {
+            kernel: "silu_mul",
+            params: bytemuck::bytes_of(&params),
+            inputs: &[gate.buffer(), up.buffer()],
+            outputs: &[out.buffer()],
+            workgroups,
+            work: 10.0 * gate.len() as f64,
+        })?;
+    } else {
+        cpu(gate.host(), up.host(), out.host_mut());
     }
-    cpu(gate.host(), up.host(), out.host_mut());
     Ok(out)
 }
 
