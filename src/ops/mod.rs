@@ -2,12 +2,31 @@
 //!
 //! An op takes the recorder first. On the CPU it computes at once; on a GPU it records a dispatch. Ops know no model.
 
+pub mod cholesky;
+pub mod gptq;
+pub mod gram;
+pub mod grid;
 pub mod matmul;
+pub mod permute;
 pub mod rms_norm;
+pub mod rtn;
+pub mod solve;
 
 /// Spreads `count` workgroups over two axes, since one axis may hold only 65535: `[x, y, 1]` with `x·y ≥ count`.
 /// The shader gets `x` and ignores indices of `count` and above.
 pub(crate) fn spread(count: usize) -> [usize; 3] {
     let x = count.clamp(1, 32768);
     [x, count.div_ceil(x), 1]
+}
+
+/// `x` between the bounds, which must be in order. Unlike `f32::clamp` this is two instructions in a vectorised loop.
+#[inline(always)]
+pub(crate) fn bounded(x: f32, low: f32, high: f32) -> f32 {
+    let x = if x > low { x } else { low };
+    if x < high { x } else { high }
+}
+
+/// The GPU branch of an op that has none yet.
+pub(crate) fn not_written(rec: &crate::device::Recorder) -> crate::Error {
+    crate::Error::Gpu { device: rec.device().name(), message: "this kernel is not written yet".to_string() }
 }
