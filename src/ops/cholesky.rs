@@ -48,7 +48,7 @@ pub async fn factor(rec: &mut Recorder, h: &Packed, order: &[u32], ridge: f32) -
     let order_tensor = rec.upload(&[order.len()], order.to_vec())?;
     let mut m = Packed::empty(rec, h.n())?;
     if rec.is_gpu() {
-        return Err(not_written(rec, "this op"));
+        return Err(not_written(rec));
     }
     let positive = factor_cpu(h, order, ridge, &mut m);
     Ok(positive.then_some(Factor { m, order: order_tensor }))
@@ -109,7 +109,7 @@ pub fn normalised_columns(rec: &mut Recorder, factor: &Factor, start: usize, cou
     }
     let mut slab = rec.empty(&[start + count, count])?;
     if rec.is_gpu() {
-        return Err(not_written(rec, "this op"));
+        return Err(not_written(rec));
     }
     let tiles = factor.m.tiles().host();
     let element = |j: usize, i: usize| tiles[gram::offset(n - 1 - j, n - 1 - i)];

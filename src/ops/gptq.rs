@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use crate::device::Recorder;
 use crate::ops::grid::Grid;
-use crate::ops::{bounded, not_written};
+use crate::ops::{bounded, code, not_written};
 use crate::tensor::{Element, Tensor};
 use crate::{Error, Result};
 
@@ -54,14 +54,15 @@ pub fn quantize_block(rec: &mut Recorder, block: Block<'_>, d: &mut Tensor, code
     d.expect_shape("gptq", &[n, m])?;
     codes.expect_shape("gptq", &[n, m])?;
     if rec.is_gpu() {
-        return Err(not_written(rec, "this op"));
+        return Err(not_written(rec));
     }
     let rows = block.start * m..(block.start + block.count) * m;
     let coefficients = transposed_corner(block.columns.host(), block.start, block.count);
     let d = strips(&mut d.host_mut()[rows.clone()], m);
     let codes = strips(&mut codes.host_mut()[rows], m);
     d.into_par_iter().zip(codes).enumerate().for_each(|(strip, (d, codes))| {
-        pulp::Arch::new().dispatch(|| quantize_strip(&block, &coefficients, strip * LANES, d, codes));
+        let first = strip * LANES;
+        pulp::Arch::new().dispatch(QuantizeStrip { block: &block, coefficients: &coefficients, first, d, codes });
     });
     Ok(())
 }
@@ -86,12 +87,13 @@ pub fn updated_group(
     let m = w.shape()[1];
     let mut out = rec.empty(&[count, m])?;
     if rec.is_gpu() {
-        return Err(not_written(rec, "this op"));
+        return Err(not_written(rec));
     }
     let coefficients = transposed_corner(columns.host(), start, count);
     let w = &w.host()[start * m..(start + count) * m];
     strips(out.host_mut(), m).into_par_iter().enumerate().for_each(|(strip, out)| {
-        pulp::Arch::new().dispatch(|| update_strip(w, t.host(), &coefficients, [m, strip * LANES], out));
+        let first = strip * LANES;
+        pulp::Arch::new().dispatch(UpdateStrip { w, t: t.host(), coefficients: &coefficients, m, first, out });
     });
     Ok(out)
 }
@@ -122,65 +124,108 @@ fn strips<T: Element>(matrix: &mut [T], m: usize) -> Vec<Vec<&mut [T]>> {
     strips
 }
 
-/// The twin for rows first..first + d[0].len().
-#[inline(always)]
-fn quantize_strip(
-    block: &Block<'_>,
-    coefficients: &[f32],
+/// The twin for the rows from `first` on, as many as fit the pieces of `d` and `codes`.
+struct QuantizeStrip<'a> {
+    block: &'a Block<'a>,
+    coefficients: &'a [f32],
     first: usize,
-    mut d: Vec<&mut [f32]>,
-    mut codes: Vec<&mut [u32]>,
-) {
-    let m = block.w.shape()[1];
-    let groups = block.grid.scales.shape()[1];
-    let top = ((1u32 << block.bits) - 1) as f32;
-    let mut errors = [[0.0f32; LANES]; LONGEST_BLOCK];
-    // Rows beyond the last stay on this grid of one level.
-    let (mut scale, mut inverse, mut zero) = ([1.0f32; LANES], [1.0f32; LANES], [0.0f32; LANES]);
-    let mut group = u32::MAX;
-    for c in 0..block.count {
-        let column = block.start + c;
-        let width = d[c].len();
-        if block.group_of.host()[column] != group {
-            group = block.group_of.host()[column];
-            for lane in 0..width {
-                let index = (first + lane) * groups + group as usize;
-                scale[lane] = block.grid.scales.host()[index];
-                zero[lane] = block.grid.zeros.host()[index];
-                inverse[lane] = 1.0 / scale[lane];
+    d: Vec<&'a mut [f32]>,
+    codes: Vec<&'a mut [u32]>,
+}
+
+impl pulp::NullaryFnOnce for QuantizeStrip<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(mut self) {
+        let (block, first) = (self.block, self.first);
+        let m = block.w.shape()[1];
+        let top = ((1u32 << block.bits) - 1) as f32;
+        let mut errors = [[0.0f32; LANES]; LONGEST_BLOCK];
+        let mut levels = Levels::default();
+        for c in 0..block.count {
+            let column = block.start + c;
+            let width = self.d[c].len();
+            levels.load(block.grid, block.group_of.host()[column], first, width);
+            let mut sum = load(block.t.host(), c * m + first, width);
+            add_products(&mut sum, &errors[..c], &self.coefficients[c * block.count..]);
+            let w = load(block.w.host(), column * m + first, width);
+            let mut codes = [0u32; LANES];
+            for lane in 0..LANES {
+                let zero = levels.zero[lane];
+                let level = bounded(sum[lane] * levels.inverse[lane], -zero, top - zero).round_ties_even();
+                errors[c][lane] = w[lane] - levels.scale[lane] * level;
+                codes[lane] = code(level + zero);
             }
-        }
-        let mut sum = load(block.t.host(), c * m + first, width);
-        add_products(&mut sum, &errors[..c], &coefficients[c * block.count..]);
-        let w = load(block.w.host(), column * m + first, width);
-        let mut levels = [0.0f32; LANES];
-        for lane in 0..LANES {
-            let level = bounded(sum[lane] * inverse[lane], -zero[lane], top - zero[lane]).round_ties_even();
-            errors[c][lane] = w[lane] - scale[lane] * level;
-            levels[lane] = level + zero[lane];
-        }
-        d[c].copy_from_slice(&errors[c][..width]);
-        for (code, level) in codes[c].iter_mut().zip(levels) {
-            *code = level as u32;
+            self.d[c].copy_from_slice(&errors[c][..width]);
+            self.codes[c].copy_from_slice(&codes[..width]);
         }
     }
 }
 
-/// The twin of [`updated_group`] for columns first… of its `[count, m]` matrices.
-#[inline(always)]
-fn update_strip(w: &[f32], t: &[f32], coefficients: &[f32], [m, first]: [usize; 2], mut out: Vec<&mut [f32]>) {
-    let count = out.len();
-    // −x_c, so that the sum below adds.
-    let mut negated = vec![[0.0f32; LANES]; count];
-    for (c, out) in out.iter_mut().enumerate() {
-        let width = out.len();
-        let w = load(w, c * m + first, width);
-        let t = load(t, c * m + first, width);
-        let mut sum: [f32; LANES] = std::array::from_fn(|lane| t[lane] - w[lane]);
-        add_products(&mut sum, &negated[..c], &coefficients[c * count..]);
-        negated[c] = sum.map(|x| -x);
-        for (lane, out) in out.iter_mut().enumerate() {
-            *out = w[lane] + sum[lane];
+/// The grids of a strip of rows in the group of the current column.
+struct Levels {
+    group: Option<u32>,
+    scale: [f32; LANES],
+    inverse: [f32; LANES],
+    zero: [f32; LANES],
+}
+
+impl Default for Levels {
+    fn default() -> Self {
+        Self { group: None, scale: [1.0; LANES], inverse: [1.0; LANES], zero: [0.0; LANES] }
+    }
+}
+
+impl Levels {
+    #[inline(always)]
+    fn load(&mut self, grid: &Grid, group: u32, first: usize, width: usize) {
+        if self.group == Some(group) {
+            return;
+        }
+        self.group = Some(group);
+        let groups = grid.scales.shape()[1];
+        for lane in 0..width {
+            let index = (first + lane) * groups + group as usize;
+            self.scale[lane] = grid.scales.host()[index];
+            self.inverse[lane] = 1.0 / self.scale[lane];
+            self.zero[lane] = grid.zeros.host()[index];
+        }
+    }
+}
+
+/// The twin of [`updated_group`] for the columns from `first` on of its `[count, m]` matrices.
+struct UpdateStrip<'a> {
+    w: &'a [f32],
+    t: &'a [f32],
+    coefficients: &'a [f32],
+    m: usize,
+    first: usize,
+    out: Vec<&'a mut [f32]>,
+}
+
+impl pulp::NullaryFnOnce for UpdateStrip<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let count = self.out.len();
+        // −x_c, so that the sum below adds.
+        let mut negated = vec![[0.0f32; LANES]; count];
+        for (c, out) in self.out.into_iter().enumerate() {
+            let from = c * self.m + self.first;
+            let w = load(self.w, from, out.len());
+            let mut sum = load(self.t, from, out.len());
+            for lane in 0..LANES {
+                sum[lane] -= w[lane];
+            }
+            add_products(&mut sum, &negated[..c], &self.coefficients[c * count..]);
+            for lane in 0..LANES {
+                negated[c][lane] = -sum[lane];
+            }
+            for (lane, out) in out.iter_mut().enumerate() {
+                *out = w[lane] + sum[lane];
+            }
         }
     }
 }

@@ -59,7 +59,7 @@ impl Packed {
             return Err(Error::shape("gram add_assign", format!("extents {} and {}", self.n, other.n)));
         }
         if rec.is_gpu() {
-            return Err(not_written(rec, "this op"));
+            return Err(not_written(rec));
         }
         let source = other.tiles.host().par_chunks(AREA);
         self.tiles.host_mut().par_chunks_mut(AREA).zip(source).for_each(|(tile, other)| {
@@ -99,7 +99,7 @@ pub fn accumulate(rec: &mut Recorder, x: &Tensor, h: &mut Packed) -> Result<()> 
         return Err(Error::shape("gram", format!("tokens of {n} channels into a matrix of extent {}", h.n)));
     }
     if rec.is_gpu() {
-        return Err(not_written(rec, "this op"));
+        return Err(not_written(rec));
     }
     let x = ArrayView2::from_shape((tokens, n), x.host()).expect("the shape holds that many elements");
     accumulate_cpu(x, h.tiles.host_mut());
@@ -112,7 +112,7 @@ pub fn cross(rec: &mut Recorder, x: &Tensor, x_hat: &Tensor, d: &mut Tensor) -> 
     x_hat.expect_shape("cross", &[tokens, n])?;
     d.expect_shape("cross", &[n, n])?;
     if rec.is_gpu() {
-        return Err(not_written(rec, "this op"));
+        return Err(not_written(rec));
     }
     let mut delta = vec![0.0f32; tokens * n];
     let width = n.max(1);
@@ -132,7 +132,7 @@ pub fn cross(rec: &mut Recorder, x: &Tensor, x_hat: &Tensor, d: &mut Tensor) -> 
 /// The diagonal, read back.
 pub async fn diagonal(rec: &mut Recorder, h: &Packed) -> Result<Vec<f32>> {
     if rec.is_gpu() {
-        return Err(not_written(rec, "this op"));
+        return Err(not_written(rec));
     }
     let tiles = h.tiles.host();
     Ok((0..h.n).map(|i| tiles[offset(i, i)]).collect())
@@ -143,7 +143,7 @@ pub fn unpack(rec: &mut Recorder, h: &Packed) -> Result<Tensor> {
     let n = h.n;
     let mut dense = rec.empty(&[n, n])?;
     if rec.is_gpu() {
-        return Err(not_written(rec, "this op"));
+        return Err(not_written(rec));
     }
     let tiles = h.tiles.host();
     dense.host_mut().par_chunks_mut(n.max(1)).enumerate().for_each(|(i, row)| {
@@ -162,7 +162,7 @@ pub fn pack(rec: &mut Recorder, dense: &Tensor) -> Result<Packed> {
     dense.expect_shape("pack", &[columns, columns])?;
     let mut packed = Packed::empty(rec, n)?;
     if rec.is_gpu() {
-        return Err(not_written(rec, "this op"));
+        return Err(not_written(rec));
     }
     let dense = dense.host();
     fill_tiles(packed.tiles.host_mut(), n, |i, j| dense[i.max(j) * n + i.min(j)]);

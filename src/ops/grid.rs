@@ -74,7 +74,7 @@ pub fn search(rec: &mut Recorder, w: &Tensor, spec: &GridSpec) -> Result<Grid> {
     let groups = n.div_ceil(spec.group_size);
     let mut grid = Grid { scales: rec.empty(&[m, groups])?, zeros: rec.empty(&[m, groups])? };
     if rec.is_gpu() {
-        return Err(not_written(rec, "this op"));
+        return Err(not_written(rec));
     }
     if w.is_empty() {
         return Ok(grid);
@@ -83,7 +83,7 @@ pub fn search(rec: &mut Recorder, w: &Tensor, spec: &GridSpec) -> Result<Grid> {
     let zeros = grid.zeros.host_mut().par_chunks_mut(groups);
     w.host().par_chunks(n).zip(scales).zip(zeros).for_each_init(Vec::new, |padded, ((w, scales), zeros)| {
         for ((w, scale), zero) in w.chunks(spec.group_size).zip(scales).zip(zeros) {
-            (*scale, *zero) = pulp::Arch::new().dispatch(|| search_group(w, spec, padded));
+            (*scale, *zero) = pulp::Arch::new().dispatch(SearchGroup { w, spec, padded });
         }
     });
     Ok(grid)
@@ -93,6 +93,22 @@ pub fn search(rec: &mut Recorder, w: &Tensor, spec: &GridSpec) -> Result<Grid> {
 const LANES: usize = 16;
 /// Elements after which a losing candidate may be given up.
 const STRETCH: usize = 256;
+
+/// [`search_group`] as pulp compiles it for each instruction set.
+struct SearchGroup<'a> {
+    w: &'a [f32],
+    spec: &'a GridSpec,
+    padded: &'a mut Vec<f32>,
+}
+
+impl pulp::NullaryFnOnce for SearchGroup<'_> {
+    type Output = (f32, f32);
+
+    #[inline(always)]
+    fn call(self) -> (f32, f32) {
+        search_group(self.w, self.spec, self.padded)
+    }
+}
 
 /// The twin for one group. `padded` is scratch.
 #[inline(always)]
@@ -195,10 +211,8 @@ fn nearest(x: f32) -> f32 {
 /// `a^1.2` for a ≥ 0, relative error below 1e-6: `r ≈ a^(−1/5)` from the exponent bits, two cubic steps, then `(a·r²)²`.
 #[inline(always)]
 fn power(a: f32) -> f32 {
-    // log2 a ≈ bits / 2^23 − 127, hence bits of r ≈ 127·2^23·6/5 − bits / 5; the offset balances the error.
-    let guess = (a.to_bits() as i32 as f32).mul_add(-0.2, 1_277_900_000.0);
-    // SAFETY: between 8e8 and 1.3e9 for every a that is not negative.
-    let mut r = f32::from_bits(unsafe { guess.to_int_unchecked::<i32>() } as u32);
+    // log2 a ≈ bits / 2^23 − 127, hence bits of r ≈ 127·2^23·6/5 − bits / 5; the constant also balances the error.
+    let mut r = f32::from_bits(1_277_924_678 - (a.to_bits() >> 16) * 13_107);
     for _ in 0..2 {
         let square = r * r;
         let h = (-(a * square)).mul_add(square * r, 1.0);

@@ -2,24 +2,14 @@
 //!
 //! An op takes the recorder first. On the CPU it computes at once; on a GPU it records a dispatch. Ops know no model.
 
-pub mod add;
-pub mod attention;
 pub mod cholesky;
-pub mod dequantize;
-pub mod embedding;
 pub mod gptq;
 pub mod gram;
 pub mod grid;
-pub mod kl;
-mod math;
 pub mod matmul;
-pub mod nll;
 pub mod permute;
-pub mod reduce;
 pub mod rms_norm;
-pub mod rope;
 pub mod rtn;
-pub mod silu_mul;
 pub mod solve;
 
 /// Spreads `count` workgroups over two axes, since one axis may hold only 65535: `[x, y, 1]` with `x·y ≥ count`.
@@ -36,8 +26,13 @@ pub(crate) fn bounded(x: f32, low: f32, high: f32) -> f32 {
     if x < high { x } else { high }
 }
 
-/// As [`spread`], for workgroups of 256 that have one invocation per element; also the invocations along x.
-pub(crate) fn spread_elements(count: usize) -> ([usize; 3], u32) {
-    let workgroups = spread(count.div_ceil(256));
-    (workgroups, (workgroups[0] * 256) as u32)
+/// An integer from 0 to 255 as `u32`: one addition and one mask in a vectorised loop, where `as` also saturates.
+#[inline(always)]
+pub(crate) fn code(level: f32) -> u32 {
+    (level + 8_388_608.0).to_bits() & 0xff
+}
+
+/// The GPU branch of an op that has none yet.
+pub(crate) fn not_written(rec: &crate::device::Recorder) -> crate::Error {
+    crate::Error::Gpu { device: rec.device().name(), message: "this kernel is not written yet".to_string() }
 }

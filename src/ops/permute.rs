@@ -17,7 +17,7 @@ pub fn to_columns<T: Element>(rec: &mut Recorder, w: &Tensor<T>, order: &Tensor<
     order.expect_shape("to_columns", &[n])?;
     let mut out = rec.empty(&[n, m])?;
     if rec.is_gpu() {
-        return Err(not_written(rec, "this op"));
+        return Err(not_written(rec));
     }
     if !out.is_empty() {
         to_columns_cpu(w.host(), order.host(), m, out.host_mut());
@@ -33,7 +33,7 @@ pub fn from_columns<T: Element>(rec: &mut Recorder, x: &Tensor<T>, order: &Tenso
     order.expect_shape("from_columns", &[n])?;
     let mut out = rec.empty(&[m, n])?;
     if rec.is_gpu() {
-        return Err(not_written(rec, "this op"));
+        return Err(not_written(rec));
     }
     if !out.is_empty() {
         from_columns_cpu(x.host(), order.host(), m, out.host_mut());
@@ -46,7 +46,7 @@ pub fn zero_columns(rec: &mut Recorder, w: &mut Tensor, dead: &Tensor<u32>) -> R
     let [_, n] = w.matrix("zero_columns")?;
     dead.expect_shape("zero_columns", &[n])?;
     if rec.is_gpu() {
-        return Err(not_written(rec, "this op"));
+        return Err(not_written(rec));
     }
     let columns: Vec<usize> = (0..n).filter(|&i| dead.host()[i] == 1).collect();
     w.host_mut().par_chunks_mut(n.max(1)).with_min_len(64).for_each(|row| columns.iter().for_each(|&i| row[i] = 0.0));

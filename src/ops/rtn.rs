@@ -4,7 +4,7 @@ use rayon::prelude::*;
 
 use crate::device::Recorder;
 use crate::ops::grid::Grid;
-use crate::ops::{bounded, not_written};
+use crate::ops::{self, bounded, not_written};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -28,7 +28,7 @@ pub fn round(
     let mut codes = rec.empty(&[m, n])?;
     let mut values = rec.empty(&[m, n])?;
     if rec.is_gpu() {
-        return Err(not_written(rec, "this op"));
+        return Err(not_written(rec));
     }
     if w.is_empty() {
         return Ok((codes, values));
@@ -40,18 +40,32 @@ pub fn round(
     out.zip(rows).for_each(|((codes, values), ((w, scales), zeros))| {
         let groups = codes.chunks_mut(group_size).zip(values.chunks_mut(group_size)).zip(w.chunks(group_size));
         for (((codes, values), w), (&scale, &zero)) in groups.zip(scales.iter().zip(zeros)) {
-            pulp::Arch::new().dispatch(|| round_group(w, scale, zero, top, codes, values));
+            pulp::Arch::new().dispatch(RoundGroup { w, scale, zero, top, codes, values });
         }
     });
     Ok((codes, values))
 }
 
-#[inline(always)]
-fn round_group(w: &[f32], scale: f32, zero: f32, top: f32, codes: &mut [u32], values: &mut [f32]) {
-    let inverse = 1.0 / scale;
-    for ((w, code), value) in w.iter().zip(codes).zip(values) {
-        let level = bounded(w * inverse, -zero, top - zero).round_ties_even();
-        *code = (level + zero) as u32;
-        *value = scale * level;
+/// One group of one row, as pulp compiles it for each instruction set.
+struct RoundGroup<'a> {
+    w: &'a [f32],
+    scale: f32,
+    zero: f32,
+    top: f32,
+    codes: &'a mut [u32],
+    values: &'a mut [f32],
+}
+
+impl pulp::NullaryFnOnce for RoundGroup<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(self) {
+        let inverse = 1.0 / self.scale;
+        for ((w, code), value) in self.w.iter().zip(self.codes).zip(self.values) {
+            let level = bounded(w * inverse, -self.zero, self.top - self.zero).round_ties_even();
+            *code = ops::code(level + self.zero);
+            *value = self.scale * level;
+        }
     }
 }

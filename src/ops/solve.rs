@@ -16,7 +16,7 @@ pub fn solve_rows(rec: &mut Recorder, factor: &Factor, b: Tensor) -> Result<Tens
     let [m, n] = b.matrix("solve_rows")?;
     b.expect_shape("solve_rows", &[m, factor.n()])?;
     if rec.is_gpu() {
-        return Err(not_written(rec, "this op"));
+        return Err(not_written(rec));
     }
     let mut b = b;
     if m > 0 && n > 0 {

@@ -1,0 +1,156 @@
+//! Straightforward float64 linear algebra and the textbook GPTQ, for comparison. Matrices are row-major.
+
+/// A matrix of f64.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Dense {
+    /// Rows.
+    pub rows: usize,
+    /// Columns.
+    pub columns: usize,
+    /// Row after row.
+    pub values: Vec<f64>,
+}
+
+impl Dense {
+    pub fn from_fn(rows: usize, columns: usize, f: impl Fn(usize, usize) -> f64) -> Self {
+        let values = (0..rows * columns).map(|i| f(i / columns, i % columns)).collect();
+        Self { rows, columns, values }
+    }
+
+    pub fn new(rows: usize, columns: usize, values: &[f32]) -> Self {
+        assert_eq!(rows * columns, values.len());
+        Self { rows, columns, values: values.iter().map(|&v| f64::from(v)).collect() }
+    }
+
+    pub fn at(&self, i: usize, j: usize) -> f64 {
+        self.values[i * self.columns + j]
+    }
+
+    pub fn set(&mut self, i: usize, j: usize, value: f64) {
+        self.values[i * self.columns + j] = value;
+    }
+
+    pub fn f32(&self) -> Vec<f32> {
+        self.values.iter().map(|&v| v as f32).collect()
+    }
+
+    pub fn transposed(&self) -> Self {
+        Self::from_fn(self.columns, self.rows, |i, j| self.at(j, i))
+    }
+
+    pub fn minus(&self, other: &Self) -> Self {
+        Self::from_fn(self.rows, self.columns, |i, j| self.at(i, j) - other.at(i, j))
+    }
+
+    pub fn times(&self, other: &Self) -> Self {
+        assert_eq!(self.columns, other.rows);
+        let mut out = Self::from_fn(self.rows, other.columns, |_, _| 0.0);
+        for i in 0..self.rows {
+            for k in 0..self.columns {
+                let a = self.at(i, k);
+                let (row, b) = (i * out.columns, k * other.columns);
+                for j in 0..other.columns {
+                    out.values[row + j] += a * other.values[b + j];
+                }
+            }
+        }
+        out
+    }
+
+    /// Rows and columns taken in `order`.
+    pub fn permuted(&self, order: &[u32]) -> Self {
+        Self::from_fn(self.rows, self.columns, |i, j| self.at(order[i] as usize, order[j] as usize))
+    }
+
+    /// With 1 for each zero on the diagonal, plus the ridge.
+    pub fn damped(&self, ridge: f64) -> Self {
+        let mut out = self.clone();
+        for i in 0..self.rows {
+            let value = self.at(i, i);
+            out.set(i, i, if value == 0.0 { 1.0 } else { value } + ridge);
+        }
+        out
+    }
+
+    /// The lower Cholesky factor. Panics if there is none.
+    pub fn cholesky(&self) -> Self {
+        let n = self.rows;
+        let mut l = Self::from_fn(n, n, |_, _| 0.0);
+        for i in 0..n {
+            for j in 0..=i {
+                let sum: f64 = self.at(i, j) - (0..j).map(|k| l.at(i, k) * l.at(j, k)).sum::<f64>();
+                l.set(i, j, if i == j { sum.sqrt() } else { sum / l.at(j, j) });
+            }
+        }
+        assert!(l.values.iter().all(|v| v.is_finite()), "not positive definite");
+        l
+    }
+
+    /// The inverse of a positive definite matrix.
+    pub fn inverse(&self) -> Self {
+        let (n, l) = (self.rows, self.cholesky());
+        let mut inverse = Self::from_fn(n, n, |_, _| 0.0);
+        for column in 0..n {
+            for i in column..n {
+                let sum: f64 = (column..i).map(|k| l.at(i, k) * inverse.at(k, column)).sum();
+                inverse.set(i, column, (f64::from(i == column) - sum) / l.at(i, i));
+            }
+        }
+        inverse.transposed().times(&inverse)
+    }
+}
+
+/// A grid of one row and group.
+#[derive(Debug, Clone, Copy)]
+pub struct Level {
+    pub scale: f64,
+    pub zero: f64,
+}
+
+impl Level {
+    /// Asymmetric, from the extremes.
+    pub fn min_max(w: impl Iterator<Item = f64>, bits: u32) -> Self {
+        let (mut low, mut high) = w.fold((0.0f64, 0.0f64), |(low, high), w| (low.min(w), high.max(w)));
+        if low == 0.0 && high == 0.0 {
+            (low, high) = (-1.0, 1.0);
+        }
+        let scale = (high - low) / f64::from((1u32 << bits) - 1);
+        Self { scale, zero: (-low / scale).round_ties_even() }
+    }
+
+    pub fn code(self, w: f64, bits: u32) -> f64 {
+        ((w / self.scale).round_ties_even() + self.zero).clamp(0.0, f64::from((1u32 << bits) - 1))
+    }
+
+    pub fn value(self, code: f64) -> f64 {
+        self.scale * (code - self.zero)
+    }
+}
+
+/// Codes and dequantized weights of the textbook GPTQ (Cholesky, inverse, Cholesky), columns left to right.
+///
+/// `h`: damped; `grid(row, column, updated)` gives the grid of a weight, from the weights as updated when its column is
+/// reached.
+pub fn gptq(w: &Dense, h: &Dense, bits: u32, mut grid: impl FnMut(usize, usize, &Dense) -> Level) -> (Dense, Dense) {
+    let u = h.inverse().cholesky().transposed();
+    let (mut w, mut codes) = (w.clone(), w.clone());
+    let mut quantized = w.clone();
+    for j in 0..w.columns {
+        for i in 0..w.rows {
+            let level = grid(i, j, &w);
+            let code = level.code(w.at(i, j), bits);
+            codes.set(i, j, code);
+            quantized.set(i, j, level.value(code));
+            let error = (w.at(i, j) - quantized.at(i, j)) / u.at(j, j);
+            for k in j..w.columns {
+                w.set(i, k, w.at(i, k) - error * u.at(j, k));
+            }
+        }
+    }
+    (codes, quantized)
+}
+
+/// `tr(E·H·Eᵀ)`, the objective of a layer whose weights are off by E.
+pub fn objective(e: &Dense, h: &Dense) -> f64 {
+    e.times(h).values.iter().zip(&e.values).map(|(a, b)| a * b).sum()
+}
