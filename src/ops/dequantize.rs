@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::device::{Dispatch, Recorder};
 use crate::ops::grid::Grid;
-use crate::ops::spread;
+use crate::ops::spread_elements;
 use crate::tensor::Tensor;
 
 #[repr(C)]
@@ -40,13 +40,13 @@ pub fn dequantize(rec: &mut Recorder, codes: &Tensor<u32>, grid: &Grid, group_si
         });
         return Ok(values);
     }
-    let workgroups = spread(codes.len().div_ceil(256));
+    let (workgroups, stride) = spread_elements(codes.len());
     let params = Params {
         count: codes.len() as u32,
         columns: columns as u32,
         groups: groups as u32,
         group_size: group_size as u32,
-        stride: workgroups[0] as u32,
+        stride,
     };
     rec.dispatch(Dispatch {
         kernel: "dequantize",
