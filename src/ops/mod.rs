@@ -4,15 +4,27 @@
 
 pub mod add;
 pub mod attention;
+pub mod cholesky;
+pub mod dequantize;
 pub mod embedding;
+pub mod gptq;
+pub mod gram;
+pub mod grid;
 pub mod kl;
 mod math;
 pub mod matmul;
 pub mod nll;
+pub mod permute;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
+pub mod rtn;
 pub mod silu_mul;
+pub mod solve;
+
+fn not_written(rec: &crate::device::Recorder, op: &str) -> crate::Error {
+    crate::Error::Gpu { device: rec.device().name(), message: format!("{op} is not written yet for the GPU") }
+}
 
 /// Spreads `count` workgroups over two axes, since one axis may hold only 65535: `[x, y, 1]` with `x·y ≥ count`.
 /// The shader gets `x` and ignores indices of `count` and above: a short x leaves few of them.
@@ -25,4 +37,11 @@ pub(crate) fn spread(count: usize) -> [usize; 3] {
 pub(crate) fn spread_elements(count: usize) -> ([usize; 3], u32) {
     let workgroups = spread(count.div_ceil(256));
     (workgroups, (workgroups[0] * 256) as u32)
+}
+
+/// `x` between the bounds, which must be in order. Unlike `f32::clamp` this is two instructions in a vectorised loop.
+#[inline(always)]
+pub(crate) fn bounded(x: f32, low: f32, high: f32) -> f32 {
+    let x = if x > low { x } else { low };
+    if x < high { x } else { high }
 }

@@ -1,0 +1,254 @@
+//! Sums over calibration tokens: the Hessian `H = X̂ᵀX̂` of a layer and its error correlation `D = (X − X̂)ᵀX̂`.
+//!
+//! A symmetric matrix is kept as the lower triangle in tiles, half the memory of a dense one, so that the widest
+//! layers fit one storage binding.
+
+use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul, s};
+use rayon::prelude::*;
+
+use crate::device::Recorder;
+use crate::ops::matmul::{self, Orientation};
+use crate::ops::not_written;
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// Rows and columns of a tile.
+pub const TILE: usize = 64;
+/// Elements of a tile.
+pub(crate) const AREA: usize = TILE * TILE;
+
+/// A symmetric (or lower triangular) `[n, n]` matrix as tiles of its lower triangle.
+///
+/// Tile (I, J), J ≤ I, holds rows 64·I… and columns 64·J…, row-major, at index I(I+1)/2 + J. A tile on the diagonal is
+/// stored whole. What lies beyond row or column n is zero.
+#[derive(Debug)]
+pub struct Packed {
+    n: usize,
+    tiles: Tensor,
+}
+
+impl Packed {
+    /// The zero matrix of extent n.
+    pub fn zeros(rec: &mut Recorder, n: usize) -> Result<Self> {
+        Ok(Self { n, tiles: rec.zeros(&[tile_count(n), AREA])? })
+    }
+
+    /// Tiles of undefined contents.
+    pub(crate) fn empty(rec: &mut Recorder, n: usize) -> Result<Self> {
+        Ok(Self { n, tiles: rec.empty(&[tile_count(n), AREA])? })
+    }
+
+    /// Rows, and columns, of the matrix.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// `[tiles, 4096]`.
+    pub(crate) fn tiles(&self) -> &Tensor {
+        &self.tiles
+    }
+
+    /// As [`Packed::tiles`], writable.
+    pub(crate) fn tiles_mut(&mut self) -> &mut Tensor {
+        &mut self.tiles
+    }
+
+    /// `self += other`. Errors: `Error::Shape` if the extents differ.
+    pub fn add_assign(&mut self, rec: &mut Recorder, other: &Self) -> Result<()> {
+        if self.n != other.n {
+            return Err(Error::shape("gram add_assign", format!("extents {} and {}", self.n, other.n)));
+        }
+        if rec.is_gpu() {
+            return Err(not_written(rec, "this op"));
+        }
+        let source = other.tiles.host().par_chunks(AREA);
+        self.tiles.host_mut().par_chunks_mut(AREA).zip(source).for_each(|(tile, other)| {
+            for (value, other) in tile.iter_mut().zip(other) {
+                *value += other;
+            }
+        });
+        Ok(())
+    }
+}
+
+/// Number of tiles of a matrix of extent n.
+pub(crate) fn tile_count(n: usize) -> usize {
+    let rows = n.div_ceil(TILE);
+    rows * (rows + 1) / 2
+}
+
+/// Index of tile (row, column), column ≤ row.
+pub(crate) fn tile_index(row: usize, column: usize) -> usize {
+    row * (row + 1) / 2 + column
+}
+
+/// (row, column) of every tile, in the order of storage.
+pub(crate) fn tile_positions(n: usize) -> Vec<(usize, usize)> {
+    (0..n.div_ceil(TILE)).flat_map(|row| (0..=row).map(move |column| (row, column))).collect()
+}
+
+/// Offset of element (row, column), column ≤ row.
+pub(crate) fn offset(row: usize, column: usize) -> usize {
+    tile_index(row / TILE, column / TILE) * AREA + row % TILE * TILE + column % TILE
+}
+
+/// `H += XᵀX`. `x`: `[T, n]`. Errors: `Error::Shape` if `h` has another extent.
+pub fn accumulate(rec: &mut Recorder, x: &Tensor, h: &mut Packed) -> Result<()> {
+    let [tokens, n] = x.matrix("gram")?;
+    if n != h.n {
+        return Err(Error::shape("gram", format!("tokens of {n} channels into a matrix of extent {}", h.n)));
+    }
+    if rec.is_gpu() {
+        return Err(not_written(rec, "this op"));
+    }
+    let x = ArrayView2::from_shape((tokens, n), x.host()).expect("the shape holds that many elements");
+    accumulate_cpu(x, h.tiles.host_mut());
+    Ok(())
+}
+
+/// `D += (X − X̂)ᵀX̂`, the error on the rows. `x`, `x_hat`: `[T, n]`; `d`: `[n, n]`. Errors: `Error::Shape`.
+pub fn cross(rec: &mut Recorder, x: &Tensor, x_hat: &Tensor, d: &mut Tensor) -> Result<()> {
+    let [tokens, n] = x.matrix("cross")?;
+    x_hat.expect_shape("cross", &[tokens, n])?;
+    d.expect_shape("cross", &[n, n])?;
+    if rec.is_gpu() {
+        return Err(not_written(rec, "this op"));
+    }
+    let mut delta = vec![0.0f32; tokens * n];
+    let width = n.max(1);
+    delta.par_chunks_mut(width).zip(x.host().par_chunks(width)).zip(x_hat.host().par_chunks(width)).for_each(
+        |((delta, x), x_hat)| {
+            for ((delta, x), x_hat) in delta.iter_mut().zip(x).zip(x_hat) {
+                *delta = x - x_hat;
+            }
+        },
+    );
+    let delta = ArrayView2::from_shape((tokens, n), &delta).expect("made with that many elements");
+    let x_hat = ArrayView2::from_shape((tokens, n), x_hat.host()).expect("the shape holds that many elements");
+    matmul::cpu(Orientation::Tn, delta, x_hat, d.host_mut(), n, 1.0);
+    Ok(())
+}
+
+/// The diagonal, read back.
+pub async fn diagonal(rec: &mut Recorder, h: &Packed) -> Result<Vec<f32>> {
+    if rec.is_gpu() {
+        return Err(not_written(rec, "this op"));
+    }
+    let tiles = h.tiles.host();
+    Ok((0..h.n).map(|i| tiles[offset(i, i)]).collect())
+}
+
+/// The dense symmetric matrix, `[n, n]`.
+pub fn unpack(rec: &mut Recorder, h: &Packed) -> Result<Tensor> {
+    let n = h.n;
+    let mut dense = rec.empty(&[n, n])?;
+    if rec.is_gpu() {
+        return Err(not_written(rec, "this op"));
+    }
+    let tiles = h.tiles.host();
+    dense.host_mut().par_chunks_mut(n.max(1)).enumerate().for_each(|(i, row)| {
+        for (j, value) in row.iter_mut().enumerate() {
+            *value = tiles[offset(i.max(j), i.min(j))];
+        }
+    });
+    Ok(dense)
+}
+
+/// The tiles of a dense symmetric matrix `[n, n]`, of which the lower triangle is read.
+///
+/// Errors: `Error::Shape` if it is not square.
+pub fn pack(rec: &mut Recorder, dense: &Tensor) -> Result<Packed> {
+    let [n, columns] = dense.matrix("pack")?;
+    dense.expect_shape("pack", &[columns, columns])?;
+    let mut packed = Packed::empty(rec, n)?;
+    if rec.is_gpu() {
+        return Err(not_written(rec, "this op"));
+    }
+    let dense = dense.host();
+    fill_tiles(packed.tiles.host_mut(), n, |i, j| dense[i.max(j) * n + i.min(j)]);
+    Ok(packed)
+}
+
+/// Sets every element (row, column) of every tile to `value`, and to zero beyond the edge.
+pub(crate) fn fill_tiles(tiles: &mut [f32], n: usize, value: impl Fn(usize, usize) -> f32 + Sync) {
+    tiles.par_chunks_mut(AREA).zip(tile_positions(n)).for_each(|(tile, (tile_row, tile_column))| {
+        for (i, row) in tile.chunks_mut(TILE).enumerate() {
+            for (j, element) in row.iter_mut().enumerate() {
+                let (i, j) = (tile_row * TILE + i, tile_column * TILE + j);
+                *element = if i < n && j < n { value(i, j) } else { 0.0 };
+            }
+        }
+    });
+}
+
+/// A rectangle of tiles below (or square on) the diagonal: one product of the CPU twin.
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    rows: [usize; 2],
+    columns: [usize; 2],
+}
+
+/// Diagonal squares of at most this many tiles are computed whole, their upper half in vain.
+const DIAGONAL_TILES: usize = 2;
+/// Largest rectangle of one product, in tiles: large enough that packing the operands is cheap.
+const BLOCK_TILES: [usize; 2] = [8, 16];
+
+/// Covers tile rows lo..hi of the triangle: halves, the square between them cut into blocks.
+fn cover(lo: usize, hi: usize, out: &mut Vec<Block>) {
+    if hi - lo <= DIAGONAL_TILES {
+        out.push(Block { rows: [lo, hi], columns: [lo, hi] });
+        return;
+    }
+    let middle = lo + (hi - lo).div_ceil(2);
+    for row in (middle..hi).step_by(BLOCK_TILES[0]) {
+        for column in (lo..middle).step_by(BLOCK_TILES[1]) {
+            let rows = [row, hi.min(row + BLOCK_TILES[0])];
+            out.push(Block { rows, columns: [column, middle.min(column + BLOCK_TILES[1])] });
+        }
+    }
+    cover(lo, middle, out);
+    cover(middle, hi, out);
+}
+
+/// The twin: rectangles of the lower triangle as products, which the cores share, then added to their tiles.
+fn accumulate_cpu(x: ArrayView2<'_, f32>, tiles: &mut [f32]) {
+    let n = x.ncols();
+    if n == 0 {
+        return;
+    }
+    let mut blocks = Vec::new();
+    cover(0, n.div_ceil(TILE), &mut blocks);
+    let mut free: Vec<Option<&mut [f32]>> = tiles.chunks_mut(AREA).map(Some).collect();
+    let mut take = |row: usize, column: usize| free[tile_index(row, column)].take();
+    let tasks: Vec<_> = blocks
+        .into_iter()
+        .map(|block| {
+            let own: Vec<_> = (block.rows[0]..block.rows[1])
+                .flat_map(|row| (block.columns[0]..block.columns[1].min(row + 1)).map(move |column| (row, column)))
+                .map(|(row, column)| (row, column, take(row, column).expect("blocks do not overlap")))
+                .collect();
+            (block, own)
+        })
+        .collect();
+    tasks.into_par_iter().for_each(|(block, own)| add_product(x, block, own));
+}
+
+/// Adds the block's part of XᵀX to its tiles, given with their rows and columns.
+fn add_product(x: ArrayView2<'_, f32>, block: Block, tiles: Vec<(usize, usize, &mut [f32])>) {
+    let n = x.ncols();
+    let [r0, r1] = block.rows.map(|tile| n.min(tile * TILE));
+    let [c0, c1] = block.columns.map(|tile| n.min(tile * TILE));
+    let width = c1 - c0;
+    let mut product = vec![0.0f32; (r1 - r0) * width];
+    let mut view = ArrayViewMut2::from_shape((r1 - r0, width), &mut product).expect("made with that many elements");
+    general_mat_mul(1.0, &x.slice(s![.., r0..r1]).reversed_axes(), &x.slice(s![.., c0..c1]), 0.0, &mut view);
+    for (row, column, tile) in tiles {
+        let first = column * TILE - c0;
+        let columns = first..width.min(first + TILE);
+        for (tile, product) in tile.chunks_mut(TILE).zip(product.chunks(width).skip(row * TILE - r0)) {
+            for (sum, value) in tile.iter_mut().zip(&product[columns.clone()]) {
+                *sum += value;
+            }
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Scales and zero points: per row, or per group of consecutive columns of a row.
+
+use half::f16;
+use rayon::prelude::*;
+
+use crate::device::Recorder;
+use crate::ops::{bounded, not_written};
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// Whether the grid has a zero point of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Symmetry {
+    /// Range ±max|w|, zero point 2^(b−1).
+    Symmetric,
+    /// Range [min, max], which includes 0.
+    Asymmetric,
+}
+
+/// How the range is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Search {
+    /// The extremes of the weights.
+    MinMax,
+    /// The best of 80 shrunken ranges, by `Σ|w − ŵ|^2.4`.
+    Mse,
+}
+
+/// The type in which a checkpoint will store the scales, to which they are rounded before anything else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ScaleType {
+    /// As computed.
+    F32,
+    /// Rounded to f16, between the smallest positive one and the largest finite one.
+    F16,
+}
+
+/// What kind of grid to find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GridSpec {
+    /// Bits of a code, 1 to 8.
+    pub bits: u32,
+    /// Columns of a group, the last of which may have fewer; n for one group per row.
+    pub group_size: usize,
+    /// Zero point or none.
+    pub symmetry: Symmetry,
+    /// How the range is found.
+    pub search: Search,
+    /// Type of the stored scales.
+    pub scale_type: ScaleType,
+}
+
+/// A grid per row and group: `w ≈ s(q − z)`.
+#[derive(Debug)]
+pub struct Grid {
+    /// s: `[m, groups]`, positive.
+    pub scales: Tensor,
+    /// z: `[m, groups]`, integers in [0, 2^b − 1].
+    pub zeros: Tensor,
+}
+
+/// Number of shrink factors of the MSE search: 1.00, 0.99, … 0.21.
+const FACTORS: usize = 80;
+
+/// Finds the grid of every group of `w`.
+///
+/// With [lo, hi] the range, `s = (hi − lo) / (2^b − 1)` and `z = round(−lo / s)`. `w`: `[m, n]`. A group of zeros gets
+/// the range [−1, 1]. Errors: `Error::Shape` if there are no columns per group, or not 1 to 8 bits.
+pub fn search(rec: &mut Recorder, w: &Tensor, spec: &GridSpec) -> Result<Grid> {
+    let [m, n] = w.matrix("grid")?;
+    if spec.group_size == 0 || !(1..=8).contains(&spec.bits) {
+        return Err(Error::shape("grid", format!("{spec:?}")));
+    }
+    let groups = n.div_ceil(spec.group_size);
+    let mut grid = Grid { scales: rec.empty(&[m, groups])?, zeros: rec.empty(&[m, groups])? };
+    if rec.is_gpu() {
+        return Err(not_written(rec, "this op"));
+    }
+    if w.is_empty() {
+        return Ok(grid);
+    }
+    let scales = grid.scales.host_mut().par_chunks_mut(groups);
+    let zeros = grid.zeros.host_mut().par_chunks_mut(groups);
+    w.host().par_chunks(n).zip(scales).zip(zeros).for_each_init(Vec::new, |padded, ((w, scales), zeros)| {
+        for ((w, scale), zero) in w.chunks(spec.group_size).zip(scales).zip(zeros) {
+            (*scale, *zero) = pulp::Arch::new().dispatch(|| search_group(w, spec, padded));
+        }
+    });
+    Ok(grid)
+}
+
+/// Lanes of the vectorised loops.
+const LANES: usize = 16;
+/// Elements after which a losing candidate may be given up.
+const STRETCH: usize = 256;
+
+/// The twin for one group. `padded` is scratch.
+#[inline(always)]
+fn search_group(w: &[f32], spec: &GridSpec, padded: &mut Vec<f32>) -> (f32, f32) {
+    let range = range(w, spec.symmetry);
+    let mut best = quantizer(range, 1.0, spec);
+    if spec.search == Search::MinMax {
+        return best;
+    }
+    padded.clear();
+    padded.extend_from_slice(w);
+    // A zero is on every grid, so padding adds no loss.
+    padded.resize(w.len().next_multiple_of(LANES), 0.0);
+    let top = ((1u32 << spec.bits) - 1) as f32;
+    let mut least = f32::INFINITY;
+    for i in 0..FACTORS {
+        let candidate = quantizer(range, factor(i), spec);
+        let loss = loss(padded, candidate, top, least);
+        if loss < least {
+            (least, best) = (loss, candidate);
+        }
+    }
+    best
+}
+
+/// Shrink factor number i.
+#[inline(always)]
+fn factor(i: usize) -> f32 {
+    (100 - i) as f32 / 100.0
+}
+
+/// The range of the weights, never empty, always with 0 inside.
+#[inline(always)]
+fn range(w: &[f32], symmetry: Symmetry) -> [f32; 2] {
+    let (mut low, mut high) = ([0.0f32; LANES], [0.0f32; LANES]);
+    let chunks = w.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            low[lane] = low[lane].min(chunk[lane]);
+            high[lane] = high[lane].max(chunk[lane]);
+        }
+    }
+    let low = low.iter().chain(rest).fold(0.0f32, |low, &w| low.min(w));
+    let high = high.iter().chain(rest).fold(0.0f32, |high, &w| high.max(w));
+    match symmetry {
+        _ if low == 0.0 && high == 0.0 => [-1.0, 1.0],
+        Symmetry::Asymmetric => [low, high],
+        Symmetry::Symmetric => [-high.max(-low), high.max(-low)],
+    }
+}
+
+/// Scale and zero point of the range shrunk by `factor`.
+#[inline(always)]
+fn quantizer([low, high]: [f32; 2], factor: f32, spec: &GridSpec) -> (f32, f32) {
+    let top = ((1u32 << spec.bits) - 1) as f32;
+    let (low, high) = (low * factor, high * factor);
+    let exact = ((high - low) / top).max(f32::MIN_POSITIVE);
+    let scale = match spec.scale_type {
+        ScaleType::F32 => exact,
+        ScaleType::F16 => f16::from_f32(exact).to_f32().clamp(f16::MIN_POSITIVE_SUBNORMAL.to_f32(), f16::MAX.to_f32()),
+    };
+    let zero = match spec.symmetry {
+        Symmetry::Symmetric => (1u32 << (spec.bits - 1)) as f32,
+        Symmetry::Asymmetric => (-low / scale).round_ties_even().clamp(0.0, top),
+    };
+    (scale, zero)
+}
+
+/// `Σ|w − ŵ|^2.4`, or something larger than `limit` once it exceeds that. The length of `w` is a multiple of [`LANES`].
+#[inline(always)]
+fn loss(w: &[f32], (scale, zero): (f32, f32), top: f32, limit: f32) -> f32 {
+    let inverse = 1.0 / scale;
+    let (lowest, highest) = (-zero, top - zero);
+    let mut total = 0.0;
+    for stretch in w.chunks(STRETCH) {
+        let mut sums = [0.0f32; LANES];
+        for chunk in stretch.chunks_exact(LANES) {
+            for lane in 0..LANES {
+                let level = nearest(bounded(chunk[lane] * inverse, lowest, highest));
+                let error = (-scale).mul_add(level, chunk[lane]);
+                sums[lane] += power(error * error);
+            }
+        }
+        total += sums.iter().sum::<f32>();
+        if total > limit {
+            break;
+        }
+    }
+    total
+}
+
+/// Rounds half to even; for |x| < 2^22. (Adding 1.5·2^23 leaves no fraction bits.)
+#[inline(always)]
+fn nearest(x: f32) -> f32 {
+    const SHIFT: f32 = 12_582_912.0;
+    (x + SHIFT) - SHIFT
+}
+
+/// `a^1.2` for a ≥ 0, relative error below 1e-6: `r ≈ a^(−1/5)` from the exponent bits, two cubic steps, then `(a·r²)²`.
+#[inline(always)]
+fn power(a: f32) -> f32 {
+    // log2 a ≈ bits / 2^23 − 127, hence bits of r ≈ 127·2^23·6/5 − bits / 5; the offset balances the error.
+    let guess = (a.to_bits() as i32 as f32).mul_add(-0.2, 1_277_900_000.0);
+    // SAFETY: between 8e8 and 1.3e9 for every a that is not negative.
+    let mut r = f32::from_bits(unsafe { guess.to_int_unchecked::<i32>() } as u32);
+    for _ in 0..2 {
+        let square = r * r;
+        let h = (-(a * square)).mul_add(square * r, 1.0);
+        r = (r * h).mul_add(h.mul_add(0.12, 0.2), r);
+    }
+    let root = a * r * r;
+    root * root
+}

@@ -1,0 +1,82 @@
+//! Between a weight as a checkpoint stores it, `[out, in]`, and the layout of the column loop: `[column][row]` in
+//! processing order.
+
+use rayon::prelude::*;
+
+use crate::Result;
+use crate::device::Recorder;
+use crate::ops::not_written;
+use crate::tensor::{Element, Tensor};
+
+/// Rows that are moved together: one cache line of each column.
+const STRIP: usize = 16;
+
+/// `out[i, r] = w[r, order[i]]`. `w`: `[m, n]`; `order`: `[n]`, a permutation. Returns `[n, m]`. Errors: `Error::Shape`.
+pub fn to_columns<T: Element>(rec: &mut Recorder, w: &Tensor<T>, order: &Tensor<u32>) -> Result<Tensor<T>> {
+    let [m, n] = w.matrix("to_columns")?;
+    order.expect_shape("to_columns", &[n])?;
+    let mut out = rec.empty(&[n, m])?;
+    if rec.is_gpu() {
+        return Err(not_written(rec, "this op"));
+    }
+    if !out.is_empty() {
+        to_columns_cpu(w.host(), order.host(), m, out.host_mut());
+    }
+    Ok(out)
+}
+
+/// `out[r, order[i]] = x[i, r]`, the inverse of [`to_columns`].
+///
+/// `x`: `[n, m]`; `order`: `[n]`, a permutation. Returns `[m, n]`. Errors: `Error::Shape`.
+pub fn from_columns<T: Element>(rec: &mut Recorder, x: &Tensor<T>, order: &Tensor<u32>) -> Result<Tensor<T>> {
+    let [n, m] = x.matrix("from_columns")?;
+    order.expect_shape("from_columns", &[n])?;
+    let mut out = rec.empty(&[m, n])?;
+    if rec.is_gpu() {
+        return Err(not_written(rec, "this op"));
+    }
+    if !out.is_empty() {
+        from_columns_cpu(x.host(), order.host(), m, out.host_mut());
+    }
+    Ok(out)
+}
+
+/// `w[r, i] = 0` where `dead[i]` is 1. `w`: `[m, n]`; `dead`: `[n]`, of 0 and 1. Errors: `Error::Shape`.
+pub fn zero_columns(rec: &mut Recorder, w: &mut Tensor, dead: &Tensor<u32>) -> Result<()> {
+    let [_, n] = w.matrix("zero_columns")?;
+    dead.expect_shape("zero_columns", &[n])?;
+    if rec.is_gpu() {
+        return Err(not_written(rec, "this op"));
+    }
+    let columns: Vec<usize> = (0..n).filter(|&i| dead.host()[i] == 1).collect();
+    w.host_mut().par_chunks_mut(n.max(1)).with_min_len(64).for_each(|row| columns.iter().for_each(|&i| row[i] = 0.0));
+    Ok(())
+}
+
+/// Strips of rows, so that the gathered part of `w` stays in cache whatever the order.
+fn to_columns_cpu<T: Element>(w: &[T], order: &[u32], m: usize, out: &mut [T]) {
+    let n = order.len();
+    let share = n.div_ceil(rayon::current_num_threads());
+    out.par_chunks_mut(share * m).zip(order.par_chunks(share)).for_each(|(out, order)| {
+        for strip in (0..m).step_by(STRIP) {
+            let end = m.min(strip + STRIP);
+            for (out, &column) in out.chunks_mut(m).zip(order) {
+                for (r, value) in (strip..end).zip(&mut out[strip..end]) {
+                    *value = w[r * n + column as usize];
+                }
+            }
+        }
+    });
+}
+
+fn from_columns_cpu<T: Element>(x: &[T], order: &[u32], m: usize, out: &mut [T]) {
+    let n = order.len();
+    out.par_chunks_mut(STRIP * n).enumerate().for_each(|(strip, out)| {
+        let rows = strip * STRIP..m.min((strip + 1) * STRIP);
+        for (x, &column) in x.chunks(m).zip(order) {
+            for (out, value) in out.chunks_mut(n).zip(&x[rows.clone()]) {
+                out[column as usize] = *value;
+            }
+        }
+    });
+}
