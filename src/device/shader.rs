@@ -15,6 +15,7 @@ macro_rules! sources {
 const SOURCES: &[(&str, &str)] = sources![
     "add",
     "attention",
+    "dequantize",
     "embedding",
     "kl",
     "matmul",
@@ -23,7 +24,7 @@ const SOURCES: &[(&str, &str)] = sources![
     "rms_norm",
     "rope",
     "shared/group",
-    "silu_mul"
+    "silu_mul",
 ];
 
 const PERMUTATIONS: &str = include_str!("../../shaders/permutations");
