@@ -12,7 +12,27 @@ macro_rules! sources {
 }
 
 /// Every shader file by its path below `shaders/`, without the extension.
-const SOURCES: &[(&str, &str)] = sources!["matmul", "rms_norm",];
+const SOURCES: &[(&str, &str)] = sources![
+    "cholesky_columns",
+    "cholesky_diagonal",
+    "cholesky_gather",
+    "cholesky_panel",
+    "cholesky_trailing",
+    "gptq",
+    "gram",
+    "grid",
+    "matmul",
+    "packed",
+    "permute",
+    "rms_norm",
+    "rtn",
+    "shared/product",
+    "shared/quantizer",
+    "shared/tiles",
+    "solve",
+    "solve_order",
+    "zero_columns",
+];
 
 const PERMUTATIONS: &str = include_str!("../../shaders/permutations");
 

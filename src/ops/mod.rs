@@ -19,6 +19,11 @@ pub(crate) fn spread(count: usize) -> [usize; 3] {
     [x, count.div_ceil(x), 1]
 }
 
+/// The same for `count` elements, one per invocation of workgroups of 256.
+pub(crate) fn spread_elements(count: usize) -> [usize; 3] {
+    spread(count.div_ceil(256))
+}
+
 /// `x` between the bounds, which must be in order. Unlike `f32::clamp` this is two instructions in a vectorised loop.
 #[inline(always)]
 pub(crate) fn bounded(x: f32, low: f32, high: f32) -> f32 {
@@ -30,9 +35,4 @@ pub(crate) fn bounded(x: f32, low: f32, high: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn code(level: f32) -> u32 {
     (level + 8_388_608.0).to_bits() & 0xff
-}
-
-/// The GPU branch of an op that has none yet.
-pub(crate) fn not_written(rec: &crate::device::Recorder) -> crate::Error {
-    crate::Error::Gpu { device: rec.device().name(), message: "this kernel is not written yet".to_string() }
 }
