@@ -7,17 +7,19 @@ use faer::linalg::cholesky::llt::factor::{LltRegularization, cholesky_in_place, 
 use faer::{MatMut, Par, dyn_stack};
 use rayon::prelude::*;
 
-use crate::device::Recorder;
-use crate::ops::gram::{self, Packed};
-use crate::ops::not_written;
+use crate::device::{Dispatch, Recorder};
+use crate::ops::gram::{self, Packed, TILE};
+use crate::ops::{spread, spread_elements};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// `M` of a damped Hessian, for a processing order of its columns.
 #[derive(Debug)]
 pub struct Factor {
-    /// Lower triangular; tiles on the diagonal hold zeros above it.
+    /// Lower triangular; tiles on the diagonal hold zeros above it. On a GPU it is the identity beyond n.
     m: Packed,
+    /// On a GPU: the inverse of each tile on the diagonal, `[tile rows, 4096]`.
+    inverse: Tensor,
     /// `[n]`: processed column i is original column order[i].
     order: Tensor<u32>,
 }
@@ -33,6 +35,11 @@ impl Factor {
         &self.m
     }
 
+    /// The inverses of the tiles on the diagonal, if on a GPU.
+    pub(crate) fn inverse(&self) -> &Tensor {
+        &self.inverse
+    }
+
     /// `[n]`: processed column i is original column order[i].
     pub fn order(&self) -> &Tensor<u32> {
         &self.order
@@ -45,13 +52,16 @@ impl Factor {
 /// before λ is added; H itself stays as it is. Waits for the GPU. Errors: `Error::Shape` if `order` is no permutation.
 pub async fn factor(rec: &mut Recorder, h: &Packed, order: &[u32], ridge: f32) -> Result<Option<Factor>> {
     check_order(order, h.n())?;
+    let tile_rows = if rec.is_gpu() { h.n().div_ceil(TILE) } else { 0 };
+    let inverse = rec.empty(&[tile_rows, gram::AREA])?;
     let order_tensor = rec.upload(&[order.len()], order.to_vec())?;
-    let mut m = Packed::empty(rec, h.n())?;
-    if rec.is_gpu() {
-        return Err(not_written(rec));
-    }
-    let positive = factor_cpu(h, order, ridge, &mut m);
-    Ok(positive.then_some(Factor { m, order: order_tensor }))
+    let mut factor = Factor { m: Packed::empty(rec, h.n())?, inverse, order: order_tensor };
+    let positive = if rec.is_gpu() {
+        factor_gpu(rec, h, ridge, &factor).await?
+    } else {
+        factor_cpu(h, order, ridge, &mut factor.m)
+    };
+    Ok(positive.then_some(factor))
 }
 
 fn check_order(order: &[u32], n: usize) -> Result<()> {
@@ -61,6 +71,57 @@ fn check_order(order: &[u32], n: usize) -> Result<()> {
         return Ok(());
     }
     Err(Error::shape("cholesky", format!("an order of {} entries is no permutation of 0..{n}", order.len())))
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct GatherParams {
+    n: u32,
+    count: u32,
+    stride: u32,
+    ridge: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct StepParams {
+    tile: u32,
+    tiles: u32,
+    stride: u32,
+}
+
+/// Right-looking over tile columns. Says whether all pivots are positive.
+async fn factor_gpu(rec: &mut Recorder, h: &Packed, ridge: f32, factor: &Factor) -> Result<bool> {
+    let failed: Tensor<u32> = rec.zeros(&[1])?;
+    let (m, inverse) = (factor.m.tiles().buffer(), factor.inverse.buffer());
+    let count = factor.m.tiles().len();
+    let (workgroups, _) = spread_elements(count);
+    let params = GatherParams { n: h.n() as u32, count: count as u32, stride: workgroups[0] as u32, ridge };
+    rec.dispatch(Dispatch {
+        kernel: "cholesky_gather",
+        params: bytemuck::bytes_of(&params),
+        inputs: &[h.tiles().buffer(), factor.order.buffer()],
+        outputs: &[m],
+        workgroups,
+        work: 4.0 * count as f64,
+    })?;
+    let tile_rows = h.n().div_ceil(TILE);
+    let tile_work = 2.0 * (TILE * gram::AREA) as f64;
+    for tile in 0..tile_rows {
+        let below = tile_rows - tile - 1;
+        let tiles = gram::tile_count(below * TILE);
+        let workgroups = spread(tiles);
+        let params = StepParams { tile: tile as u32, tiles: tiles as u32, stride: workgroups[0] as u32 };
+        let params = bytemuck::bytes_of(&params);
+        let (outputs, work) = (&[m, inverse, failed.buffer()], tile_work);
+        let kernel = "cholesky_diagonal";
+        rec.dispatch(Dispatch { kernel, params, inputs: &[], outputs, workgroups: [1, 1, 1], work })?;
+        let (kernel, work) = ("cholesky_panel", tile_work * below as f64);
+        rec.dispatch(Dispatch { kernel, params, inputs: &[inverse], outputs: &[m], workgroups: [below, 1, 1], work })?;
+        let (kernel, work) = ("cholesky_trailing", tile_work * tiles as f64);
+        rec.dispatch(Dispatch { kernel, params, inputs: &[], outputs: &[m], workgroups, work })?;
+    }
+    Ok(rec.read(&failed).await? == [0])
 }
 
 /// The twin: a dense copy in the reversed order, factored in place. Says whether all pivots are positive.
@@ -109,7 +170,8 @@ pub fn normalised_columns(rec: &mut Recorder, factor: &Factor, start: usize, cou
     }
     let mut slab = rec.empty(&[start + count, count])?;
     if rec.is_gpu() {
-        return Err(not_written(rec));
+        columns_gpu(rec, factor, start, &slab)?;
+        return Ok(slab);
     }
     let tiles = factor.m.tiles().host();
     let element = |j: usize, i: usize| tiles[gram::offset(n - 1 - j, n - 1 - i)];
@@ -125,4 +187,33 @@ pub fn normalised_columns(rec: &mut Recorder, factor: &Factor, start: usize, cou
         }
     });
     Ok(slab)
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct ColumnsParams {
+    n: u32,
+    start: u32,
+    count: u32,
+    elements: u32,
+    stride: u32,
+}
+
+fn columns_gpu(rec: &mut Recorder, factor: &Factor, start: usize, slab: &Tensor) -> Result<()> {
+    let (workgroups, _) = spread_elements(slab.len());
+    let params = ColumnsParams {
+        n: factor.n() as u32,
+        start: start as u32,
+        count: slab.shape()[1] as u32,
+        elements: slab.len() as u32,
+        stride: workgroups[0] as u32,
+    };
+    rec.dispatch(Dispatch {
+        kernel: "cholesky_columns",
+        params: bytemuck::bytes_of(&params),
+        inputs: &[factor.m.tiles().buffer()],
+        outputs: &[slab.buffer()],
+        workgroups,
+        work: 4.0 * slab.len() as f64,
+    })
 }

@@ -5,9 +5,9 @@
 
 use rayon::prelude::*;
 
-use crate::device::Recorder;
+use crate::device::{Buffer, Dispatch, Recorder};
 use crate::ops::grid::Grid;
-use crate::ops::{bounded, code, not_written};
+use crate::ops::{bounded, code};
 use crate::tensor::{Element, Tensor};
 use crate::{Error, Result};
 
@@ -53,24 +53,30 @@ pub fn quantize_block(rec: &mut Recorder, block: Block<'_>, d: &mut Tensor, code
     block.group_of.expect_shape("gptq", &[n])?;
     d.expect_shape("gptq", &[n, m])?;
     codes.expect_shape("gptq", &[n, m])?;
+    let range = block.start * m..(block.start + block.count) * m;
     if rec.is_gpu() {
-        return Err(not_written(rec));
+        let grid = [block.grid.scales.buffer(), block.grid.zeros.buffer(), block.group_of.buffer()];
+        let inputs = [&[block.w.buffer(), block.t.buffer(), block.columns.buffer()], &grid[..]].concat();
+        return walk_gpu(rec, "gptq", &inputs, &[d.buffer(), codes.buffer()], Params::new(&block, m, groups));
     }
-    let rows = block.start * m..(block.start + block.count) * m;
+    let w = &block.w.host()[range.clone()];
     let coefficients = transposed_corner(block.columns.host(), block.start, block.count);
-    let d = strips(&mut d.host_mut()[rows.clone()], m);
-    let codes = strips(&mut codes.host_mut()[rows], m);
+    let d = strips(&mut d.host_mut()[range.clone()], m);
+    let codes = strips(&mut codes.host_mut()[range], m);
     d.into_par_iter().zip(codes).enumerate().for_each(|(strip, (d, codes))| {
-        let first = strip * LANES;
-        pulp::Arch::new().dispatch(QuantizeStrip { block: &block, coefficients: &coefficients, first, d, codes });
+        let settle = Quantize { block: &block, levels: Levels::default(), first: strip * LANES, d, codes };
+        let (t, first) = (block.t.host(), strip * LANES);
+        pulp::Arch::new().dispatch(Walk { w, t, coefficients: &coefficients, m, first, settle });
     });
     Ok(())
 }
 
 /// The weights of a group as GPTQ has updated them by the time its first column is reached, `[count, m]`.
 ///
-/// `x_c = (t_c − w_c) − Σ_{start ≤ b < c} x_b·Rn[b, c]`, and the result is `w_c + x_c`. `w`: `[n, m]`; `t`: `[count, m]`
-/// as in [`Block`]; `columns`: `[start + count, count]`; the count is not bounded. Errors: `Error::Shape`.
+/// `x_c = (t_c − w_c) − Σ_{start ≤ b < c} x_b·Rn[b, c]`, and the result is `w_c + x_c`: the column loop with nothing
+/// rounded. `w`: `[n, m]`; `t`: `[count, m]` as in [`Block`]; `columns`: `[start + count, count]`; any count.
+///
+/// Errors: `Error::Shape`.
 pub fn updated_group(
     rec: &mut Recorder,
     w: &Tensor,
@@ -87,15 +93,53 @@ pub fn updated_group(
     let m = w.shape()[1];
     let mut out = rec.empty(&[count, m])?;
     if rec.is_gpu() {
-        return Err(not_written(rec));
+        let d: Tensor = rec.empty(&[count, m])?;
+        let (inputs, outputs) = ([w.buffer(), t.buffer(), columns.buffer()], [d.buffer(), out.buffer()]);
+        let params = Params { m: m as u32, start: start as u32, count: count as u32, groups: 0, top: 0.0 };
+        walk_gpu(rec, "gptq_update", &inputs, &outputs, params)?;
+        return Ok(out);
     }
     let coefficients = transposed_corner(columns.host(), start, count);
-    let w = &w.host()[start * m..(start + count) * m];
+    let (w, t) = (&w.host()[start * m..(start + count) * m], t.host());
     strips(out.host_mut(), m).into_par_iter().enumerate().for_each(|(strip, out)| {
         let first = strip * LANES;
-        pulp::Arch::new().dispatch(UpdateStrip { w, t: t.host(), coefficients: &coefficients, m, first, out });
+        pulp::Arch::new().dispatch(Walk { w, t, coefficients: &coefficients, m, first, settle: Update { out } });
     });
     Ok(out)
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    m: u32,
+    start: u32,
+    count: u32,
+    groups: u32,
+    top: f32,
+}
+
+impl Params {
+    fn new(block: &Block<'_>, m: usize, groups: usize) -> Self {
+        let (start, count) = (block.start as u32, block.count as u32);
+        Self { m: m as u32, start, count, groups: groups as u32, top: ((1u32 << block.bits) - 1) as f32 }
+    }
+}
+
+fn walk_gpu(
+    rec: &mut Recorder,
+    kernel: &'static str,
+    inputs: &[&Buffer],
+    outputs: &[&Buffer],
+    params: Params,
+) -> Result<()> {
+    rec.dispatch(Dispatch {
+        kernel,
+        params: bytemuck::bytes_of(&params),
+        inputs,
+        outputs,
+        workgroups: [(params.m as usize).div_ceil(64), 1, 1],
+        work: f64::from(params.m) * f64::from(params.count).powi(2),
+    })
 }
 
 fn check_slab(op: &'static str, w: &Tensor, t: &Tensor, columns: &Tensor, start: usize, count: usize) -> Result<()> {
@@ -124,51 +168,83 @@ fn strips<T: Element>(matrix: &mut [T], m: usize) -> Vec<Vec<&mut [T]>> {
     strips
 }
 
-/// The twin for the rows from `first` on, as many as fit the pieces of `d` and `codes`.
-struct QuantizeStrip<'a> {
-    block: &'a Block<'a>,
+type Lanes = [f32; LANES];
+
+/// What happens to a column whose t is complete.
+trait Settle {
+    /// Takes t and w of column c for the rows of the strip, stores what is wanted, and returns d.
+    fn settle(&mut self, c: usize, t: &Lanes, w: &Lanes) -> Lanes;
+    /// Rows of the strip.
+    fn width(&self) -> usize;
+}
+
+/// The twin: the columns of the block in order, for the rows from `first` on.
+struct Walk<'a, S> {
+    w: &'a [f32],
+    t: &'a [f32],
     coefficients: &'a [f32],
+    m: usize,
+    first: usize,
+    settle: S,
+}
+
+impl<S: Settle> pulp::NullaryFnOnce for Walk<'_, S> {
+    type Output = ();
+
+    #[inline(always)]
+    fn call(mut self) {
+        let (count, width) = (self.t.len() / self.m, self.settle.width());
+        let mut errors: Vec<Lanes> = Vec::with_capacity(count);
+        for c in 0..count {
+            let from = c * self.m + self.first;
+            let mut t = load(self.t, from, width);
+            add_products(&mut t, &errors, &self.coefficients[c * count..]);
+            errors.push(self.settle.settle(c, &t, &load(self.w, from, width)));
+        }
+    }
+}
+
+/// Rounds, and stores d and the codes.
+struct Quantize<'a> {
+    block: &'a Block<'a>,
+    levels: Levels,
     first: usize,
     d: Vec<&'a mut [f32]>,
     codes: Vec<&'a mut [u32]>,
 }
 
-impl pulp::NullaryFnOnce for QuantizeStrip<'_> {
-    type Output = ();
+impl Settle for Quantize<'_> {
+    #[inline(always)]
+    fn settle(&mut self, c: usize, t: &Lanes, w: &Lanes) -> Lanes {
+        let width = self.width();
+        let block = self.block;
+        let top = ((1u32 << block.bits) - 1) as f32;
+        let levels = &mut self.levels;
+        levels.load(block.grid, block.group_of.host()[block.start + c], self.first, width);
+        let (mut errors, mut codes) = ([0.0; LANES], [0; LANES]);
+        for lane in 0..LANES {
+            let zero = levels.zero[lane];
+            let level = bounded(t[lane] * levels.inverse[lane], -zero, top - zero).round_ties_even();
+            errors[lane] = w[lane] - levels.scale[lane] * level;
+            codes[lane] = code(level + zero);
+        }
+        self.d[c].copy_from_slice(&errors[..width]);
+        self.codes[c].copy_from_slice(&codes[..width]);
+        errors
+    }
 
     #[inline(always)]
-    fn call(mut self) {
-        let (block, first) = (self.block, self.first);
-        let m = block.w.shape()[1];
-        let top = ((1u32 << block.bits) - 1) as f32;
-        let mut errors = [[0.0f32; LANES]; LONGEST_BLOCK];
-        let mut levels = Levels::default();
-        for c in 0..block.count {
-            let column = block.start + c;
-            let width = self.d[c].len();
-            levels.load(block.grid, block.group_of.host()[column], first, width);
-            let mut sum = load(block.t.host(), c * m + first, width);
-            add_products(&mut sum, &errors[..c], &self.coefficients[c * block.count..]);
-            let w = load(block.w.host(), column * m + first, width);
-            let mut codes = [0u32; LANES];
-            for lane in 0..LANES {
-                let zero = levels.zero[lane];
-                let level = bounded(sum[lane] * levels.inverse[lane], -zero, top - zero).round_ties_even();
-                errors[c][lane] = w[lane] - levels.scale[lane] * level;
-                codes[lane] = code(level + zero);
-            }
-            self.d[c].copy_from_slice(&errors[c][..width]);
-            self.codes[c].copy_from_slice(&codes[..width]);
-        }
+    fn width(&self) -> usize {
+        self.d.first().map_or(0, |piece| piece.len())
     }
 }
 
 /// The grids of a strip of rows in the group of the current column.
 struct Levels {
     group: Option<u32>,
-    scale: [f32; LANES],
-    inverse: [f32; LANES],
-    zero: [f32; LANES],
+    scale: Lanes,
+    inverse: Lanes,
+    zero: Lanes,
 }
 
 impl Default for Levels {
@@ -194,45 +270,32 @@ impl Levels {
     }
 }
 
-/// The twin of [`updated_group`] for the columns from `first` on of its `[count, m]` matrices.
-struct UpdateStrip<'a> {
-    w: &'a [f32],
-    t: &'a [f32],
-    coefficients: &'a [f32],
-    m: usize,
-    first: usize,
+/// Rounds nothing, and stores t: then d is what GPTQ has changed so far, the other way round.
+struct Update<'a> {
     out: Vec<&'a mut [f32]>,
 }
 
-impl pulp::NullaryFnOnce for UpdateStrip<'_> {
-    type Output = ();
+impl Settle for Update<'_> {
+    #[inline(always)]
+    fn settle(&mut self, c: usize, t: &Lanes, w: &Lanes) -> Lanes {
+        let out = &mut self.out[c];
+        out.copy_from_slice(&t[..out.len()]);
+        let mut errors = [0.0; LANES];
+        for lane in 0..LANES {
+            errors[lane] = w[lane] - t[lane];
+        }
+        errors
+    }
 
     #[inline(always)]
-    fn call(self) {
-        let count = self.out.len();
-        // −x_c, so that the sum below adds.
-        let mut negated = vec![[0.0f32; LANES]; count];
-        for (c, out) in self.out.into_iter().enumerate() {
-            let from = c * self.m + self.first;
-            let w = load(self.w, from, out.len());
-            let mut sum = load(self.t, from, out.len());
-            for lane in 0..LANES {
-                sum[lane] -= w[lane];
-            }
-            add_products(&mut sum, &negated[..c], &self.coefficients[c * count..]);
-            for lane in 0..LANES {
-                negated[c][lane] = -sum[lane];
-            }
-            for (lane, out) in out.iter_mut().enumerate() {
-                *out = w[lane] + sum[lane];
-            }
-        }
+    fn width(&self) -> usize {
+        self.out.first().map_or(0, |piece| piece.len())
     }
 }
 
 /// `width` elements, then zeros.
 #[inline(always)]
-fn load(values: &[f32], from: usize, width: usize) -> [f32; LANES] {
+fn load(values: &[f32], from: usize, width: usize) -> Lanes {
     let mut lanes = [0.0; LANES];
     lanes[..width].copy_from_slice(&values[from..from + width]);
     lanes
@@ -240,7 +303,7 @@ fn load(values: &[f32], from: usize, width: usize) -> [f32; LANES] {
 
 /// `sum += Σ_j coefficients[j]·rows[j]`.
 #[inline(always)]
-fn add_products(sum: &mut [f32; LANES], rows: &[[f32; LANES]], coefficients: &[f32]) {
+fn add_products(sum: &mut Lanes, rows: &[Lanes], coefficients: &[f32]) {
     let mut local = *sum;
     for (row, &coefficient) in rows.iter().zip(coefficients) {
         for lane in 0..LANES {

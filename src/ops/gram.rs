@@ -3,12 +3,13 @@
 //! A symmetric matrix is kept as the lower triangle in tiles, half the memory of a dense one, so that the widest
 //! layers fit one storage binding.
 
-use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul, s};
+use faer::linalg::matmul::matmul as product;
+use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use crate::device::Recorder;
+use crate::device::{Buffer, Dispatch, Recorder};
 use crate::ops::matmul::{self, Orientation};
-use crate::ops::not_written;
+use crate::ops::{spread, spread_elements};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -59,7 +60,8 @@ impl Packed {
             return Err(Error::shape("gram add_assign", format!("extents {} and {}", self.n, other.n)));
         }
         if rec.is_gpu() {
-            return Err(not_written(rec));
+            let count = self.tiles.len();
+            return convert(rec, "packed_add", self.n, other.tiles.buffer(), self.tiles.buffer(), count);
         }
         let source = other.tiles.host().par_chunks(AREA);
         self.tiles.host_mut().par_chunks_mut(AREA).zip(source).for_each(|(tile, other)| {
@@ -92,6 +94,51 @@ pub(crate) fn offset(row: usize, column: usize) -> usize {
     tile_index(row / TILE, column / TILE) * AREA + row % TILE * TILE + column % TILE
 }
 
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    n: u32,
+    first: u32,
+    last: u32,
+    tiles: u32,
+    stride: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct ConvertParams {
+    n: u32,
+    count: u32,
+    stride: u32,
+}
+
+/// One of the kernels that go over `count` elements of a matrix of extent n.
+fn convert(
+    rec: &mut Recorder,
+    kernel: &'static str,
+    n: usize,
+    source: &Buffer,
+    destination: &Buffer,
+    count: usize,
+) -> Result<()> {
+    let (workgroups, _) = spread_elements(count);
+    let params = ConvertParams { n: n as u32, count: count as u32, stride: workgroups[0] as u32 };
+    rec.dispatch(Dispatch {
+        kernel,
+        params: bytemuck::bytes_of(&params),
+        inputs: &[source],
+        outputs: &[destination],
+        workgroups,
+        work: 4.0 * count as f64,
+    })
+}
+
+/// Tokens of one dispatch: few enough for one running sum and for no watchdog to bite on a slow GPU.
+fn token_ranges(tokens: usize, n: usize) -> impl Iterator<Item = [u32; 2]> {
+    let most = (100_000_000_000 / (n * n).max(1)).clamp(256, 2048);
+    (0..tokens).step_by(most).map(move |first| [first as u32, tokens.min(first + most) as u32])
+}
+
 /// `H += XᵀX`. `x`: `[T, n]`. Errors: `Error::Shape` if `h` has another extent.
 pub fn accumulate(rec: &mut Recorder, x: &Tensor, h: &mut Packed) -> Result<()> {
     let [tokens, n] = x.matrix("gram")?;
@@ -99,10 +146,22 @@ pub fn accumulate(rec: &mut Recorder, x: &Tensor, h: &mut Packed) -> Result<()> 
         return Err(Error::shape("gram", format!("tokens of {n} channels into a matrix of extent {}", h.n)));
     }
     if rec.is_gpu() {
-        return Err(not_written(rec));
+        let tiles = tile_count(n);
+        let workgroups = spread(tiles);
+        for [first, last] in token_ranges(tokens, n) {
+            let params = Params { n: n as u32, first, last, tiles: tiles as u32, stride: workgroups[0] as u32 };
+            rec.dispatch(Dispatch {
+                kernel: "gram",
+                params: bytemuck::bytes_of(&params),
+                inputs: &[x.buffer()],
+                outputs: &[h.tiles.buffer()],
+                workgroups,
+                work: f64::from(last - first) * n as f64 * n as f64,
+            })?;
+        }
+        return Ok(());
     }
-    let x = ArrayView2::from_shape((tokens, n), x.host()).expect("the shape holds that many elements");
-    accumulate_cpu(x, h.tiles.host_mut());
+    accumulate_cpu(MatRef::from_row_major_slice(x.host(), tokens, n), h.tiles.host_mut());
     Ok(())
 }
 
@@ -112,7 +171,19 @@ pub fn cross(rec: &mut Recorder, x: &Tensor, x_hat: &Tensor, d: &mut Tensor) -> 
     x_hat.expect_shape("cross", &[tokens, n])?;
     d.expect_shape("cross", &[n, n])?;
     if rec.is_gpu() {
-        return Err(not_written(rec));
+        let tiles = n.div_ceil(TILE);
+        for [first, last] in token_ranges(tokens, n) {
+            let params = Params { n: n as u32, first, last, tiles: tiles as u32, stride: tiles as u32 };
+            rec.dispatch(Dispatch {
+                kernel: "gram_cross",
+                params: bytemuck::bytes_of(&params),
+                inputs: &[x.buffer(), x_hat.buffer()],
+                outputs: &[d.buffer()],
+                workgroups: [tiles, tiles, 1],
+                work: 2.0 * f64::from(last - first) * n as f64 * n as f64,
+            })?;
+        }
+        return Ok(());
     }
     let mut delta = vec![0.0f32; tokens * n];
     let width = n.max(1);
@@ -123,16 +194,17 @@ pub fn cross(rec: &mut Recorder, x: &Tensor, x_hat: &Tensor, d: &mut Tensor) -> 
             }
         },
     );
-    let delta = ArrayView2::from_shape((tokens, n), &delta).expect("made with that many elements");
-    let x_hat = ArrayView2::from_shape((tokens, n), x_hat.host()).expect("the shape holds that many elements");
-    matmul::cpu(Orientation::Tn, delta, x_hat, d.host_mut(), n, 1.0);
+    let [delta, x_hat] = [&delta, x_hat.host()].map(|values| MatRef::from_row_major_slice(values, tokens, n));
+    matmul::cpu(Orientation::Tn, delta, x_hat, d.host_mut(), Accum::Add);
     Ok(())
 }
 
 /// The diagonal, read back.
 pub async fn diagonal(rec: &mut Recorder, h: &Packed) -> Result<Vec<f32>> {
     if rec.is_gpu() {
-        return Err(not_written(rec));
+        let diagonal: Tensor = rec.empty(&[h.n])?;
+        convert(rec, "packed_diagonal", h.n, h.tiles.buffer(), diagonal.buffer(), h.n)?;
+        return rec.read(&diagonal).await;
     }
     let tiles = h.tiles.host();
     Ok((0..h.n).map(|i| tiles[offset(i, i)]).collect())
@@ -143,7 +215,8 @@ pub fn unpack(rec: &mut Recorder, h: &Packed) -> Result<Tensor> {
     let n = h.n;
     let mut dense = rec.empty(&[n, n])?;
     if rec.is_gpu() {
-        return Err(not_written(rec));
+        convert(rec, "packed_unpack", n, h.tiles.buffer(), dense.buffer(), n * n)?;
+        return Ok(dense);
     }
     let tiles = h.tiles.host();
     dense.host_mut().par_chunks_mut(n.max(1)).enumerate().for_each(|(i, row)| {
@@ -162,7 +235,8 @@ pub fn pack(rec: &mut Recorder, dense: &Tensor) -> Result<Packed> {
     dense.expect_shape("pack", &[columns, columns])?;
     let mut packed = Packed::empty(rec, n)?;
     if rec.is_gpu() {
-        return Err(not_written(rec));
+        convert(rec, "packed_pack", n, dense.buffer(), packed.tiles.buffer(), packed.tiles.len())?;
+        return Ok(packed);
     }
     let dense = dense.host();
     fill_tiles(packed.tiles.host_mut(), n, |i, j| dense[i.max(j) * n + i.min(j)]);
@@ -211,7 +285,7 @@ fn cover(lo: usize, hi: usize, out: &mut Vec<Block>) {
 }
 
 /// The twin: rectangles of the lower triangle as products, which the cores share, then added to their tiles.
-fn accumulate_cpu(x: ArrayView2<'_, f32>, tiles: &mut [f32]) {
+fn accumulate_cpu(x: MatRef<'_, f32>, tiles: &mut [f32]) {
     let n = x.ncols();
     if n == 0 {
         return;
@@ -230,23 +304,24 @@ fn accumulate_cpu(x: ArrayView2<'_, f32>, tiles: &mut [f32]) {
             (block, own)
         })
         .collect();
-    tasks.into_par_iter().for_each(|(block, own)| add_product(x, block, own));
+    tasks.into_par_iter().for_each(|(block, own)| add_products(x, block, own));
 }
 
 /// Adds the block's part of XᵀX to its tiles, given with their rows and columns.
-fn add_product(x: ArrayView2<'_, f32>, block: Block, tiles: Vec<(usize, usize, &mut [f32])>) {
+fn add_products(x: MatRef<'_, f32>, block: Block, tiles: Vec<(usize, usize, &mut [f32])>) {
     let n = x.ncols();
     let [r0, r1] = block.rows.map(|tile| n.min(tile * TILE));
     let [c0, c1] = block.columns.map(|tile| n.min(tile * TILE));
     let width = c1 - c0;
-    let mut product = vec![0.0f32; (r1 - r0) * width];
-    let mut view = ArrayViewMut2::from_shape((r1 - r0, width), &mut product).expect("made with that many elements");
-    general_mat_mul(1.0, &x.slice(s![.., r0..r1]).reversed_axes(), &x.slice(s![.., c0..c1]), 0.0, &mut view);
+    let mut sums = vec![0.0f32; (r1 - r0) * width];
+    let view = MatMut::from_row_major_slice_mut(&mut sums, r1 - r0, width);
+    let (left, right) = (x.subcols(r0, r1 - r0), x.subcols(c0, width));
+    product(view, Accum::Replace, left.transpose(), right, 1.0, Par::Seq);
     for (row, column, tile) in tiles {
         let first = column * TILE - c0;
         let columns = first..width.min(first + TILE);
-        for (tile, product) in tile.chunks_mut(TILE).zip(product.chunks(width).skip(row * TILE - r0)) {
-            for (sum, value) in tile.iter_mut().zip(&product[columns.clone()]) {
+        for (tile, sums) in tile.chunks_mut(TILE).zip(sums.chunks(width).skip(row * TILE - r0)) {
+            for (sum, value) in tile.iter_mut().zip(&sums[columns.clone()]) {
                 *sum += value;
             }
         }

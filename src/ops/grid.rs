@@ -3,8 +3,8 @@
 use half::f16;
 use rayon::prelude::*;
 
-use crate::device::Recorder;
-use crate::ops::{bounded, not_written};
+use crate::device::{Dispatch, Recorder};
+use crate::ops::{bounded, spread};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -74,7 +74,8 @@ pub fn search(rec: &mut Recorder, w: &Tensor, spec: &GridSpec) -> Result<Grid> {
     let groups = n.div_ceil(spec.group_size);
     let mut grid = Grid { scales: rec.empty(&[m, groups])?, zeros: rec.empty(&[m, groups])? };
     if rec.is_gpu() {
-        return Err(not_written(rec));
+        search_gpu(rec, w, spec, &grid)?;
+        return Ok(grid);
     }
     if w.is_empty() {
         return Ok(grid);
@@ -87,6 +88,44 @@ pub fn search(rec: &mut Recorder, w: &Tensor, spec: &GridSpec) -> Result<Grid> {
         }
     });
     Ok(grid)
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    n: u32,
+    group_size: u32,
+    groups: u32,
+    count: u32,
+    stride: u32,
+    factors: u32,
+    symmetric: u32,
+    half: u32,
+    top: f32,
+}
+
+fn search_gpu(rec: &mut Recorder, w: &Tensor, spec: &GridSpec, grid: &Grid) -> Result<()> {
+    let workgroups = spread(grid.scales.len());
+    let factors = if spec.search == Search::Mse { FACTORS } else { 1 };
+    let params = Params {
+        n: w.shape()[1] as u32,
+        group_size: spec.group_size as u32,
+        groups: grid.scales.shape()[1] as u32,
+        count: grid.scales.len() as u32,
+        stride: workgroups[0] as u32,
+        factors: factors as u32,
+        symmetric: u32::from(spec.symmetry == Symmetry::Symmetric),
+        half: u32::from(spec.scale_type == ScaleType::F16),
+        top: ((1u32 << spec.bits) - 1) as f32,
+    };
+    rec.dispatch(Dispatch {
+        kernel: "grid",
+        params: bytemuck::bytes_of(&params),
+        inputs: &[w.buffer()],
+        outputs: &[grid.scales.buffer(), grid.zeros.buffer()],
+        workgroups,
+        work: 16.0 * (factors * w.len()) as f64,
+    })
 }
 
 /// Lanes of the vectorised loops.

@@ -47,8 +47,3 @@ pub(crate) fn bounded(x: f32, low: f32, high: f32) -> f32 {
 pub(crate) fn code(level: f32) -> u32 {
     (level + 8_388_608.0).to_bits() & 0xff
 }
-
-/// The GPU branch of an op that has none yet.
-pub(crate) fn not_written(rec: &crate::device::Recorder) -> crate::Error {
-    crate::Error::Gpu { device: rec.device().name(), message: "this kernel is not written yet".to_string() }
-}

@@ -4,8 +4,8 @@
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::device::Recorder;
-use crate::ops::not_written;
+use crate::device::{Buffer, Dispatch, Recorder};
+use crate::ops::spread_elements;
 use crate::tensor::{Element, Tensor};
 
 /// Rows that are moved together: one cache line of each column.
@@ -17,7 +17,8 @@ pub fn to_columns<T: Element>(rec: &mut Recorder, w: &Tensor<T>, order: &Tensor<
     order.expect_shape("to_columns", &[n])?;
     let mut out = rec.empty(&[n, m])?;
     if rec.is_gpu() {
-        return Err(not_written(rec));
+        permute_gpu(rec, "to_columns", [m, n], w.buffer(), order, out.buffer())?;
+        return Ok(out);
     }
     if !out.is_empty() {
         to_columns_cpu(w.host(), order.host(), m, out.host_mut());
@@ -33,7 +34,8 @@ pub fn from_columns<T: Element>(rec: &mut Recorder, x: &Tensor<T>, order: &Tenso
     order.expect_shape("from_columns", &[n])?;
     let mut out = rec.empty(&[m, n])?;
     if rec.is_gpu() {
-        return Err(not_written(rec));
+        permute_gpu(rec, "from_columns", [m, n], x.buffer(), order, out.buffer())?;
+        return Ok(out);
     }
     if !out.is_empty() {
         from_columns_cpu(x.host(), order.host(), m, out.host_mut());
@@ -46,11 +48,53 @@ pub fn zero_columns(rec: &mut Recorder, w: &mut Tensor, dead: &Tensor<u32>) -> R
     let [_, n] = w.matrix("zero_columns")?;
     dead.expect_shape("zero_columns", &[n])?;
     if rec.is_gpu() {
-        return Err(not_written(rec));
+        let (workgroups, _) = spread_elements(w.len());
+        let params = ZeroParams { n: n as u32, count: w.len() as u32, stride: workgroups[0] as u32 };
+        return rec.dispatch(Dispatch {
+            kernel: "zero_columns",
+            params: bytemuck::bytes_of(&params),
+            inputs: &[dead.buffer()],
+            outputs: &[w.buffer()],
+            workgroups,
+            work: w.len() as f64,
+        });
     }
     let columns: Vec<usize> = (0..n).filter(|&i| dead.host()[i] == 1).collect();
     w.host_mut().par_chunks_mut(n.max(1)).with_min_len(64).for_each(|row| columns.iter().for_each(|&i| row[i] = 0.0));
     Ok(())
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    m: u32,
+    n: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct ZeroParams {
+    n: u32,
+    count: u32,
+    stride: u32,
+}
+
+fn permute_gpu(
+    rec: &mut Recorder,
+    kernel: &'static str,
+    [m, n]: [usize; 2],
+    source: &Buffer,
+    order: &Tensor<u32>,
+    destination: &Buffer,
+) -> Result<()> {
+    rec.dispatch(Dispatch {
+        kernel,
+        params: bytemuck::bytes_of(&Params { m: m as u32, n: n as u32 }),
+        inputs: &[source, order.buffer()],
+        outputs: &[destination],
+        workgroups: [n.div_ceil(32), m.div_ceil(32), 1],
+        work: 4.0 * m as f64 * n as f64,
+    })
 }
 
 /// Strips of rows, so that the gathered part of `w` stays in cache whatever the order.

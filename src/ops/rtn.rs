@@ -2,11 +2,22 @@
 
 use rayon::prelude::*;
 
-use crate::device::Recorder;
+use crate::device::{Dispatch, Recorder};
 use crate::ops::grid::Grid;
-use crate::ops::{self, bounded, not_written};
+use crate::ops::{self, bounded, spread_elements};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    n: u32,
+    group_size: u32,
+    groups: u32,
+    count: u32,
+    stride: u32,
+    top: f32,
+}
 
 /// `q = clamp(round_half_even(w / s) + z, 0, 2^b − 1)`; returns the codes and `s(q − z)`, both `[m, n]`.
 ///
@@ -19,21 +30,32 @@ pub fn round(
     bits: u32,
 ) -> Result<(Tensor<u32>, Tensor)> {
     let [m, n] = w.matrix("rtn")?;
-    if group_size == 0 {
-        return Err(Error::shape("rtn", "groups of no columns"));
+    if group_size == 0 || !(1..=8).contains(&bits) {
+        return Err(Error::shape("rtn", format!("{bits} bits in groups of {group_size} columns")));
     }
     let groups = n.div_ceil(group_size);
     grid.scales.expect_shape("rtn", &[m, groups])?;
     grid.zeros.expect_shape("rtn", &[m, groups])?;
     let mut codes = rec.empty(&[m, n])?;
     let mut values = rec.empty(&[m, n])?;
+    let top = ((1u32 << bits) - 1) as f32;
     if rec.is_gpu() {
-        return Err(not_written(rec));
+        let (workgroups, _) = spread_elements(w.len());
+        let (n, group_size, groups) = (n as u32, group_size as u32, groups as u32);
+        let params = Params { n, group_size, groups, count: w.len() as u32, stride: workgroups[0] as u32, top };
+        rec.dispatch(Dispatch {
+            kernel: "rtn",
+            params: bytemuck::bytes_of(&params),
+            inputs: &[w.buffer(), grid.scales.buffer(), grid.zeros.buffer()],
+            outputs: &[codes.buffer(), values.buffer()],
+            workgroups,
+            work: 8.0 * w.len() as f64,
+        })?;
+        return Ok((codes, values));
     }
     if w.is_empty() {
         return Ok((codes, values));
     }
-    let top = ((1u32 << bits) - 1) as f32;
     let rows = w.host().par_chunks(n).zip(grid.scales.host().par_chunks(groups));
     let rows = rows.zip(grid.zeros.host().par_chunks(groups));
     let out = codes.host_mut().par_chunks_mut(n).zip(values.host_mut().par_chunks_mut(n));

@@ -5,10 +5,10 @@ use faer::{MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::device::Recorder;
+use crate::device::{Dispatch, Recorder};
 use crate::ops::cholesky::Factor;
-use crate::ops::gram;
-use crate::ops::not_written;
+use crate::ops::gram::{self, TILE};
+use crate::ops::spread_elements;
 use crate::tensor::Tensor;
 
 /// `B·(H + λI)⁻¹`. `b`: `[m, n]`, its columns in the original order. Errors: `Error::Shape` if n differs.
@@ -16,13 +16,104 @@ pub fn solve_rows(rec: &mut Recorder, factor: &Factor, b: Tensor) -> Result<Tens
     let [m, n] = b.matrix("solve_rows")?;
     b.expect_shape("solve_rows", &[m, factor.n()])?;
     if rec.is_gpu() {
-        return Err(not_written(rec));
+        solve_gpu(rec, factor, &b)?;
+        return Ok(b);
     }
     let mut b = b;
     if m > 0 && n > 0 {
         solve_cpu(factor, b.host_mut());
     }
     Ok(b)
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct OrderParams {
+    n: u32,
+    width: u32,
+    count: u32,
+    stride: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    m: u32,
+    width: u32,
+    tile: u32,
+    first: u32,
+    last: u32,
+    finish: u32,
+}
+
+/// Tile columns that are solved before the columns after them are brought up to date, in one large product.
+const RUN: usize = 8;
+
+/// Two triangular solves on a copy of B in the order of M.
+fn solve_gpu(rec: &mut Recorder, factor: &Factor, b: &Tensor) -> Result<()> {
+    let (m, n) = (b.shape()[0], factor.n());
+    let tiles = n.div_ceil(TILE);
+    let y: Tensor = rec.empty(&[m, tiles * TILE])?;
+    let (workgroups, _) = spread_elements(y.len());
+    let (width, count, stride) = ((tiles * TILE) as u32, y.len() as u32, workgroups[0] as u32);
+    let params = OrderParams { n: n as u32, width, count, stride };
+    let reorder = |rec: &mut Recorder, kernel, from: &Tensor, to: &Tensor| {
+        rec.dispatch(Dispatch {
+            kernel,
+            params: bytemuck::bytes_of(&params),
+            inputs: &[factor.order().buffer(), from.buffer()],
+            outputs: &[to.buffer()],
+            workgroups,
+            work: 4.0 * y.len() as f64,
+        })
+    };
+    reorder(rec, "solve_gather", b, &y)?;
+    for run in (0..tiles).step_by(RUN) {
+        let end = tiles.min(run + RUN);
+        for tile in run..end {
+            step(rec, "solve_forward", factor, &y, [tile, tile + 1], [run, tile], true)?;
+        }
+        step(rec, "solve_forward", factor, &y, [end, tiles], [run, end], false)?;
+    }
+    for run in (0..tiles).step_by(RUN).rev() {
+        let end = tiles.min(run + RUN);
+        for tile in (run..end).rev() {
+            step(rec, "solve_backward", factor, &y, [tile, tile + 1], [tile + 1, end], true)?;
+        }
+        step(rec, "solve_backward", factor, &y, [0, run], [run, end], false)?;
+    }
+    reorder(rec, "solve_scatter", &y, b)
+}
+
+/// Takes the product of the tile columns `solved` off the tile columns `of`, and solves those if `finish`.
+fn step(
+    rec: &mut Recorder,
+    kernel: &'static str,
+    factor: &Factor,
+    y: &Tensor,
+    of: [usize; 2],
+    solved: [usize; 2],
+    finish: bool,
+) -> Result<()> {
+    let [m, width] = y.matrix("solve_rows")?;
+    let [first, last] = solved.map(|tile| tile * TILE);
+    let params = Params {
+        m: m as u32,
+        width: width as u32,
+        tile: of[0] as u32,
+        first: first as u32,
+        last: last as u32,
+        finish: u32::from(finish),
+    };
+    let depth = last - first + if finish { TILE } else { 0 };
+    rec.dispatch(Dispatch {
+        kernel,
+        params: bytemuck::bytes_of(&params),
+        inputs: &[factor.m().tiles().buffer(), factor.inverse().buffer()],
+        outputs: &[y.buffer()],
+        workgroups: [of[1] - of[0], m.div_ceil(TILE), 1],
+        work: 2.0 * (m * (of[1] - of[0]) * TILE * depth) as f64,
+    })
 }
 
 /// The twin. With F the order and the flip together, `B·(H + λI)⁻¹ = (B·Fᵀ)·M⁻ᵀ·M⁻¹·F`; rows of B are columns to faer.
@@ -32,8 +123,8 @@ fn solve_cpu(factor: &Factor, b: &mut [f32]) {
     let tiles = factor.m().tiles().host();
     let mut lower = vec![0.0f32; n * n];
     lower.par_chunks_mut(n).enumerate().for_each(|(i, row)| {
-        for (j, piece) in row[..=i].chunks_mut(gram::TILE).enumerate() {
-            let from = gram::offset(i, j * gram::TILE);
+        for (j, piece) in row[..=i].chunks_mut(TILE).enumerate() {
+            let from = gram::offset(i, j * TILE);
             piece.copy_from_slice(&tiles[from..from + piece.len()]);
         }
     });

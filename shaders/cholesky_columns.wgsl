@@ -1,0 +1,32 @@
+// slab[j, c] = R[j, i] / R[i, i], i = start + c, with R = J·M·J: 1 on the diagonal, 0 below it. One invocation per element.
+#import tiles
+
+struct Params {
+    n: u32,
+    start: u32,
+    count: u32,
+    // Number of elements, and workgroups along x.
+    elements: u32,
+    stride: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> m: array<f32>;
+@group(0) @binding(2) var<storage, read_write> slab: array<f32>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let index = (group.y * p.stride + group.x) * 256u + lane;
+    if index >= p.elements {
+        return;
+    }
+    let j = index / p.count;
+    let i = p.start + index % p.count;
+    if j >= i {
+        slab[index] = select(0.0, 1.0, j == i);
+        return;
+    }
+    let row = p.n - 1u - j;
+    let column = p.n - 1u - i;
+    slab[index] = m[element_offset(row, column)] / m[element_offset(column, column)];
+}

@@ -1,0 +1,38 @@
+// M before its factorisation: the lower triangle of H + λI in the reversed processing order, zero above the diagonal.
+// A zero on the diagonal of H becomes 1. Beyond n the matrix is the identity, so that edge tiles factor like others.
+#import tiles
+
+struct Params {
+    n: u32,
+    // Number of elements written, and workgroups along x.
+    count: u32,
+    stride: u32,
+    ridge: f32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> h: array<f32>;
+@group(0) @binding(2) var<storage, read> order: array<u32>;
+@group(0) @binding(3) var<storage, read_write> m: array<f32>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let index = (group.y * p.stride + group.x) * 256u + lane;
+    if index >= p.count {
+        return;
+    }
+    let tile = tile_position(index / AREA);
+    let row = tile.x * 64u + index % AREA / 64u;
+    let column = tile.y * 64u + index % 64u;
+    if row >= p.n || column > row {
+        m[index] = select(0.0, 1.0, row == column);
+        return;
+    }
+    let i = order[p.n - 1u - row];
+    let j = order[p.n - 1u - column];
+    var value = h[element_offset(max(i, j), min(i, j))];
+    if row == column {
+        value = select(value, 1.0, value == 0.0) + p.ridge;
+    }
+    m[index] = value;
+}

@@ -1,0 +1,110 @@
+// Scale and zero point of one group of one row per workgroup. The search has one candidate range per lane: all lanes walk
+// over the group together, from workgroup memory, so that no sum needs a reduction.
+#import quantizer
+
+struct Params {
+    n: u32,
+    group_size: u32,
+    groups: u32,
+    // Rows × groups, and workgroups along x.
+    count: u32,
+    stride: u32,
+    // Candidates: 80, or 1 for the range as it is.
+    factors: u32,
+    symmetric: u32,
+    // Whether scales are rounded to f16.
+    half: u32,
+    // 2^b − 1.
+    top: f32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> w: array<f32>;
+@group(0) @binding(2) var<storage, read_write> scales: array<f32>;
+@group(0) @binding(3) var<storage, read_write> zeros: array<f32>;
+
+const LANES = 80u;
+const CHUNK = 512u;
+var<workgroup> lows: array<f32, LANES>;
+var<workgroup> highs: array<f32, LANES>;
+var<workgroup> losses: array<f32, LANES>;
+var<workgroup> chunk: array<f32, CHUNK>;
+
+// The nearest f16, between the smallest positive one and the largest finite one, by integer arithmetic: what the
+// packing built-ins do with a value between two halves is not specified.
+fn to_half(x: f32) -> f32 {
+    let bits = bitcast<u32>(clamp(x, 6.103515625e-5, 65504.0));
+    let normal = bitcast<f32>((bits + 0xfffu + ((bits >> 13u) & 1u)) & 0xffffe000u);
+    let subnormal = max(round(x * 16777216.0), 1.0) / 16777216.0;
+    return select(normal, subnormal, x < 6.103515625e-5);
+}
+
+// Scale and zero point of the range after shrinking by factor number i.
+fn quantizer(range: vec2<f32>, i: u32) -> vec2<f32> {
+    let shrunk = range * (f32(100u - i) / 100.0);
+    var scale = max((shrunk.y - shrunk.x) / p.top, 1.17549435e-38);
+    if p.half == 1u {
+        scale = to_half(scale);
+    }
+    let zero = clamp(round(-shrunk.x / scale), 0.0, p.top);
+    return vec2<f32>(scale, select(zero, (p.top + 1.0) / 2.0, p.symmetric == 1u));
+}
+
+@compute @workgroup_size(80)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let index = group.y * p.stride + group.x;
+    if index >= p.count {
+        return;
+    }
+    let column = index % p.groups * p.group_size;
+    let first = index / p.groups * p.n + column;
+    let length = min(p.group_size, p.n - column);
+    var range = vec2<f32>(0.0, 0.0);
+    for (var i = lane; i < length; i += LANES) {
+        range = vec2<f32>(min(range.x, w[first + i]), max(range.y, w[first + i]));
+    }
+    lows[lane] = range.x;
+    highs[lane] = range.y;
+    workgroupBarrier();
+    for (var i = 0u; i < LANES; i += 1u) {
+        range = vec2<f32>(min(range.x, lows[i]), max(range.y, highs[i]));
+    }
+    if range.x == 0.0 && range.y == 0.0 {
+        range = vec2<f32>(-1.0, 1.0);
+    }
+    if p.symmetric == 1u {
+        let most = max(-range.x, range.y);
+        range = vec2<f32>(-most, most);
+    }
+    var best = 0u;
+    if p.factors > 1u {
+        let candidate = quantizer(range, min(lane, p.factors - 1u));
+        let inverse = 1.0 / candidate.x;
+        var loss = 0.0;
+        for (var start = 0u; start < length; start += CHUNK) {
+            for (var i = lane; i < CHUNK; i += LANES) {
+                // A zero is on every grid, so padding adds no loss.
+                chunk[i] = select(0.0, w[first + min(start + i, length - 1u)], start + i < length);
+            }
+            workgroupBarrier();
+            for (var i = 0u; i < min(CHUNK, length - start); i += 1u) {
+                let error = abs(chunk[i] - candidate.x * level(chunk[i], inverse, candidate.y, p.top));
+                // Of zero, log2 inside pow would be infinite.
+                loss += pow(max(error, 1e-30), 2.4);
+            }
+            workgroupBarrier();
+        }
+        losses[lane] = loss;
+        workgroupBarrier();
+        for (var i = 1u; i < p.factors; i += 1u) {
+            if losses[i] < losses[best] {
+                best = i;
+            }
+        }
+    }
+    if lane == 0u {
+        let found = quantizer(range, best);
+        scales[index] = found.x;
+        zeros[index] = found.y;
+    }
+}

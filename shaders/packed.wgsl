@@ -1,0 +1,38 @@
+// Between a symmetric matrix as tiles of its lower triangle and other forms, one invocation per element written:
+//   UNPACK: dense [n, n]   PACK: tiles from dense   DIAGONAL: [n]   ADD: tiles += tiles
+#import tiles
+
+struct Params {
+    n: u32,
+    // Number of elements written, and workgroups along x.
+    count: u32,
+    stride: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> source: array<f32>;
+@group(0) @binding(2) var<storage, read_write> destination: array<f32>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let i = (group.y * p.stride + group.x) * 256u + lane;
+    if i >= p.count {
+        return;
+    }
+#ifdef UNPACK
+    let row = i / p.n;
+    let column = i % p.n;
+    destination[i] = source[element_offset(max(row, column), min(row, column))];
+#endif
+#ifdef PACK
+    let position = tile_position(i / AREA) * 64u + vec2<u32>(i % AREA / 64u, i % 64u);
+    let row = max(position.x, position.y);
+    destination[i] = select(0.0, source[min(row, p.n - 1u) * p.n + min(position.x, position.y)], row < p.n);
+#endif
+#ifdef DIAGONAL
+    destination[i] = source[element_offset(i, i)];
+#endif
+#ifdef ADD
+    destination[i] += source[i];
+#endif
+}

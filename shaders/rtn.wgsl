@@ -1,0 +1,33 @@
+// q = clamp(round_half_even(w / s) + z, 0, top) and s(q − z). One invocation per weight.
+#import quantizer
+
+struct Params {
+    n: u32,
+    group_size: u32,
+    groups: u32,
+    // Number of weights, and workgroups along x.
+    count: u32,
+    stride: u32,
+    top: f32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> w: array<f32>;
+@group(0) @binding(2) var<storage, read> scales: array<f32>;
+@group(0) @binding(3) var<storage, read> zeros: array<f32>;
+@group(0) @binding(4) var<storage, read_write> codes: array<u32>;
+@group(0) @binding(5) var<storage, read_write> values: array<f32>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let index = (group.y * p.stride + group.x) * 256u + lane;
+    if index >= p.count {
+        return;
+    }
+    let at = index / p.n * p.groups + index % p.n / p.group_size;
+    let scale = scales[at];
+    let zero = zeros[at];
+    let nearest = level(w[index], 1.0 / scale, zero, p.top);
+    codes[index] = u32(nearest + zero);
+    values[index] = scale * nearest;
+}

@@ -1,0 +1,37 @@
+// Columns into the order of M, reversed processing order, padded with zeros to whole tiles: y[r, c] = b[r, order[n−1−c]];
+// with BACK from there: b[r, order[n−1−c]] = y[r, c]. One invocation per element of y.
+
+struct Params {
+    n: u32,
+    // Columns of y.
+    width: u32,
+    // Number of elements of y, and workgroups along x.
+    count: u32,
+    stride: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> order: array<u32>;
+@group(0) @binding(2) var<storage, read> source: array<f32>;
+@group(0) @binding(3) var<storage, read_write> destination: array<f32>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let index = (group.y * p.stride + group.x) * 256u + lane;
+    if index >= p.count {
+        return;
+    }
+    let row = index / p.width;
+    let column = index % p.width;
+#ifdef BACK
+    if column < p.n {
+        destination[row * p.n + order[p.n - 1u - column]] = source[index];
+    }
+#else
+    if column >= p.n {
+        destination[index] = 0.0;
+        return;
+    }
+    destination[index] = source[row * p.n + order[p.n - 1u - column]];
+#endif
+}

@@ -1,0 +1,20 @@
+// w[r, i] = 0 where dead[i] is 1. One invocation per element.
+
+struct Params {
+    n: u32,
+    // Number of elements, and workgroups along x.
+    count: u32,
+    stride: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> dead: array<u32>;
+@group(0) @binding(2) var<storage, read_write> w: array<f32>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let index = (group.y * p.stride + group.x) * 256u + lane;
+    if index < p.count && dead[index % p.n] == 1u {
+        w[index] = 0.0;
+    }
+}
