@@ -122,11 +122,47 @@ impl Recorder {
             return Ok(Tensor::on_host(tensor.shape(), tensor.host().to_vec()));
         }
         let copy: Tensor<T> = self.empty(tensor.shape())?;
-        let Some(r) = &mut self.recording else { unreachable!("checked above") };
-        r.close_pass();
-        let size = tensor.buffer().size();
-        r.encoder().copy_buffer_to_buffer(tensor.buffer().raw(), 0, copy.buffer().raw(), 0, size);
+        self.copy(tensor, 0, &copy, 0, tensor.len());
         Ok(copy)
+    }
+
+    /// Rows `start..start + count` of a matrix as a new one.
+    pub fn copy_rows<T: Element>(&mut self, from: &Tensor<T>, start: usize, count: usize) -> Result<Tensor<T>> {
+        let [rows, columns] = from.matrix("copy_rows")?;
+        if start + count > rows {
+            return Err(Error::shape("copy_rows", format!("rows {start}..{} of {rows}", start + count)));
+        }
+        if self.recording.is_none() {
+            let values = from.host()[start * columns..(start + count) * columns].to_vec();
+            return Ok(Tensor::on_host(&[count, columns], values));
+        }
+        let copy: Tensor<T> = self.empty(&[count, columns])?;
+        self.copy(from, start * columns, &copy, 0, count * columns);
+        Ok(copy)
+    }
+
+    /// Overwrites rows of `to`, from `start` on, with all rows of `from`.
+    pub fn write_rows<T: Element>(&mut self, from: &Tensor<T>, to: &mut Tensor<T>, start: usize) -> Result<()> {
+        let ([count, columns], [rows, to_columns]) = (from.matrix("write_rows")?, to.matrix("write_rows")?);
+        if columns != to_columns || start + count > rows {
+            let detail = format!("{:?} into {:?} at row {start}", from.shape(), to.shape());
+            return Err(Error::shape("write_rows", detail));
+        }
+        if self.recording.is_none() {
+            to.host_mut()[start * columns..(start + count) * columns].copy_from_slice(from.host());
+        } else {
+            self.copy(from, 0, to, start * columns, count * columns);
+        }
+        Ok(())
+    }
+
+    /// Records a copy of `len` elements between GPU tensors.
+    fn copy<T: Element>(&mut self, from: &Tensor<T>, from_start: usize, to: &Tensor<T>, to_start: usize, len: usize) {
+        let recording = self.recording.as_mut().expect("both tensors are on a GPU");
+        recording.close_pass();
+        let [from_start, to_start, len] = [from_start, to_start, len].map(|elements| elements as u64 * 4);
+        let (from, to) = (from.buffer().raw(), to.buffer().raw());
+        recording.encoder().copy_buffer_to_buffer(from, from_start, to, to_start, len);
     }
 
     /// Waits for all that was recorded and returns the elements of `tensor`.

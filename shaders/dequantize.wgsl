@@ -1,0 +1,26 @@
+// value[r, c] = scale·(code − zero), the grid that of row r and group c / group_size. One invocation per element.
+
+struct Params {
+    count: u32,
+    columns: u32,
+    groups: u32,
+    group_size: u32,
+    // Invocations along x, since elements are spread over two axes.
+    stride: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> codes: array<u32>;
+@group(0) @binding(2) var<storage, read> scales: array<f32>;
+@group(0) @binding(3) var<storage, read> zeros: array<f32>;
+@group(0) @binding(4) var<storage, read_write> values: array<f32>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    let index = id.y * p.stride + id.x;
+    if index >= p.count {
+        return;
+    }
+    let cell = (index / p.columns) * p.groups + (index % p.columns) / p.group_size;
+    values[index] = scales[cell] * (f32(codes[index]) - zeros[cell]);
+}

@@ -1,0 +1,34 @@
+// Rotates the two halves of every head by the angles of the token's position, in place. One invocation per pair.
+
+struct Params {
+    pairs: u32,
+    pairs_per_token: u32,
+    pairs_per_head: u32,
+    seq_len: u32,
+    // Invocations along x, since pairs are spread over two axes.
+    stride: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+// [positions, 2·pairs_per_head]: the cosines of a position, then the sines.
+@group(0) @binding(1) var<storage, read> table: array<f32>;
+@group(0) @binding(2) var<storage, read_write> x: array<f32>;
+
+@compute @workgroup_size(256)
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    let pair = id.y * p.stride + id.x;
+    if pair >= p.pairs {
+        return;
+    }
+    let position = pair / p.pairs_per_token % p.seq_len;
+    let i = pair % p.pairs_per_head;
+    // A head has as many second elements as pairs before it, so its first elements start at twice that.
+    let first = 2u * (pair - i) + i;
+    let second = first + p.pairs_per_head;
+    let cosine = table[position * 2u * p.pairs_per_head + i];
+    let sine = table[position * 2u * p.pairs_per_head + p.pairs_per_head + i];
+    let a = x[first];
+    let b = x[second];
+    x[first] = a * cosine - b * sine;
+    x[second] = b * cosine + a * sine;
+}

@@ -1,0 +1,172 @@
+//! Text to windows of tokens, seeded. Reads no file: the front ends hand over bytes.
+
+use std::borrow::Cow;
+
+use rand::SeedableRng;
+use rand::seq::index;
+use rand_chacha::ChaCha8Rng;
+use serde::Deserialize;
+
+use crate::model::Tokenizer;
+use crate::{Error, Result};
+
+/// A text file by name and content. A name that ends in `.jsonl` means one JSON object per line with a `text` field.
+#[derive(Debug, Clone)]
+pub struct TextFile {
+    /// The name as the user knows it.
+    pub name: String,
+    /// UTF-8.
+    pub bytes: Cow<'static, [u8]>,
+}
+
+/// How windows are taken from the tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sampling {
+    /// The first windows, one after the other, without overlap.
+    Sequential,
+    /// Windows at distinct starts, drawn uniformly by ChaCha8 from the seed; they may overlap.
+    Random,
+}
+
+/// The tokens of all calibration or evaluation texts, one after the other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Calibration {
+    names: String,
+    tokens: Vec<u32>,
+}
+
+impl Calibration {
+    /// Tokens of `files` in the given order. Each text file, and each line of a JSONL file, is encoded as one document.
+    ///
+    /// Errors: a file that is empty, not UTF-8 or malformed (with the line), or a token that a model of `vocab_size` lacks.
+    pub fn from_texts(tokenizer: &Tokenizer, files: &[TextFile], vocab_size: usize) -> Result<Self> {
+        let mut tokens = Vec::new();
+        for file in files {
+            let before = tokens.len();
+            for document in documents(file)? {
+                tokens.extend(tokenizer.encode(&document)?);
+            }
+            if tokens.len() == before {
+                return Err(Error::input(&file.name, "no text", "text to make tokens of", "choose another file"));
+            }
+            check_vocabulary(file, &tokens[before..], vocab_size)?;
+        }
+        let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
+        Ok(Self { names: names.join(", "), tokens })
+    }
+
+    /// All tokens.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// How many windows of `seq_len` tokens [`Sampling::Sequential`] can give.
+    pub fn sequential_windows(&self, seq_len: usize) -> usize {
+        self.tokens.len().checked_div(seq_len).unwrap_or(0)
+    }
+
+    /// `samples` windows of `seq_len` tokens each. `seed` matters to [`Sampling::Random`] only; the same seed gives the same
+    /// windows in the same order on every machine.
+    ///
+    /// Errors where the text is too short to give as many.
+    pub fn windows(&self, samples: usize, seq_len: usize, sampling: Sampling, seed: u64) -> Result<Vec<Vec<u32>>> {
+        for (option, value) in [("--samples", samples), ("--seq-len", seq_len)] {
+            if value == 0 {
+                return Err(Error::input(option, "0", "at least 1", "choose a larger number"));
+            }
+        }
+        let needed = match sampling {
+            Sampling::Sequential => samples.saturating_mul(seq_len),
+            Sampling::Random => (samples - 1).saturating_add(seq_len),
+        };
+        if self.tokens.len() < needed {
+            return Err(self.too_short(samples, seq_len, needed));
+        }
+        let window = |start: usize| self.tokens[start..start + seq_len].to_vec();
+        Ok(match sampling {
+            Sampling::Sequential => (0..samples).map(|i| window(i * seq_len)).collect(),
+            Sampling::Random => {
+                let starts = self.tokens.len() - seq_len + 1;
+                let mut rng = ChaCha8Rng::seed_from_u64(seed);
+                index::sample(&mut rng, starts, samples).into_iter().map(window).collect()
+            }
+        })
+    }
+
+    /// `samples` windows of which the last `held_out` share no token with the others.
+    ///
+    /// Sequential windows never overlap. Random ones may, so those held out come from the last part of the text, a share of
+    /// it like theirs among the samples. Errors as in [`Calibration::windows`], for each part.
+    pub fn draw(
+        &self,
+        samples: usize,
+        held_out: usize,
+        seq_len: usize,
+        sampling: Sampling,
+        seed: u64,
+    ) -> Result<Vec<Vec<u32>>> {
+        if sampling == Sampling::Sequential || held_out == 0 {
+            return self.windows(samples, seq_len, sampling, seed);
+        }
+        let len = self.tokens.len();
+        let reserved = (len * held_out / samples).max(seq_len + held_out - 1).min(len);
+        let part = |tokens: &[u32]| Self { names: self.names.clone(), tokens: tokens.to_vec() };
+        let (fitting, rest) = self.tokens.split_at(len - reserved);
+        let mut windows = part(fitting).windows(samples - held_out, seq_len, sampling, seed)?;
+        windows.extend(part(rest).windows(held_out, seq_len, sampling, seed.wrapping_add(1))?);
+        Ok(windows)
+    }
+
+    fn too_short(&self, samples: usize, seq_len: usize, needed: usize) -> Error {
+        let subject = if self.names.is_empty() { "calibration text" } else { &self.names };
+        Error::input(
+            subject,
+            format!("{} tokens", self.tokens.len()),
+            format!("at least {needed} for {samples} samples of {seq_len}"),
+            "give more text, or smaller --samples or --seq-len",
+        )
+    }
+}
+
+/// The documents of a file: the whole of a text, or the `text` field of each line.
+fn documents(file: &TextFile) -> Result<Vec<Cow<'_, str>>> {
+    let text = std::str::from_utf8(&file.bytes).map_err(|e| {
+        let found = format!("bytes that are not UTF-8 (at {})", e.valid_up_to());
+        Error::input(&file.name, found, "UTF-8 text", "convert the file to UTF-8")
+    })?;
+    if !file.name.to_ascii_lowercase().ends_with(".jsonl") {
+        return Ok(if text.trim().is_empty() { Vec::new() } else { vec![Cow::Borrowed(text)] });
+    }
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    let parsed = lines.map(|(index, line)| parse_line(&file.name, index + 1, line));
+    let parsed: Vec<Cow<'_, str>> = parsed.collect::<Result<_>>()?;
+    Ok(parsed.into_iter().filter(|document| !document.trim().is_empty()).collect())
+}
+
+fn parse_line(file: &str, number: usize, line: &str) -> Result<Cow<'static, str>> {
+    #[derive(Deserialize)]
+    struct Line {
+        text: String,
+    }
+
+    serde_json::from_str(line).map(|Line { text }| Cow::Owned(text)).map_err(|e| {
+        Error::input(
+            format!("{file}, line {number}"),
+            format!("something else ({e})"),
+            "a JSON object with a \"text\" string",
+            "correct the line, or name the file .txt if it is plain text",
+        )
+    })
+}
+
+fn check_vocabulary(file: &TextFile, tokens: &[u32], vocab_size: usize) -> Result<()> {
+    match tokens.iter().find(|&&id| id as usize >= vocab_size) {
+        None => Ok(()),
+        Some(id) => Err(Error::input(
+            &file.name,
+            format!("token {id} from tokenizer.json"),
+            format!("ids below the vocabulary of {vocab_size} in config.json"),
+            "use the tokenizer.json that belongs to the model",
+        )),
+    }
+}

@@ -1,0 +1,361 @@
+//! A checkpoint opened for reading: checked against its configuration first, then read tensor by tensor.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use safetensors::Dtype;
+use serde_json::{Map, Value};
+
+use super::gptq::{PackedLayout, PackedTensors};
+use super::shards::{Files, Tensor};
+use super::source::Source;
+use crate::model::config::{QuantizationConfig, ZeroPointFormat};
+use crate::model::{ModelConfig, Tokenizer};
+use crate::{Error, Result};
+
+pub(super) const CONFIG_FILE: &str = "config.json";
+pub(super) const QUANTIZE_CONFIG_FILE: &str = "quantize_config.json";
+const TOKENIZER_FILE: &str = "tokenizer.json";
+
+/// A model directory, or the bundled model, or files a browser was given.
+///
+/// Opening reads headers only and checks the name, type and shape of every tensor. Weights are read when asked for, as f32. The
+/// linear layers of a GPTQ checkpoint read like any other: s·(q − z).
+pub struct Checkpoint {
+    files: Files,
+    directory: Option<PathBuf>,
+    config: ModelConfig,
+    raw_config: Map<String, Value>,
+    tensors: BTreeMap<String, Tensor>,
+    shapes: HashMap<String, Vec<usize>>,
+}
+
+impl Checkpoint {
+    /// Opens the model directory at `path`.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub async fn open(path: &Path) -> Result<Self> {
+        let refuse = |source| {
+            let remedy = "give the directory of a model, with config.json and safetensors files".to_owned();
+            Error::Io { path: path.to_owned(), action: "read", source, remedy }
+        };
+        let mut sources: Vec<Box<dyn Source>> = Vec::new();
+        for entry in std::fs::read_dir(path).map_err(refuse)? {
+            let file = entry.map_err(refuse)?.path();
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            if file.is_file() && (name == CONFIG_FILE || is_weight_file(&name) || is_sidecar(&name)) {
+                sources.push(Box::new(super::MappedFile::open(&file)?));
+            }
+        }
+        let mut checkpoint = Self::from_sources(&path.display().to_string(), sources).await?;
+        checkpoint.directory = Some(path.to_owned());
+        Ok(checkpoint)
+    }
+
+    /// Opens a checkpoint from its files, which `place` names in messages.
+    pub async fn from_sources(place: &str, mut sources: Vec<Box<dyn Source>>) -> Result<Self> {
+        sources.sort_by(|a, b| a.name().cmp(b.name()));
+        let files = Files { place: place.to_owned(), sources };
+        let label = files.label(CONFIG_FILE);
+        let Some(Value::Object(raw_config)) = files.json(CONFIG_FILE).await? else {
+            return Err(Error::input(
+                label,
+                "no such file",
+                "the model's configuration",
+                "give the directory of a model",
+            ));
+        };
+        let mut config = ModelConfig::from_value(&Value::Object(raw_config.clone()), &label)?;
+        if config.quantization.is_none()
+            && let Some(value) = files.json(QUANTIZE_CONFIG_FILE).await?
+        {
+            // Older GPTQ checkpoints describe themselves in this file alone.
+            config.quantization = Some(QuantizationConfig::from_value(&value, &files.label(QUANTIZE_CONFIG_FILE))?);
+        }
+        let tensors = files.tensors().await?;
+        let shapes = config.expected_tensors().into_iter().collect();
+        let checkpoint = Self { files, directory: None, config, raw_config, tensors, shapes };
+        checkpoint.check_tensors()?;
+        Ok(checkpoint)
+    }
+
+    /// How the user knows this checkpoint: its directory, or the name of a bundled model.
+    pub fn name(&self) -> &str {
+        &self.files.place
+    }
+
+    /// The directory it was opened from, if any.
+    pub fn directory(&self) -> Option<&Path> {
+        self.directory.as_deref()
+    }
+
+    /// What `config.json` says, checked.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// `config.json` as it stands, keys in their order.
+    pub fn raw_config(&self) -> &Map<String, Value> {
+        &self.raw_config
+    }
+
+    /// The tokenizer.
+    pub async fn tokenizer(&self) -> Result<Tokenizer> {
+        let label = self.files.label(TOKENIZER_FILE);
+        match self.files.content(TOKENIZER_FILE).await? {
+            Some(bytes) => Tokenizer::from_bytes(&label, &bytes),
+            None => Err(Error::input(
+                label,
+                "no such file",
+                "the model's tokenizer in the format of Hugging Face tokenizers",
+                "download it, or save it with transformers",
+            )),
+        }
+    }
+
+    /// Files beside the weights that belong to the model and go into every copy of it: tokenizer, chat template, licence …
+    pub fn sidecars(&self) -> impl Iterator<Item = &dyn Source> {
+        let kept = |name: &str| is_sidecar(name) && name != QUANTIZE_CONFIG_FILE;
+        self.files.sources.iter().map(AsRef::as_ref).filter(move |source| kept(source.name()))
+    }
+
+    /// Shape of the tensor `name`; of a quantized layer, the shape of the weight it stands for.
+    pub fn shape(&self, name: &str) -> Result<&[usize]> {
+        let shape = self.shapes.get(name).or_else(|| self.tensors.get(name).map(|tensor| &tensor.shape));
+        shape.map(Vec::as_slice).ok_or_else(|| self.missing(name))
+    }
+
+    /// Element type of the tensor `name`; of a quantized layer, that of its scales.
+    pub fn dtype(&self, name: &str) -> Result<Dtype> {
+        let tensor = match self.packed_module(name) {
+            Some(module) => self.tensor(&format!("{module}.scales"))?,
+            None => self.tensor(name)?,
+        };
+        Ok(tensor.dtype)
+    }
+
+    /// Whether the weight `name` is stored quantized.
+    pub fn is_quantized(&self, name: &str) -> bool {
+        self.packed_module(name).is_some()
+    }
+
+    /// The whole tensor `name` as f32, row-major.
+    ///
+    /// Errors: `Error::NotFinite` if it holds a NaN or an infinity.
+    pub async fn read(&self, name: &str) -> Result<Vec<f32>> {
+        match self.packed_module(name) {
+            Some(module) => self.read_packed(module, name).await,
+            None => {
+                let tensor = self.tensor(name)?;
+                self.read_floats(name, tensor, tensor.range.clone()).await
+            }
+        }
+    }
+
+    /// Rows `rows` of the tensor `name`, along its first dimension, as f32.
+    pub async fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
+        let shape = self.shape(name)?;
+        let width: usize = shape.iter().skip(1).product();
+        if rows.start > rows.end || shape.first().is_none_or(|&count| rows.end > count) {
+            return Err(Error::shape("read_rows", format!("rows {rows:?} of {name} with shape {shape:?}")));
+        }
+        if let Some(module) = self.packed_module(name) {
+            let weight = self.read_packed(module, name).await?;
+            return Ok(weight[rows.start * width..rows.end * width].to_vec());
+        }
+        let tensor = self.tensor(name)?;
+        let stride = (width * tensor.dtype.bitsize() / 8) as u64;
+        let start = tensor.range.start;
+        self.read_floats(name, tensor, start + rows.start as u64 * stride..start + rows.end as u64 * stride).await
+    }
+
+    /// Names of all stored tensors, sorted.
+    pub(super) fn stored_names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Where a stored tensor lies.
+    pub(super) fn tensor(&self, name: &str) -> Result<&Tensor> {
+        self.tensors.get(name).ok_or_else(|| self.missing(name))
+    }
+
+    /// The file with the given index, as in [`Tensor::file`].
+    pub(super) fn file(&self, index: usize) -> &dyn Source {
+        &*self.files.sources[index]
+    }
+
+    /// The module whose packed parts stand for the weight `name`, if it is stored that way.
+    fn packed_module<'a>(&self, name: &'a str) -> Option<&'a str> {
+        self.config.quantization.as_ref()?;
+        let module = name.strip_suffix(".weight")?;
+        (!self.tensors.contains_key(name) && self.tensors.contains_key(&format!("{module}.qweight"))).then_some(module)
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        Error::input(
+            &self.files.place,
+            format!("no tensor {name}"),
+            "every tensor of the model that config.json describes",
+            "download the checkpoint again, or correct config.json",
+        )
+    }
+
+    fn check_tensors(&self) -> Result<()> {
+        for (name, shape) in self.config.expected_tensors() {
+            match self.packed_module(&name) {
+                Some(module) => self.check_packed(module, &shape)?,
+                None => {
+                    self.check_tensor(&name, &shape)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The tensor, if it is there with this shape and of a float type.
+    fn check_tensor(&self, name: &str, shape: &[usize]) -> Result<&Tensor> {
+        let tensor = self.tensor(name)?;
+        self.check_shape(name, tensor, shape)?;
+        match tensor.dtype {
+            Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(tensor),
+            other => Err(Error::input(
+                self.files.label_at(tensor.file),
+                format!("tensor {name} of type {other}"),
+                "F32, F16 or BF16",
+                "use a checkpoint with float weights",
+            )),
+        }
+    }
+
+    fn check_shape(&self, name: &str, tensor: &Tensor, shape: &[usize]) -> Result<()> {
+        if tensor.shape == shape {
+            return Ok(());
+        }
+        Err(Error::input(
+            self.files.label_at(tensor.file),
+            format!("tensor {name} of shape {:?}", tensor.shape),
+            format!("{shape:?}, as config.json says"),
+            "use the config.json that belongs to these weights",
+        ))
+    }
+
+    fn check_packed(&self, module: &str, shape: &[usize]) -> Result<()> {
+        for part in self.layout(shape)?.parts() {
+            let name = format!("{module}.{}", part.suffix);
+            if part.suffix == "scales" {
+                self.check_tensor(&name, &part.shape)?;
+                continue;
+            }
+            let tensor = self.tensor(&name)?;
+            self.check_shape(&name, tensor, &part.shape)?;
+            if tensor.dtype != Dtype::I32 {
+                let found = format!("tensor {name} of type {}", tensor.dtype);
+                let label = self.files.label_at(tensor.file);
+                return Err(Error::input(label, found, "I32", "use a checkpoint in the usual GPTQ layout"));
+            }
+        }
+        Ok(())
+    }
+
+    /// How a quantized weight of shape `[outputs, inputs]` is stored here.
+    fn layout(&self, shape: &[usize]) -> Result<PackedLayout> {
+        let (Some(quantization), &[rows, columns]) = (&self.config.quantization, shape) else {
+            return Err(Error::shape("Checkpoint::layout", format!("a quantized tensor of shape {shape:?}")));
+        };
+        Ok(PackedLayout {
+            rows,
+            columns,
+            bits: quantization.bits,
+            group_size: quantization.group_size.unwrap_or(columns),
+            zero_points: quantization.checkpoint_format,
+        })
+    }
+
+    async fn read_packed(&self, module: &str, name: &str) -> Result<Vec<f32>> {
+        let layout = self.layout(self.shape(name)?)?;
+        let scales = format!("{module}.scales");
+        let tensors = PackedTensors {
+            qweight: self.read_words(&format!("{module}.qweight")).await?,
+            qzeros: self.read_words(&format!("{module}.qzeros")).await?,
+            g_idx: self.read_words(&format!("{module}.g_idx")).await?,
+            scales: self.read_floats(&scales, self.tensor(&scales)?, self.tensor(&scales)?.range.clone()).await?,
+        };
+        self.check_symmetry(module, &layout, &tensors.qzeros)?;
+        layout.dequantize(&tensors).ok_or_else(|| {
+            Error::input(
+                &self.files.place,
+                format!("{module}.g_idx with a group that does not exist"),
+                "group numbers that fit group_size in the configuration",
+                "correct group_size, or download the checkpoint again",
+            )
+        })
+    }
+
+    /// A symmetric layer has one zero point. Another one means that the file is labelled with the wrong version of the format,
+    /// and every weight would be off by one step.
+    fn check_symmetry(&self, module: &str, layout: &PackedLayout, qzeros: &[u32]) -> Result<()> {
+        let Some(QuantizationConfig { symmetric: true, bits, checkpoint_format, .. }) = self.config.quantization else {
+            return Ok(());
+        };
+        let middle = 1u16 << (bits - 1);
+        let Some(other) = layout.unpack_zeros(qzeros).into_iter().find(|&z| u16::from(z) != middle) else {
+            return Ok(());
+        };
+        let counterpart = match checkpoint_format {
+            ZeroPointFormat::V1 => ZeroPointFormat::V2,
+            ZeroPointFormat::V2 => ZeroPointFormat::V1,
+        };
+        Err(Error::input(
+            &self.files.place,
+            format!("zero point {other} in {module}.qzeros, read as {}", checkpoint_format.label()),
+            format!("{middle} throughout, since the checkpoint calls itself symmetric"),
+            format!("correct sym, or set checkpoint_format to {} if that is how it was written", counterpart.label()),
+        ))
+    }
+
+    async fn read_words(&self, name: &str) -> Result<Vec<u32>> {
+        let tensor = self.tensor(name)?;
+        let bytes = self.file(tensor.file).read(tensor.range.clone()).await?;
+        Ok(bytes.as_chunks::<4>().0.iter().map(|&word| u32::from_le_bytes(word)).collect())
+    }
+
+    async fn read_floats(&self, name: &str, tensor: &Tensor, range: Range<u64>) -> Result<Vec<f32>> {
+        let label = self.files.label_at(tensor.file);
+        let bytes = self.file(tensor.file).read(range).await?;
+        let values = widen(&bytes, tensor.dtype).ok_or_else(|| {
+            let found = format!("tensor {name} of type {}", tensor.dtype);
+            Error::input(&label, found, "F32, F16 or BF16", "use a checkpoint with float weights")
+        })?;
+        if values.iter().all(|value| value.is_finite()) {
+            return Ok(values);
+        }
+        let remedy = "download the file again; if it stays so, the model itself is broken".to_owned();
+        Err(Error::NotFinite { place: format!("{label}, tensor {name}"), remedy })
+    }
+}
+
+/// Little-endian floats as f32, or `None` if `dtype` is none of the three.
+fn widen(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
+    let halves = bytes.as_chunks::<2>().0.iter().copied();
+    Some(match dtype {
+        Dtype::F32 => bytes.as_chunks::<4>().0.iter().copied().map(f32::from_le_bytes).collect(),
+        Dtype::F16 => halves.map(|half| f16::from_le_bytes(half).to_f32()).collect(),
+        Dtype::BF16 => halves.map(|half| bf16::from_le_bytes(half).to_f32()).collect(),
+        _ => return None,
+    })
+}
+
+fn is_weight_file(name: &str) -> bool {
+    name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")
+}
+
+/// Whether a file goes along with the model: configuration other than `config.json`, tokenizer, templates, remote code, licence.
+fn is_sidecar(name: &str) -> bool {
+    let extension = Path::new(name).extension().and_then(|e| e.to_str()).unwrap_or_default();
+    let known = matches!(extension, "json" | "jinja" | "model" | "tiktoken" | "txt" | "py");
+    let described_elsewhere = name == CONFIG_FILE || name.ends_with(".index.json");
+    !name.starts_with('.')
+        && !described_elsewhere
+        && (known || name.starts_with("LICENSE") || name.starts_with("NOTICE"))
+}

@@ -1,0 +1,140 @@
+//! Which files of a checkpoint hold weights, and which tensor is where.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use safetensors::Dtype;
+use serde_json::Value;
+
+use super::header::{TensorEntry, read_header};
+use super::source::Source;
+use crate::model::config::json_object;
+use crate::{Error, Result};
+
+/// The index that goes with several shards.
+pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
+/// The only weight file where one is enough.
+pub(super) const SINGLE_FILE: &str = "model.safetensors";
+
+/// The files of a checkpoint under the name the user knows.
+pub(super) struct Files {
+    /// Directory, or the name of a bundled model.
+    pub place: String,
+    /// The files, sorted by name.
+    pub sources: Vec<Box<dyn Source>>,
+}
+
+/// Where one tensor lies.
+pub(super) struct Tensor {
+    /// Index of the file.
+    pub file: usize,
+    pub dtype: Dtype,
+    pub shape: Vec<usize>,
+    /// Bytes from the start of the file.
+    pub range: Range<u64>,
+}
+
+impl Files {
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.sources.iter().position(|source| source.name() == name)
+    }
+
+    /// How messages call the file `name`.
+    pub fn label(&self, name: &str) -> String {
+        format!("{}/{name}", self.place)
+    }
+
+    /// How messages call the file at `index`.
+    pub fn label_at(&self, index: usize) -> String {
+        self.label(self.sources[index].name())
+    }
+
+    /// The whole content of the file `name`, or `None` if there is no such file.
+    pub async fn content(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let Some(index) = self.position(name) else { return Ok(None) };
+        let source = &self.sources[index];
+        Ok(Some(source.read(0..source.len()).await?.into_owned()))
+    }
+
+    /// The JSON object in the file `name`, or `None` if there is no such file.
+    pub async fn json(&self, name: &str) -> Result<Option<Value>> {
+        let Some(bytes) = self.content(name).await? else { return Ok(None) };
+        let label = self.label(name);
+        let text = std::str::from_utf8(&bytes).map_err(|_| {
+            Error::input(&label, "bytes that are not UTF-8", "a JSON object", "correct the file or download it again")
+        })?;
+        json_object(text, &label).map(Some)
+    }
+
+    /// The tensors of all weight files by name.
+    pub async fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        let index = if self.position(SINGLE_FILE).is_some() { None } else { self.json(INDEX_FILE).await? };
+        match index {
+            Some(index) => self.indexed_tensors(&index).await,
+            None => self.plain_tensors().await,
+        }
+    }
+
+    async fn plain_tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        let shards = match self.position(SINGLE_FILE) {
+            Some(single) => vec![single],
+            None => (0..self.sources.len()).filter(|&i| self.sources[i].name().ends_with(".safetensors")).collect(),
+        };
+        if shards.is_empty() {
+            return Err(Error::input(
+                &self.place,
+                "no .safetensors file",
+                "model.safetensors, or shards with model.safetensors.index.json",
+                "download the safetensors version of the model, or convert it",
+            ));
+        }
+        self.merge(shards).await
+    }
+
+    async fn indexed_tensors(&self, index: &Value) -> Result<BTreeMap<String, Tensor>> {
+        let label = self.label(INDEX_FILE);
+        let incomplete = |found: String, expected: &str| {
+            Error::input(&label, found, expected, "download the missing files, or the index again")
+        };
+        let Some(map) = index.get("weight_map").and_then(Value::as_object) else {
+            return Err(incomplete("no \"weight_map\"".into(), "an object that names the file of every tensor"));
+        };
+        let mut homes = BTreeMap::new();
+        for (tensor, file) in map {
+            let file = file.as_str().unwrap_or_default();
+            let Some(position) = self.position(file) else {
+                return Err(incomplete(
+                    format!("tensor {tensor} in \"{file}\", which is not there"),
+                    "every shard present",
+                ));
+            };
+            homes.insert(tensor, position);
+        }
+        let mut shards: Vec<usize> = homes.values().copied().collect();
+        shards.sort_unstable();
+        shards.dedup();
+        let tensors = self.merge(shards).await?;
+        for (tensor, home) in homes {
+            if tensors.get(tensor).is_none_or(|found| found.file != home) {
+                let found = format!("tensor {tensor} placed in {}, which lacks it", self.sources[home].name());
+                return Err(incomplete(found, "an index that agrees with the shards"));
+            }
+        }
+        Ok(tensors)
+    }
+
+    async fn merge(&self, shards: Vec<usize>) -> Result<BTreeMap<String, Tensor>> {
+        let mut tensors = BTreeMap::<String, Tensor>::new();
+        for file in shards {
+            let label = self.label_at(file);
+            for TensorEntry { name, dtype, shape, range } in read_header(&*self.sources[file], &label).await? {
+                if let Some(other) = tensors.get(&name) {
+                    let found = format!("tensor {name}, which {} holds too", self.sources[other.file].name());
+                    return Err(Error::input(label, found, "every tensor in one file", "remove the stray file"));
+                }
+                tensors.insert(name, Tensor { file, dtype, shape, range });
+            }
+        }
+        Ok(tensors)
+    }
+}

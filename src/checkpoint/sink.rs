@@ -1,0 +1,197 @@
+//! Where a checkpoint is written to: a directory natively; the trait leaves room for a browser's private file system.
+
+use std::io;
+
+use futures::future::LocalBoxFuture;
+
+/// Takes files one after the other and makes all of them visible at once, or none.
+pub trait Sink {
+    /// How the user knows the destination.
+    fn name(&self) -> &str;
+
+    /// Bytes that can still be stored, or `None` where that cannot be known.
+    fn available(&self) -> io::Result<Option<u64>>;
+
+    /// Completes the file before, if any, and starts the file `file`.
+    fn create<'a>(&'a mut self, file: &'a str) -> LocalBoxFuture<'a, io::Result<()>>;
+
+    /// Appends to the file started last.
+    fn write<'a>(&'a mut self, chunk: &'a [u8]) -> LocalBoxFuture<'a, io::Result<()>>;
+
+    /// Completes the last file and puts all of them in their final place.
+    fn commit(&mut self) -> LocalBoxFuture<'_, io::Result<()>>;
+
+    /// Removes whatever was written. Called when a write is abandoned; cannot report errors, as it runs in a destructor.
+    fn abort(&mut self);
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+pub use native::{DirectorySink, Existing};
+
+#[cfg(not(target_arch = "wasm32"))]
+mod native {
+    use super::*;
+    use crate::{Error, Result};
+    use std::fs::{self, File};
+    use std::io::Write;
+    use std::path::{Path, PathBuf};
+
+    /// What to do with a destination that has files in it already.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Existing {
+        /// Leave it alone and report an error.
+        Refuse,
+        /// Replace it, once the new one is whole.
+        Replace,
+    }
+
+    /// Writes into a hidden directory beside the final one, and renames it at the end.
+    #[derive(Debug)]
+    pub struct DirectorySink {
+        name: String,
+        target: PathBuf,
+        temporary: PathBuf,
+        existing: Existing,
+        /// Parents of the target that did not exist, deepest first; removed again on abort.
+        missing_parents: Vec<PathBuf>,
+        current: Option<File>,
+    }
+
+    impl DirectorySink {
+        /// Prepares to write to `out`, without touching the disk yet.
+        ///
+        /// `model` is the directory the weights come from. Errors if `out` is that directory, lies in it or contains it, if it is
+        /// a file, or if it has files in it and `existing` does not allow to replace them.
+        pub fn new(out: &Path, existing: Existing, model: Option<&Path>) -> Result<Self> {
+            let name = out.display().to_string();
+            let refuse = |found: &str, expected: &str, remedy: &str| Err(Error::input(&name, found, expected, remedy));
+            let target = resolve(out).map_err(|source| io_error(out, source))?;
+            let (Some(parent), Some(file_name)) = (target.parent(), target.file_name()) else {
+                return refuse(
+                    "a path without a last name",
+                    "the path of a directory to create",
+                    "choose another --out",
+                );
+            };
+            if let Some(model) = model {
+                let model = resolve(model).map_err(|source| io_error(model, source))?;
+                if target.starts_with(&model) || model.starts_with(&target) {
+                    let expected = "a directory apart from the model's";
+                    return refuse(
+                        "the model's own directory, or one inside or around it",
+                        expected,
+                        "choose another --out",
+                    );
+                }
+            }
+            if target.exists() && !target.is_dir() {
+                return refuse("a file", "a directory, or nothing", "choose another --out");
+            }
+            if existing == Existing::Refuse && !is_vacant(&target).map_err(|source| io_error(out, source))? {
+                let expected = "an empty directory, or nothing";
+                return refuse(
+                    "a directory with files in it",
+                    expected,
+                    "choose another --out, or add --force to replace it",
+                );
+            }
+            let hidden = format!(".{}.aquatint-{}", file_name.to_string_lossy(), std::process::id());
+            let missing = parent.ancestors().take_while(|ancestor| !ancestor.exists()).map(Path::to_owned).collect();
+            let temporary = parent.join(hidden);
+            Ok(Self { name, target, temporary, existing, missing_parents: missing, current: None })
+        }
+
+        fn start(&mut self, file: &str) -> io::Result<()> {
+            self.complete()?;
+            if !self.temporary.exists() {
+                fs::create_dir_all(&self.temporary)?;
+            }
+            self.current = Some(File::create(self.temporary.join(file))?);
+            Ok(())
+        }
+
+        fn complete(&mut self) -> io::Result<()> {
+            self.current.take().map_or(Ok(()), |file| file.sync_all())
+        }
+
+        fn publish(&mut self) -> io::Result<()> {
+            self.complete()?;
+            if is_vacant(&self.target)? {
+                if self.target.exists() {
+                    fs::remove_dir(&self.target)?;
+                }
+                return fs::rename(&self.temporary, &self.target);
+            }
+            if self.existing == Existing::Refuse {
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, "files have appeared there meanwhile"));
+            }
+            let mut previous = self.temporary.clone().into_os_string();
+            previous.push(".old");
+            fs::rename(&self.target, &previous)?;
+            fs::rename(&self.temporary, &self.target).inspect_err(|_| {
+                // The old one goes back; the first error is the one to report.
+                let _ = fs::rename(&previous, &self.target);
+            })?;
+            fs::remove_dir_all(&previous)
+        }
+    }
+
+    impl Sink for DirectorySink {
+        fn name(&self) -> &str {
+            &self.name
+        }
+
+        fn available(&self) -> io::Result<Option<u64>> {
+            let existing = self.target.ancestors().skip(1).find(|ancestor| ancestor.exists());
+            existing.map(fs4::available_space).transpose()
+        }
+
+        fn create<'a>(&'a mut self, file: &'a str) -> LocalBoxFuture<'a, io::Result<()>> {
+            Box::pin(async move { self.start(file) })
+        }
+
+        fn write<'a>(&'a mut self, chunk: &'a [u8]) -> LocalBoxFuture<'a, io::Result<()>> {
+            Box::pin(async move {
+                match &mut self.current {
+                    Some(file) => file.write_all(chunk),
+                    None => Err(io::Error::other("no file was started")),
+                }
+            })
+        }
+
+        fn commit(&mut self) -> LocalBoxFuture<'_, io::Result<()>> {
+            Box::pin(async move { self.publish() })
+        }
+
+        fn abort(&mut self) {
+            self.current = None;
+            // Nothing to be done about a directory that cannot be removed, and nobody to tell.
+            let _ = fs::remove_dir_all(&self.temporary);
+            for parent in &self.missing_parents {
+                let _ = fs::remove_dir(parent);
+            }
+        }
+    }
+
+    /// The path with symbolic links resolved as far as it exists.
+    fn resolve(path: &Path) -> io::Result<PathBuf> {
+        let path = std::path::absolute(path)?;
+        let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(&path);
+        let rest = path.strip_prefix(existing).unwrap_or(Path::new(""));
+        let resolved = existing.canonicalize()?;
+        Ok(if rest.as_os_str().is_empty() { resolved } else { resolved.join(rest) })
+    }
+
+    /// Whether nothing is there, or an empty directory.
+    fn is_vacant(directory: &Path) -> io::Result<bool> {
+        match fs::read_dir(directory) {
+            Ok(mut entries) => Ok(entries.next().is_none()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn io_error(path: &Path, source: io::Error) -> Error {
+        Error::Io { path: path.to_owned(), action: "use", source, remedy: "choose another --out".to_owned() }
+    }
+}

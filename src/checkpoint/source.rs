@@ -1,0 +1,118 @@
+//! Where the bytes of a checkpoint come from: memory maps natively, byte ranges of a `File` in a browser, or memory.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use futures::future::LocalBoxFuture;
+
+use crate::{Error, Result};
+
+/// One file of a checkpoint, read by ranges.
+pub trait Source {
+    /// The file's name without directory, such as `model.safetensors`.
+    fn name(&self) -> &str;
+
+    /// Size in bytes.
+    fn len(&self) -> u64;
+
+    /// Whether the file has no bytes.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes of `range`, which lies inside the file. Borrowed where the source is mapped.
+    fn read(&self, range: Range<u64>) -> LocalBoxFuture<'_, Result<Cow<'_, [u8]>>>;
+}
+
+/// A file that is in memory already, such as one compiled into the program.
+#[derive(Debug, Clone)]
+pub struct MemorySource {
+    name: String,
+    bytes: Cow<'static, [u8]>,
+}
+
+impl MemorySource {
+    /// A file `name` with the given content.
+    pub fn new(name: impl Into<String>, bytes: impl Into<Cow<'static, [u8]>>) -> Self {
+        Self { name: name.into(), bytes: bytes.into() }
+    }
+}
+
+impl Source for MemorySource {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn len(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read(&self, range: Range<u64>) -> LocalBoxFuture<'_, Result<Cow<'_, [u8]>>> {
+        let bytes = slice(&self.bytes, range);
+        Box::pin(async move { bytes.map(Cow::Borrowed) })
+    }
+}
+
+/// `range` of `bytes`, or an error where the caller's range is not inside.
+fn slice(bytes: &[u8], range: Range<u64>) -> Result<&[u8]> {
+    let inside = bytes.get(range.start as usize..range.end as usize);
+    inside.ok_or_else(|| Error::shape("Source::read", format!("bytes {range:?} of {}", bytes.len())))
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+pub use native::{MappedFile, read_text_file};
+
+#[cfg(not(target_arch = "wasm32"))]
+mod native {
+    use super::*;
+    use crate::calibration::TextFile;
+    use std::fs::File;
+    use std::path::Path;
+
+    /// A file mapped into memory: pages are read when touched, and can be dropped by the system at any time.
+    #[derive(Debug)]
+    pub struct MappedFile {
+        name: String,
+        map: memmap2::Mmap,
+    }
+
+    impl MappedFile {
+        /// Maps the file at `path`.
+        pub fn open(path: &Path) -> Result<Self> {
+            let refuse = |source| read_error(path, source);
+            let file = File::open(path).map_err(refuse)?;
+            // SAFETY: a map is sound as long as nobody changes or truncates the file while it lives. Checkpoints are
+            // written once and then only read; our own writer replaces a directory by renaming, which leaves mapped files
+            // intact. A foreign program that overwrites a shard in place during a run breaks this contract.
+            let map = unsafe { memmap2::Mmap::map(&file) }.map_err(refuse)?;
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            Ok(Self { name, map })
+        }
+    }
+
+    impl Source for MappedFile {
+        fn name(&self) -> &str {
+            &self.name
+        }
+
+        fn len(&self) -> u64 {
+            self.map.len() as u64
+        }
+
+        fn read(&self, range: Range<u64>) -> LocalBoxFuture<'_, Result<Cow<'_, [u8]>>> {
+            let bytes = slice(&self.map, range);
+            Box::pin(async move { bytes.map(Cow::Borrowed) })
+        }
+    }
+
+    /// Reads a file of text whole, for [`crate::Calibration::from_texts`].
+    pub fn read_text_file(path: &Path) -> Result<TextFile> {
+        let bytes = std::fs::read(path).map_err(|source| read_error(path, source))?;
+        Ok(TextFile { name: path.display().to_string(), bytes: bytes.into() })
+    }
+
+    fn read_error(path: &Path, source: std::io::Error) -> Error {
+        let remedy = "check the path and its permissions".to_owned();
+        Error::Io { path: path.to_owned(), action: "read", source, remedy }
+    }
+}

@@ -1,0 +1,199 @@
+//! Writes a quantized copy of a checkpoint, one layer at a time, beside the final name until it is whole.
+
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use half::f16;
+use safetensors::Dtype;
+
+use super::gptq::QuantizedLinear;
+use super::plan::{Format, Item, WritePlan};
+use super::reader::Checkpoint;
+use super::sink::Sink;
+use super::source::Source;
+use crate::model::config::LinearSpec;
+use crate::{Error, Result};
+
+/// Bytes copied at once.
+const CHUNK: u64 = 8 << 20;
+
+/// A checkpoint being written.
+///
+/// Hand over the planned layers in model order with [`put_linear`](Self::put_linear), then [`finish`](Self::finish). Everything else
+/// is copied from the source as it is. Dropped without `finish`, it leaves nothing behind.
+pub struct CheckpointWriter<'a> {
+    source: &'a Checkpoint,
+    plan: WritePlan,
+    output: Output,
+    /// How many shards have their header written.
+    opened: usize,
+    /// The shard and item that come next.
+    shard: usize,
+    item: usize,
+}
+
+impl<'a> CheckpointWriter<'a> {
+    /// Starts to write `plan`, which was made for `source`. Nothing is written before the first layer or `finish`.
+    ///
+    /// Errors if there is no space for the planned bytes.
+    pub fn new(source: &'a Checkpoint, plan: WritePlan, sink: Box<dyn Sink>) -> Result<Self> {
+        let output = Output { sink, planned: plan.bytes(), committed: false };
+        let available = output.sink.available().map_err(|e| output.explain("write", e))?;
+        if available.is_some_and(|bytes| bytes < plan.bytes()) {
+            return Err(output.no_space());
+        }
+        Ok(Self { source, plan, output, opened: 0, shard: 0, item: 0 })
+    }
+
+    /// Writes the next planned layer, and what comes before it in the model.
+    ///
+    /// Errors: `Error::Shape` if it is not the layer that is due, or was made with other settings than planned.
+    pub async fn put_linear(&mut self, linear: &QuantizedLinear) -> Result<()> {
+        match self.copy_to_next_linear().await? {
+            Some((spec, dtype)) => {
+                let chunks = encode(self.plan.format, &spec, dtype, linear)?;
+                for chunk in &chunks {
+                    self.output.write(chunk).await?;
+                }
+                self.item += 1;
+                Ok(())
+            }
+            None => Err(Error::shape("put_linear", format!("{} after the last planned layer", linear.name))),
+        }
+    }
+
+    /// Writes the rest and moves everything to its final place.
+    ///
+    /// Errors: `Error::Shape` if a planned layer was not handed over.
+    pub async fn finish(mut self) -> Result<()> {
+        if let Some((due, _)) = self.copy_to_next_linear().await? {
+            return Err(Error::shape("finish", format!("layer {} was not written", due.name)));
+        }
+        for (name, text) in &self.plan.documents {
+            self.output.create(name).await?;
+            self.output.write(text.as_bytes()).await?;
+        }
+        for file in self.source.sidecars() {
+            self.output.create(file.name()).await?;
+            self.output.copy(file, 0..file.len()).await?;
+        }
+        self.output.commit().await
+    }
+
+    /// Copies tensors up to the next layer to be quantized, which it returns, or to the end.
+    async fn copy_to_next_linear(&mut self) -> Result<Option<(LinearSpec, Dtype)>> {
+        while let Some(shard) = self.plan.shards.get(self.shard) {
+            if self.opened == self.shard {
+                self.output.create(&shard.file).await?;
+                self.output.write(&shard.header).await?;
+                self.opened += 1;
+            }
+            match shard.items.get(self.item) {
+                Some(Item::Linear { spec, dtype }) => return Ok(Some((spec.clone(), *dtype))),
+                Some(Item::Copy { file, range }) => {
+                    self.output.copy(self.source.file(*file), range.clone()).await?;
+                    self.item += 1;
+                }
+                None => {
+                    self.shard += 1;
+                    self.item = 0;
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The tensors of a layer as bytes, in the order of the plan.
+fn encode(format: Format, spec: &LinearSpec, dtype: Dtype, linear: &QuantizedLinear) -> Result<Vec<Vec<u8>>> {
+    let planned_shape = (spec.name.as_str(), spec.rows, spec.columns);
+    if (linear.name.as_str(), linear.rows, linear.columns) != planned_shape {
+        let given = (&linear.name, linear.rows, linear.columns);
+        return Err(Error::shape("put_linear", format!("{given:?} where {planned_shape:?} is due")));
+    }
+    match format {
+        Format::Float => Ok(vec![float_bytes(linear, dtype)?]),
+        Format::Gptq(settings) if linear.layout() == settings.layout(spec)? => Ok(linear.pack()?.into()),
+        Format::Gptq(settings) => {
+            let detail = format!("{}: {:?}, planned with {settings:?}", linear.name, linear.layout());
+            Err(Error::shape("put_linear", detail))
+        }
+    }
+}
+
+/// The dequantized weight in the given type: F32 exactly, or F16 rounded.
+fn float_bytes(linear: &QuantizedLinear, dtype: Dtype) -> Result<Vec<u8>> {
+    linear.check_parts()?;
+    let weight = linear.dequantize();
+    if dtype == Dtype::F32 {
+        return Ok(weight.iter().flat_map(|w| w.to_le_bytes()).collect());
+    }
+    let halves: Vec<f16> = weight.into_iter().map(f16::from_f32).collect();
+    if halves.iter().all(|half| half.is_finite()) {
+        return Ok(halves.iter().flat_map(|half| half.to_le_bytes()).collect());
+    }
+    let remedy = "its weights are too large for F16, use --format gptq".to_owned();
+    Err(Error::NotFinite { place: format!("{}.weight in F16", linear.name), remedy })
+}
+
+/// The sink, with its errors put into words, and emptied again when dropped before the commit.
+struct Output {
+    sink: Box<dyn Sink>,
+    planned: u64,
+    committed: bool,
+}
+
+impl Output {
+    async fn create(&mut self, file: &str) -> Result<()> {
+        self.sink.create(file).await.map_err(|e| self.explain("create a file in", e))
+    }
+
+    async fn write(&mut self, chunk: &[u8]) -> Result<()> {
+        self.sink.write(chunk).await.map_err(|e| self.explain("write to", e))
+    }
+
+    async fn copy(&mut self, source: &dyn Source, range: Range<u64>) -> Result<()> {
+        let mut start = range.start;
+        while start < range.end {
+            let end = range.end.min(start + CHUNK);
+            let chunk = source.read(start..end).await?;
+            self.write(&chunk).await?;
+            start = end;
+        }
+        Ok(())
+    }
+
+    async fn commit(mut self) -> Result<()> {
+        self.sink.commit().await.map_err(|e| self.explain("complete", e))?;
+        self.committed = true;
+        Ok(())
+    }
+
+    fn explain(&self, action: &'static str, source: io::Error) -> Error {
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => self.no_space(),
+            _ => {
+                let remedy = "check its permissions, or choose another --out".to_owned();
+                Error::Io { path: PathBuf::from(self.sink.name()), action, source, remedy }
+            }
+        }
+    }
+
+    fn no_space(&self) -> Error {
+        Error::input(
+            self.sink.name(),
+            "no space left",
+            format!("room for {:.1} MB", self.planned as f64 / 1e6),
+            "make room, or choose --out on another disk",
+        )
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        if !self.committed {
+            self.sink.abort();
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! Progress on a terminal as a bar with the time left, elsewhere as plain lines; a clock; Ctrl-C.
+
+use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use aquatint::model::block::Stage;
+use aquatint::pipeline::{Event, Observer, Phase};
+use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
+
+/// Watches a run for a person.
+pub struct Console {
+    started: Instant,
+    bar: Option<ProgressBar>,
+    terminal: bool,
+    quiet: bool,
+    blocks: usize,
+    error: Option<f64>,
+    interrupted: Arc<AtomicBool>,
+}
+
+impl Console {
+    /// Starts the clock and takes over Ctrl-C.
+    pub fn new() -> Self {
+        Self::start(false)
+    }
+
+    /// The same, without progress.
+    pub fn quiet() -> Self {
+        Self::start(true)
+    }
+
+    fn start(quiet: bool) -> Self {
+        let interrupted = Arc::new(AtomicBool::new(false));
+        let flag = interrupted.clone();
+        // Fails only if a handler is set already: the second Ctrl-C handler of a process is this same one.
+        let _ = ctrlc::try_set_handler(move || {
+            if flag.swap(true, Ordering::Relaxed) {
+                std::process::exit(130);
+            }
+            eprintln!("\nstopping after the group in hand; press Ctrl-C again to stop at once");
+        });
+        let terminal = std::io::stderr().is_terminal();
+        Self { started: Instant::now(), bar: None, terminal, quiet, blocks: 0, error: None, interrupted }
+    }
+
+    fn bar(&mut self, length: usize) -> &ProgressBar {
+        self.bar.get_or_insert_with(|| {
+            let style = ProgressStyle::with_template("{bar:32} {pos}/{len} {msg} [{elapsed}, {eta} left]");
+            ProgressBar::new(length as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+        })
+    }
+
+    fn planned(&mut self, event: &Event) {
+        let Event::Planned { blocks, tokens, held_out, group_size, bytes } = *event else { return };
+        self.blocks = blocks;
+        let groups = group_size.map_or("one grid per row".to_string(), |size| format!("groups of {size}"));
+        eprintln!(
+            "plan: {blocks} blocks, {groups}, {tokens} calibration tokens of which {held_out} held out, about {} on the device",
+            HumanBytes(bytes)
+        );
+    }
+
+    fn phase(&mut self, block: usize, stage: Stage, phase: Phase) {
+        let so_far = self.error.map_or(String::new(), |error| format!(", error so far {error:.4}"));
+        let message = format!("block {} of {}: {} {}{so_far}", block + 1, self.blocks, phase.label(), stage.label());
+        let length = self.blocks * Stage::ALL.len();
+        self.bar(length).set_message(message);
+    }
+
+    fn block(&mut self, block: usize, error: f64) {
+        self.error = Some(error);
+        if self.terminal {
+            return;
+        }
+        let done = block + 1;
+        let left = self.started.elapsed().mul_f64((self.blocks - done) as f64 / done as f64);
+        eprintln!("block {done} of {}: error {error:.4}, about {} left", self.blocks, HumanDuration(left));
+    }
+}
+
+impl Observer for Console {
+    fn event(&mut self, event: &Event) {
+        if self.quiet {
+            return;
+        }
+        match *event {
+            Event::Planned { .. } => self.planned(event),
+            Event::Phase { block, stage, phase } if self.terminal => self.phase(block, stage, phase),
+            Event::Group { .. } if self.terminal => self.bar(self.blocks * Stage::ALL.len()).inc(1),
+            Event::Block { block, error } => self.block(block, error),
+            Event::EvaluationBlock { block, blocks } if self.terminal => {
+                self.bar(blocks).set_position(block as u64);
+                self.bar(blocks).set_message(format!("evaluating block {block} of {blocks}"));
+            }
+            _ => {}
+        }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
+    }
+
+    fn cancelled(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

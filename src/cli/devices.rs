@@ -1,0 +1,43 @@
+//! `aquatint devices`.
+
+use aquatint::Result;
+use aquatint::device::{Choice, adapters, select};
+use comfy_table::{Table, presets};
+use indicatif::HumanBytes;
+
+/// Prints the adapters and the choice of `auto`.
+pub fn run() -> Result<()> {
+    let adapters = pollster::block_on(adapters());
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(vec![
+        "",
+        "name",
+        "backend",
+        "kind",
+        "tier",
+        "binding",
+        "buffer",
+        "workgroup",
+        "threads",
+        "driver",
+    ]);
+    for a in &adapters {
+        table.add_row(vec![
+            a.index.to_string(),
+            a.name.clone(),
+            a.backend.clone(),
+            if a.software { "software" } else { "GPU" }.to_string(),
+            a.tier.to_string(),
+            HumanBytes(a.largest_binding).to_string(),
+            HumanBytes(a.largest_buffer).to_string(),
+            HumanBytes(a.workgroup_memory.into()).to_string(),
+            a.workgroup_invocations.to_string(),
+            a.driver.clone(),
+        ]);
+    }
+    table.add_row(vec!["cpu".to_string(), format!("{} threads", rayon::current_num_threads())]);
+    println!("{table}");
+    let (device, reason) = pollster::block_on(select(&Choice::Auto))?;
+    println!("auto takes {}: {reason}", device.name());
+    Ok(())
+}

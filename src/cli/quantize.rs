@@ -1,0 +1,115 @@
+//! `aquatint quantize`.
+
+use aquatint::calibration::TextFile;
+use aquatint::checkpoint::{
+    CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, GptqSettings, WritePlan, read_text_file,
+};
+use aquatint::device::Recorder;
+use aquatint::ops::grid::Symmetry;
+use aquatint::pipeline::quantize;
+use aquatint::quant::QuantizeOptions;
+use aquatint::report::Report;
+use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
+use indicatif::{HumanBytes, HumanDuration};
+
+use super::args::{CalibrationArgs, FormatArg, QuantizeArgs};
+use super::console::Console;
+use super::{open_device, open_model, write_json};
+
+const DEFAULT_SAMPLES: usize = 128;
+const DEFAULT_SEQ_LEN: usize = 2048;
+
+/// Quantizes, writes and reports.
+pub fn run(args: QuantizeArgs) -> Result<()> {
+    let model = open_model(args.model.as_deref())?;
+    let seq_len = args.text.seq_len.unwrap_or(DEFAULT_SEQ_LEN.min(model.config().max_position_embeddings));
+    let options = args.method.options(&args.text, args.text.samples.unwrap_or(DEFAULT_SAMPLES), seq_len);
+    options.validate()?;
+    let windows = calibration_windows(&model, &args.text, &options)?;
+    let format = format(args.format, &options, &model);
+    let plan = WritePlan::new(&model, format, &model.config().linear_names(), DEFAULT_SHARD_LIMIT)?;
+    let existing = if args.force { Existing::Replace } else { Existing::Refuse };
+    let sink = DirectorySink::new(&args.out, existing, model.directory())?;
+    let size = plan.bytes();
+    let mut writer = CheckpointWriter::new(&model, plan, Box::new(sink))?;
+    let device = open_device(&args.device)?;
+    if args.dry_run {
+        let group_size = options.group_size.resolve(model.config());
+        let groups = group_size.map_or("one grid per row".to_string(), |size| format!("groups of {size}"));
+        println!(
+            "would quantize {} to {} bits, {groups}, on {} windows of {seq_len} tokens, and write {} to {}",
+            model.name(),
+            options.bits,
+            windows.len(),
+            HumanBytes(size),
+            args.out.display()
+        );
+        return Ok(());
+    }
+    let mut rec = Recorder::new(&device);
+    let mut console = Console::new();
+    let result = quantize(&mut rec, &model, &windows, &options, &mut writer, &mut console);
+    let report = pollster::block_on(result)?;
+    pollster::block_on(writer.finish())?;
+    drop(console);
+    if let Some(path) = &args.json {
+        write_json(path, &report)?;
+    }
+    summarise(&report);
+    println!("wrote {} to {}", HumanBytes(size), args.out.display());
+    Ok(())
+}
+
+fn format(format: FormatArg, options: &QuantizeOptions, model: &Checkpoint) -> Format {
+    match format {
+        FormatArg::Float => Format::Float,
+        FormatArg::Gptq => Format::Gptq(GptqSettings {
+            bits: options.bits,
+            group_size: options.group_size.resolve(model.config()),
+            symmetric: options.symmetry == Symmetry::Symmetric,
+            damping: options.rounding_damping,
+        }),
+    }
+}
+
+fn calibration_windows(model: &Checkpoint, text: &CalibrationArgs, options: &QuantizeOptions) -> Result<Vec<Vec<u32>>> {
+    if options.seq_len > model.config().max_position_embeddings {
+        return Err(Error::input(
+            "--seq-len",
+            options.seq_len.to_string(),
+            format!("at most {}, the positions of {}", model.config().max_position_embeddings, model.name()),
+            "use shorter windows",
+        ));
+    }
+    let files: Vec<TextFile> = if text.calibration.is_empty() {
+        if model.directory().is_some() {
+            eprintln!(
+                "note: calibrating on the small bundled text; --calibration FILE with more text gives a better model"
+            );
+        }
+        vec![bundled::calibration_text()]
+    } else {
+        text.calibration.iter().map(|path| read_text_file(path)).collect::<Result<_>>()?
+    };
+    let tokenizer = pollster::block_on(model.tokenizer())?;
+    let tokens = Calibration::from_texts(&tokenizer, &files, model.config().vocab_size)?;
+    tokens.draw(options.samples, options.held_out(), options.seq_len, options.sampling, options.seed)
+}
+
+fn summarise(report: &Report) {
+    let alphas: Vec<f64> = report.layers.iter().map(|layer| layer.alpha).collect();
+    let mean = alphas.iter().sum::<f64>() / alphas.len().max(1) as f64;
+    let guarded = report.guarded().count();
+    println!(
+        "quantized {} layers in {}: error after the last block {:.4}, mean α {mean:.3}",
+        report.layers.len(),
+        HumanDuration(std::time::Duration::from_secs_f64(report.total_seconds)),
+        report.last_error()
+    );
+    if guarded > 0 {
+        println!("{guarded} layers kept uncorrected: correction made them worse on held-out windows (see --json)");
+    }
+    let phases: Vec<String> =
+        report.seconds.iter().map(|(phase, seconds)| format!("{} {seconds:.1} s", phase.label())).collect();
+    println!("time: {}", phases.join(", "));
+}

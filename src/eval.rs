@@ -1,0 +1,239 @@
+//! Perplexity of a model on a text, and how far its next-token distribution is from another model's (algorithms.md §8).
+
+use serde::Serialize;
+
+use crate::device::Recorder;
+use crate::model::network::{Head, Network};
+use crate::ops::{kl, nll};
+use crate::pipeline::{Event, Observer};
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// Tokens whose logits over one slab of the vocabulary exist at the same time.
+const HEAD_TOKENS: usize = 1024;
+
+/// What a model makes of a text.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Evaluation {
+    /// Number of windows.
+    pub windows: usize,
+    /// Tokens per window; all but the first are predicted.
+    pub seq_len: usize,
+    /// Predicted tokens.
+    pub predicted: usize,
+    /// Mean negative log-likelihood of a predicted token, in nats.
+    pub nll: f64,
+    /// exp(nll).
+    pub perplexity: f64,
+    /// The same text under the other model, where one was given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub against: Option<Against>,
+}
+
+/// Comparison with another model on the same tokens.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Against {
+    /// The other model's perplexity.
+    pub perplexity: f64,
+    /// Mean KL(other ‖ this) per predicted token, in nats: the other model is the reference.
+    pub kl: f64,
+    /// Share of predicted tokens for which both models rank the same token first.
+    pub top1_agreement: f64,
+}
+
+#[derive(Default)]
+struct Sums {
+    predicted: usize,
+    nll: f64,
+    against_nll: f64,
+    kl: f64,
+    agreed: usize,
+}
+
+/// Evaluates `network` on `windows` (each as long as the network was made for), alone or `against` another network of
+/// the same vocabulary.
+///
+/// Errors: `Error::NotFinite` if a model's logits are; what the device reports.
+pub async fn evaluate(
+    rec: &mut Recorder,
+    network: &Network<'_>,
+    against: Option<&Network<'_>>,
+    windows: &[Vec<u32>],
+    observer: &mut dyn Observer,
+) -> Result<Evaluation> {
+    let seq_len = windows.first().map_or(0, Vec::len);
+    let per_chunk = network.sequences_per_chunk(rec)?;
+    let hidden = last_hidden(rec, network, windows, per_chunk, observer).await?;
+    let head = network.head(rec).await?;
+    let other = match against {
+        None => None,
+        Some(other) => {
+            if other.config().vocab_size != network.config().vocab_size {
+                return Err(vocabularies_differ(network, other));
+            }
+            let hidden = last_hidden(rec, other, windows, per_chunk, observer).await?;
+            Some((hidden, other.head(rec).await?))
+        }
+    };
+    let mut sums = Sums::default();
+    for (index, windows) in windows.chunks(per_chunk).enumerate() {
+        let targets = next_tokens(windows);
+        let other = other.as_ref().map(|(hidden, head)| (&hidden[index], head));
+        score_chunk(rec, (&hidden[index], &head), other, &targets, seq_len, &mut sums).await?;
+        observer.event(&Event::EvaluationHead { done: (index + 1) * per_chunk, windows: windows.len() });
+    }
+    let count = sums.predicted as f64;
+    let nll = sums.nll / count;
+    if !nll.is_finite() {
+        return Err(Error::NotFinite {
+            place: "the model's log-likelihood".to_string(),
+            remedy: "check the checkpoint, its weights overflow in this text".to_string(),
+        });
+    }
+    let against = other.is_some().then(|| Against {
+        perplexity: (sums.against_nll / count).exp(),
+        kl: sums.kl / count,
+        top1_agreement: sums.agreed as f64 / count,
+    });
+    Ok(Evaluation { windows: windows.len(), seq_len, predicted: sums.predicted, nll, perplexity: nll.exp(), against })
+}
+
+fn vocabularies_differ(network: &Network<'_>, other: &Network<'_>) -> Error {
+    Error::input(
+        "--against",
+        format!("a vocabulary of {}", other.config().vocab_size),
+        format!("the evaluated model's {}", network.config().vocab_size),
+        "compare models that share a tokenizer",
+    )
+}
+
+/// The hidden states after the last block, chunk by chunk.
+async fn last_hidden(
+    rec: &mut Recorder,
+    network: &Network<'_>,
+    windows: &[Vec<u32>],
+    per_chunk: usize,
+    observer: &mut dyn Observer,
+) -> Result<Vec<Tensor>> {
+    let chunks: Vec<&[Vec<u32>]> = windows.chunks(per_chunk).collect();
+    let mut chunks = network.embed(rec, &chunks).await?;
+    let blocks = network.config().num_hidden_layers;
+    for index in 0..blocks {
+        if observer.cancelled() {
+            return Err(Error::Cancelled);
+        }
+        let (block, weights) = network.block(rec, index).await?;
+        for chunk in &mut chunks {
+            let hidden = std::mem::replace(chunk, rec.empty(&[0])?);
+            *chunk = block.forward(rec, &weights, &network.rope_table, hidden)?;
+        }
+        rec.submit()?;
+        observer.event(&Event::EvaluationBlock { block: index + 1, blocks });
+    }
+    Ok(chunks)
+}
+
+/// For each token the one that follows; the last of a window gets itself, and is not counted.
+fn next_tokens(windows: &[Vec<u32>]) -> Vec<u32> {
+    windows.iter().flat_map(|w| w[1..].iter().chain(w.last())).copied().collect()
+}
+
+/// The logits of every position of `hidden`: `[tokens, vocab]` in one piece, for models small enough.
+///
+/// `hidden`: of [`Network::embed`] after all blocks. Used to compare with published implementations.
+pub async fn logits(rec: &mut Recorder, network: &Network<'_>, windows: &[Vec<u32>]) -> Result<Vec<f32>> {
+    let per_chunk = network.sequences_per_chunk(rec)?;
+    let chunks = last_hidden(rec, network, windows, per_chunk, &mut ()).await?;
+    let head = network.head(rec).await?;
+    let vocab = network.config().vocab_size;
+    let mut all = Vec::new();
+    for chunk in &chunks {
+        let normalised = head.normalise(rec, chunk)?;
+        let start = all.len();
+        all.resize(start + chunk.shape()[0] * vocab, 0.0);
+        for (slab, first) in head.slab_starts().enumerate() {
+            let logits = head.logits(rec, &normalised, slab)?;
+            let width = logits.shape()[1];
+            for (row, values) in rec.read(&logits).await?.chunks(width).enumerate() {
+                let at = start + row * vocab + first;
+                all[at..at + width].copy_from_slice(values);
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Adds the predicted tokens of one chunk to `sums`, a slice of tokens at a time.
+async fn score_chunk(
+    rec: &mut Recorder,
+    (hidden, head): (&Tensor, &Head),
+    other: Option<(&Tensor, &Head)>,
+    targets: &[u32],
+    seq_len: usize,
+    sums: &mut Sums,
+) -> Result<()> {
+    let width = hidden.shape()[1];
+    let values = rec.read(hidden).await?;
+    let other_values = match other {
+        Some((hidden, _)) => Some(rec.read(hidden).await?),
+        None => None,
+    };
+    for (slice, targets) in targets.chunks(HEAD_TOKENS).enumerate() {
+        let start = slice * HEAD_TOKENS;
+        let range = start * width..(start + targets.len()) * width;
+        let part = rec.upload(&[targets.len(), width], values[range.clone()].to_vec())?;
+        let other = match (&other_values, other) {
+            (Some(values), Some((_, head))) => {
+                let width = values.len() / (hidden.shape()[0]);
+                let range = start * width..(start + targets.len()) * width;
+                Some((rec.upload(&[targets.len(), width], values[range].to_vec())?, head))
+            }
+            _ => None,
+        };
+        let counted = |token: usize| (start + token + 1) % seq_len != 0;
+        score_slice(rec, (&part, head), other.as_ref().map(|(t, h)| (t, *h)), targets, counted, sums).await?;
+    }
+    Ok(())
+}
+
+async fn score_slice(
+    rec: &mut Recorder,
+    (hidden, head): (&Tensor, &Head),
+    other: Option<(&Tensor, &Head)>,
+    targets: &[u32],
+    counted: impl Fn(usize) -> bool,
+    sums: &mut Sums,
+) -> Result<()> {
+    let tokens = targets.len();
+    let targets = rec.upload(&[tokens], targets.to_vec())?;
+    let normalised = head.normalise(rec, hidden)?;
+    let mut state = nll::start(rec, tokens)?;
+    let mut reference = match other {
+        Some((hidden, head)) => {
+            Some((head.normalise(rec, hidden)?, head, nll::start(rec, tokens)?, kl::start(rec, tokens)?))
+        }
+        None => None,
+    };
+    for (slab, first) in head.slab_starts().enumerate() {
+        let q = head.logits(rec, &normalised, slab)?;
+        nll::accumulate(rec, &q, first, &targets, &mut state)?;
+        if let Some((normalised, head, state, divergence)) = &mut reference {
+            let p = head.logits(rec, normalised, slab)?;
+            nll::accumulate(rec, &p, first, &targets, state)?;
+            kl::accumulate(rec, &p, &q, divergence)?;
+        }
+    }
+    let scores = nll::finish(&rec.read(&state).await?);
+    let counted: Vec<usize> = (0..tokens).filter(|&t| counted(t)).collect();
+    sums.predicted += counted.len();
+    sums.nll += counted.iter().map(|&t| scores[t].nll).sum::<f64>();
+    if let Some((_, _, state, divergence)) = reference {
+        let references = nll::finish(&rec.read(&state).await?);
+        let lse = |scores: &[nll::TokenScore]| scores.iter().map(|s| s.log_sum_exp).collect::<Vec<_>>();
+        let kl = kl::finish(&rec.read(&divergence).await?, &lse(&references), &lse(&scores));
+        sums.against_nll += counted.iter().map(|&t| references[t].nll).sum::<f64>();
+        sums.kl += counted.iter().map(|&t| kl[t]).sum::<f64>();
+        sums.agreed += counted.iter().filter(|&&t| references[t].argmax == scores[t].argmax).count();
+    }
+    Ok(())
+}

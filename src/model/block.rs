@@ -1,0 +1,154 @@
+//! A transformer block as four stages: each a group of linears that read one tensor, and the ops up to the next.
+//!
+//! The pipeline stops between `project` and `fold`, and between stages, to measure and to quantize; evaluation runs
+//! straight through. So every linear runs once per stream and token, and between stages a stream is two tensors.
+
+use super::ModelConfig;
+use crate::Result;
+use crate::device::Recorder;
+use crate::ops::add::{add_assign, add_bias};
+use crate::ops::attention::{Heads, attention};
+use crate::ops::matmul::{Orientation, matmul};
+use crate::ops::rms_norm::rms_norm;
+use crate::ops::rope::rope;
+use crate::ops::silu_mul::silu_mul;
+use crate::tensor::Tensor;
+
+/// A group of linears with the same input, in execution order (algorithms.md §2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stage {
+    /// q, k, v: read the normalised hidden state.
+    Attention,
+    /// o: reads the heads' outputs.
+    Output,
+    /// gate, up: read the normalised hidden state.
+    GateUp,
+    /// down: reads SiLU(gate)·up.
+    Down,
+}
+
+impl Stage {
+    /// All stages, in execution order.
+    pub const ALL: [Self; 4] = [Self::Attention, Self::Output, Self::GateUp, Self::Down];
+
+    /// Which of the block's seven linears belong here, as indices into `ModelConfig::block_linears`.
+    pub fn linears(self) -> std::ops::Range<usize> {
+        match self {
+            Self::Attention => 0..3,
+            Self::Output => 3..4,
+            Self::GateUp => 4..6,
+            Self::Down => 6..7,
+        }
+    }
+
+    /// A short name for progress lines.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Attention => "q, k, v",
+            Self::Output => "o",
+            Self::GateUp => "gate, up",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// What a block holds beside its linear weights: both streams share it.
+#[derive(Debug)]
+pub struct Block {
+    pub(super) attention_norm: Tensor,
+    pub(super) mlp_norm: Tensor,
+    /// Qwen3: norms of each head's query and key.
+    pub(super) head_norms: Option<[Tensor; 2]>,
+    pub(super) biases: [Option<Tensor>; 7],
+    pub(super) heads: Heads,
+    pub(super) epsilon: f32,
+}
+
+/// One stream's tokens of one chunk, between two stages.
+#[derive(Debug)]
+pub struct Lane {
+    /// The residual stream, `[tokens, hidden]`.
+    pub hidden: Tensor,
+    /// What the next stage's linears read, `[tokens, columns]`.
+    pub input: Tensor,
+}
+
+impl Block {
+    /// Starts the block: the input of q, k and v.
+    pub fn enter(&self, rec: &mut Recorder, hidden: Tensor) -> Result<Lane> {
+        let input = rms_norm(rec, &hidden, &self.attention_norm, self.epsilon)?;
+        Ok(Lane { hidden, input })
+    }
+
+    /// X·Wᵀ for each linear of a stage, biases left out. `weights`: those of the stage, `[rows, columns]` each.
+    pub fn project(&self, rec: &mut Recorder, weights: &[Tensor], lane: &Lane) -> Result<Vec<Tensor>> {
+        weights.iter().map(|weight| matmul(rec, Orientation::Nt, &lane.input, weight)).collect()
+    }
+
+    /// From the outputs of `project` to the input of the next stage. `rope_table`: of [`super::rope::table`], uploaded.
+    ///
+    /// After [`Stage::Down`], `lane.hidden` is the block's output and `lane.input` has no meaning.
+    pub fn fold(
+        &self,
+        rec: &mut Recorder,
+        stage: Stage,
+        mut outputs: Vec<Tensor>,
+        rope_table: &Tensor,
+        lane: &mut Lane,
+    ) -> Result<()> {
+        for (output, linear) in outputs.iter_mut().zip(stage.linears()) {
+            if let Some(bias) = &self.biases[linear] {
+                add_bias(rec, output, bias)?;
+            }
+        }
+        match (stage, outputs.as_mut_slice()) {
+            (Stage::Attention, [q, k, v]) => {
+                self.rotate(rec, q, 0, rope_table)?;
+                self.rotate(rec, k, 1, rope_table)?;
+                lane.input = attention(rec, q, k, v, self.heads)?;
+            }
+            (Stage::Output, [o]) => {
+                add_assign(rec, &mut lane.hidden, o)?;
+                lane.input = rms_norm(rec, &lane.hidden, &self.mlp_norm, self.epsilon)?;
+            }
+            (Stage::GateUp, [gate, up]) => lane.input = silu_mul(rec, gate, up)?,
+            (Stage::Down, [down]) => add_assign(rec, &mut lane.hidden, down)?,
+            (stage, outputs) => unreachable!("{} outputs for {stage:?}", outputs.len()),
+        }
+        Ok(())
+    }
+
+    /// The whole block with one set of weights.
+    pub fn forward(
+        &self,
+        rec: &mut Recorder,
+        weights: &[Tensor],
+        rope_table: &Tensor,
+        hidden: Tensor,
+    ) -> Result<Tensor> {
+        let mut lane = self.enter(rec, hidden)?;
+        for stage in Stage::ALL {
+            let outputs = self.project(rec, &weights[stage.linears()], &lane)?;
+            self.fold(rec, stage, outputs, rope_table, &mut lane)?;
+        }
+        Ok(lane.hidden)
+    }
+
+    /// Normalises (Qwen3) and rotates queries (`which` 0) or keys (1) in place.
+    fn rotate(&self, rec: &mut Recorder, x: &mut Tensor, which: usize, rope_table: &Tensor) -> Result<()> {
+        let Heads { head_dim, seq_len, .. } = self.heads;
+        if let Some(norms) = &self.head_norms {
+            let shape = x.shape().to_vec();
+            let per_head = std::mem::replace(x, rec.empty(&[0])?)
+                .reshape(&[shape.iter().product::<usize>() / head_dim, head_dim])?;
+            *x = rms_norm(rec, &per_head, &norms[which], self.epsilon)?.reshape(&shape)?;
+        }
+        rope(rec, x, rope_table, head_dim, seq_len)
+    }
+}
+
+/// The most columns that any activation of the model has: what decides how many tokens fit an array.
+pub fn widest_activation(config: &ModelConfig) -> usize {
+    config.hidden_size.max(config.intermediate_size).max(config.num_attention_heads * config.head_dim)
+}

@@ -1,0 +1,87 @@
+//! Typed access to the fields of a JSON object, with one clear sentence for a field that does not fit.
+
+use serde_json::{Map, Value};
+
+use crate::{Error, Result};
+
+/// A JSON object and the name it has for the user, such as `model/config.json`.
+#[derive(Clone, Copy)]
+pub(crate) struct Fields<'a> {
+    pub subject: &'a str,
+    pub object: &'a Map<String, Value>,
+}
+
+impl<'a> Fields<'a> {
+    /// The value under `key`, where `null` counts as absent.
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
+        self.object.get(key).filter(|value| !value.is_null())
+    }
+
+    /// The error for a field that holds the wrong kind of value.
+    pub fn refuse(&self, key: &str, expected: &str) -> Error {
+        let found = match self.object.get(key) {
+            Some(value) => format!("\"{key}\": {}", abridged(value)),
+            None => format!("no \"{key}\""),
+        };
+        Error::input(self.subject, found, expected, "correct the file or download it again")
+    }
+
+    /// A whole number of at least 1, or `None` where the field is absent.
+    pub fn count(&self, key: &str) -> Result<Option<usize>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_u64().and_then(|n| u32::try_from(n).ok()) {
+            Some(n) if n > 0 => Ok(Some(n as usize)),
+            _ => Err(self.refuse(key, "a whole number of at least 1")),
+        }
+    }
+
+    /// As [`Fields::count`], for a field that must be there.
+    pub fn required_count(&self, key: &str) -> Result<usize> {
+        self.count(key)?.ok_or_else(|| self.refuse(key, &format!("\"{key}\" as a whole number of at least 1")))
+    }
+
+    /// A finite number above zero, or `None` where the field is absent.
+    pub fn positive(&self, key: &str) -> Result<Option<f32>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_f64().map(|x| x as f32) {
+            Some(x) if x > 0.0 && x.is_finite() => Ok(Some(x)),
+            _ => Err(self.refuse(key, "a number above zero")),
+        }
+    }
+
+    /// As [`Fields::positive`], for a field that must be there.
+    pub fn required_positive(&self, key: &str) -> Result<f32> {
+        self.positive(key)?.ok_or_else(|| self.refuse(key, &format!("\"{key}\" as a number above zero")))
+    }
+
+    /// `true` or `false`, or `None` where the field is absent.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_bool().map(Some).ok_or_else(|| self.refuse(key, "true or false"))
+    }
+
+    /// A string, or `None` where the field is absent.
+    pub fn text(&self, key: &str) -> Result<Option<&'a str>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_str().map(Some).ok_or_else(|| self.refuse(key, "a string"))
+    }
+
+    /// A nested object, or `None` where the field is absent.
+    pub fn object(&self, key: &str) -> Result<Option<Fields<'a>>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_object() {
+            Some(object) => Ok(Some(Fields { subject: self.subject, object })),
+            None => Err(self.refuse(key, "an object")),
+        }
+    }
+}
+
+/// The value as JSON, cut to a length that fits a sentence.
+fn abridged(value: &Value) -> String {
+    const LIMIT: usize = 60;
+    let text = value.to_string();
+    match text.char_indices().nth(LIMIT) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}

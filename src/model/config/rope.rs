@@ -1,0 +1,135 @@
+//! Rotary position embedding as `config.json` describes it, in the old form and in that of transformers 5.
+
+use serde_json::{Map, Value};
+
+use super::fields::Fields;
+use crate::{Error, Result};
+
+/// Base and scaling of the rotary embedding.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rope {
+    /// Base of the geometric series of angles.
+    pub theta: f32,
+    /// How angles are stretched for contexts longer than those of pre-training.
+    pub scaling: RopeScaling,
+}
+
+/// Stretching of the rotary angles.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RopeScaling {
+    /// Angles as they are.
+    None,
+    /// Every position divided by `factor`.
+    Linear {
+        /// The divisor.
+        factor: f32,
+    },
+    /// Llama 3: long wavelengths divided by `factor`, short ones kept, those between interpolated.
+    Llama3 {
+        /// Divisor of the low frequencies.
+        factor: f32,
+        /// Wavelengths above `original / low_freq_factor` are divided.
+        low_freq_factor: f32,
+        /// Wavelengths below `original / high_freq_factor` are kept.
+        high_freq_factor: f32,
+        /// Context length of pre-training.
+        original_max_position_embeddings: usize,
+    },
+}
+
+const DEFAULT_THETA: f32 = 10_000.0;
+
+impl Rope {
+    /// Reads `rope_parameters`, or `rope_theta` with `rope_scaling`; where both forms stand they must agree on theta.
+    pub(super) fn parse(config: Fields<'_>) -> Result<Self> {
+        let parameters = config.object("rope_parameters")?;
+        let outer = config.positive("rope_theta")?;
+        let inner = parameters.map(|p| p.positive("rope_theta")).transpose()?.flatten();
+        if let (Some(outer), Some(inner)) = (outer, inner)
+            && outer != inner
+        {
+            return Err(Error::input(
+                config.subject,
+                format!("rope_theta {outer} beside rope_parameters.rope_theta {inner}"),
+                "the same value in both",
+                "remove the wrong one",
+            ));
+        }
+        let scaling = match parameters {
+            Some(parameters) => Some(parameters),
+            None => config.object("rope_scaling")?,
+        };
+        for fields in [Some(config), scaling].into_iter().flatten() {
+            if fields.positive("partial_rotary_factor")?.is_some_and(|part| part != 1.0) {
+                return Err(fields.refuse("partial_rotary_factor", "rotary embedding of whole heads (1.0)"));
+            }
+        }
+        Ok(Self {
+            theta: inner.or(outer).unwrap_or(DEFAULT_THETA),
+            scaling: scaling.map_or(Ok(RopeScaling::None), RopeScaling::parse)?,
+        })
+    }
+}
+
+impl RopeScaling {
+    fn parse(fields: Fields<'_>) -> Result<Self> {
+        let kind = match fields.text("rope_type")? {
+            Some(kind) => kind,
+            None => fields.text("type")?.unwrap_or("default"),
+        };
+        match kind {
+            "default" => Ok(Self::None),
+            "linear" => Ok(Self::Linear { factor: fields.required_positive("factor")? }),
+            "llama3" => {
+                let low_freq_factor = fields.required_positive("low_freq_factor")?;
+                let high_freq_factor = fields.required_positive("high_freq_factor")?;
+                if high_freq_factor <= low_freq_factor {
+                    return Err(fields.refuse("high_freq_factor", "a number above low_freq_factor"));
+                }
+                Ok(Self::Llama3 {
+                    factor: fields.required_positive("factor")?,
+                    low_freq_factor,
+                    high_freq_factor,
+                    original_max_position_embeddings: fields.required_count("original_max_position_embeddings")?,
+                })
+            }
+            other => Err(Error::input(
+                fields.subject,
+                format!("rope type \"{other}\""),
+                "\"default\", \"linear\" or \"llama3\"",
+                "choose a model with one of these; the others are not implemented yet",
+            )),
+        }
+    }
+}
+
+/// Completes a `config.json` so that it states rope in both forms: readers of each form ignore the other, and one of them
+/// takes a missing top-level `rope_theta` for 10000 without a word (formats.md, fact 7).
+pub(crate) fn state_both_forms(config: &mut Map<String, Value>, rope: &Rope) {
+    let theta = theta_as_written(config, rope);
+    let parameters = config.get("rope_parameters").and_then(Value::as_object).cloned();
+    match parameters {
+        Some(mut scaling) => {
+            scaling.remove("rope_theta");
+            if rope.scaling != RopeScaling::None {
+                config.insert("rope_scaling".into(), Value::Object(scaling));
+            }
+        }
+        None => {
+            let mut parameters = config.get("rope_scaling").and_then(Value::as_object).cloned().unwrap_or_default();
+            let kind = parameters.remove("type");
+            let kind = parameters.get("rope_type").cloned().or(kind).unwrap_or_else(|| "default".into());
+            parameters.insert("rope_type".into(), kind);
+            parameters.insert("rope_theta".into(), theta.clone());
+            config.insert("rope_parameters".into(), Value::Object(parameters));
+        }
+    }
+    config.insert("rope_theta".into(), theta);
+}
+
+/// The JSON number of theta itself where there is one, so that no digit changes.
+fn theta_as_written(config: &Map<String, Value>, rope: &Rope) -> Value {
+    let inner = config.get("rope_parameters").and_then(|p| p.get("rope_theta"));
+    let written = inner.or_else(|| config.get("rope_theta")).filter(|theta| theta.is_number());
+    written.cloned().unwrap_or_else(|| f64::from(rope.theta).into())
+}

@@ -1,0 +1,10 @@
+//! What a model is: its configuration, its tokenizer, and its blocks as ops. Knows no method and no wgpu.
+
+pub mod block;
+pub mod config;
+pub mod network;
+pub mod rope;
+pub mod tokenizer;
+
+pub use config::ModelConfig;
+pub use tokenizer::Tokenizer;

@@ -1,0 +1,180 @@
+//! A checkpoint on a device: its embedding, its blocks one at a time, its head in slabs of the vocabulary.
+
+use std::collections::HashMap;
+
+use super::block::{Block, widest_activation};
+use super::{ModelConfig, rope};
+use crate::checkpoint::{Checkpoint, QuantizedLinear};
+use crate::device::Recorder;
+use crate::ops::attention::Heads;
+use crate::ops::embedding;
+use crate::ops::matmul::{Orientation, matmul};
+use crate::ops::rms_norm::rms_norm;
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// Quantized layers by module path, standing in for those of a checkpoint.
+pub type Replacements = HashMap<String, QuantizedLinear>;
+
+/// Tokens that are processed together, about: enough to fill a GPU, few enough to fit any binding.
+const CHUNK_TOKENS: usize = 4096;
+/// Vocabulary entries per slab, about.
+const SLAB_ROWS: usize = 16384;
+
+/// A model read from a checkpoint, block by block, for sequences of one length.
+pub struct Network<'a> {
+    checkpoint: &'a Checkpoint,
+    replacements: Option<&'a Replacements>,
+    seq_len: usize,
+    /// The rotary table for `seq_len` positions.
+    pub rope_table: Tensor,
+}
+
+/// The final norm and the rows of the output matrix, in slabs that fit a binding.
+#[derive(Debug)]
+pub struct Head {
+    norm: Tensor,
+    epsilon: f32,
+    slabs: Vec<(usize, Tensor)>,
+}
+
+impl<'a> Network<'a> {
+    /// Prepares for sequences of `seq_len` tokens. `replacements` stand in for weights of the same name.
+    pub fn new(
+        rec: &mut Recorder,
+        checkpoint: &'a Checkpoint,
+        replacements: Option<&'a Replacements>,
+        seq_len: usize,
+    ) -> Result<Self> {
+        let config = checkpoint.config();
+        let table = rope::table(&config.rope, config.head_dim, seq_len);
+        let rope_table = rec.upload(&[seq_len, config.head_dim], table)?;
+        Ok(Self { checkpoint, replacements, seq_len, rope_table })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ModelConfig {
+        self.checkpoint.config()
+    }
+
+    /// How many sequences go into one chunk on the recorder's device.
+    pub fn sequences_per_chunk(&self, rec: &Recorder) -> Result<usize> {
+        let bytes_per_sequence = (self.seq_len * widest_activation(self.config()) * 4) as u64;
+        let fitting = rec.device().largest_array() / bytes_per_sequence;
+        if fitting == 0 {
+            return Err(Error::input(
+                "--seq-len",
+                format!("{} tokens, whose widest activation takes {bytes_per_sequence} bytes", self.seq_len),
+                format!("at most {} bytes on this device", rec.device().largest_array()),
+                "use shorter sequences or --device cpu",
+            ));
+        }
+        Ok((CHUNK_TOKENS / self.seq_len).clamp(1, fitting as usize))
+    }
+
+    async fn weight(&self, name: &str) -> Result<Vec<f32>> {
+        match self.replacements.and_then(|r| r.get(name)) {
+            Some(linear) => Ok(linear.dequantize()),
+            None => self.checkpoint.read(&format!("{name}.weight")).await,
+        }
+    }
+
+    async fn vector(&self, rec: &mut Recorder, name: &str) -> Result<Tensor> {
+        let values = self.checkpoint.read(name).await?;
+        rec.upload(&[values.len()], values)
+    }
+
+    /// Block `index` and its seven linear weights.
+    pub async fn block(&self, rec: &mut Recorder, index: usize) -> Result<(Block, Vec<Tensor>)> {
+        let config = self.config();
+        let at = |name: &str| format!("model.layers.{index}.{name}.weight");
+        let (mut weights, mut biases) = (Vec::new(), [const { None }; 7]);
+        for (linear, bias) in config.block_linears(index).iter().zip(&mut biases) {
+            weights.push(rec.upload(&[linear.rows, linear.columns], self.weight(&linear.name).await?)?);
+            if linear.bias {
+                *bias = Some(self.vector(rec, &format!("{}.bias", linear.name)).await?);
+            }
+        }
+        let head_norms = if config.qk_norm {
+            let query = self.vector(rec, &at("self_attn.q_norm")).await?;
+            Some([query, self.vector(rec, &at("self_attn.k_norm")).await?])
+        } else {
+            None
+        };
+        let block = Block {
+            attention_norm: self.vector(rec, &at("input_layernorm")).await?,
+            mlp_norm: self.vector(rec, &at("post_attention_layernorm")).await?,
+            head_norms,
+            biases,
+            heads: Heads {
+                heads: config.num_attention_heads,
+                kv_heads: config.num_key_value_heads,
+                head_dim: config.head_dim,
+                seq_len: self.seq_len,
+                window: config.sliding_window,
+            },
+            epsilon: config.rms_norm_eps,
+        };
+        Ok((block, weights))
+    }
+
+    fn slab_rows(&self, rec: &Recorder) -> usize {
+        let config = self.config();
+        let fitting = rec.device().largest_array() / (config.hidden_size as u64 * 4);
+        SLAB_ROWS.min(usize::try_from(fitting).unwrap_or(usize::MAX)).clamp(1, config.vocab_size)
+    }
+
+    /// Vocabulary entries `first..first + rows` of a `[vocab, hidden]` matrix.
+    async fn slab(&self, rec: &mut Recorder, name: &str, first: usize, rows: usize) -> Result<Tensor> {
+        let last = (first + rows).min(self.config().vocab_size);
+        let values = self.checkpoint.read_rows(name, first..last).await?;
+        rec.upload(&[last - first, self.config().hidden_size], values)
+    }
+
+    /// The embeddings of chunks of windows, each window of `seq_len` tokens: `[tokens, hidden]` per chunk.
+    pub async fn embed(&self, rec: &mut Recorder, windows: &[&[Vec<u32>]]) -> Result<Vec<Tensor>> {
+        let mut chunks = Vec::new();
+        for windows in windows {
+            let ids = windows.concat();
+            let hidden: Tensor = rec.empty(&[ids.len(), self.config().hidden_size])?;
+            chunks.push((rec.upload(&[ids.len()], ids)?, hidden));
+        }
+        let rows = self.slab_rows(rec);
+        for first in (0..self.config().vocab_size).step_by(rows) {
+            let slab = self.slab(rec, "model.embed_tokens.weight", first, rows).await?;
+            for (ids, hidden) in &mut chunks {
+                embedding::gather(rec, &slab, first, ids, hidden)?;
+            }
+        }
+        Ok(chunks.into_iter().map(|(_, hidden)| hidden).collect())
+    }
+
+    /// The head, all of it on the device.
+    pub async fn head(&self, rec: &mut Recorder) -> Result<Head> {
+        let config = self.config();
+        let name = if config.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        let rows = self.slab_rows(rec);
+        let mut slabs = Vec::new();
+        for first in (0..config.vocab_size).step_by(rows) {
+            slabs.push((first, self.slab(rec, name, first, rows).await?));
+        }
+        Ok(Head { norm: self.vector(rec, "model.norm.weight").await?, epsilon: config.rms_norm_eps, slabs })
+    }
+}
+
+impl Head {
+    /// The normalised hidden state that [`Head::logits`] takes.
+    pub fn normalise(&self, rec: &mut Recorder, hidden: &Tensor) -> Result<Tensor> {
+        rms_norm(rec, hidden, &self.norm, self.epsilon)
+    }
+
+    /// First vocabulary entry of each slab.
+    pub fn slab_starts(&self) -> impl Iterator<Item = usize> + '_ {
+        self.slabs.iter().map(|(first, _)| *first)
+    }
+
+    /// The logits of slab number `slab`: `[tokens, rows of the slab]`.
+    pub fn logits(&self, rec: &mut Recorder, normalised: &Tensor, slab: usize) -> Result<Tensor> {
+        matmul(rec, Orientation::Nt, normalised, &self.slabs[slab].1)
+    }
+}

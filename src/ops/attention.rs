@@ -1,0 +1,203 @@
+//! Causal grouped-query attention inside each sequence, with an optional sliding window.
+
+use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul, s};
+use rayon::prelude::*;
+
+use crate::device::{Dispatch, Recorder};
+use crate::ops::math::{exp, maximum, sum, vectorised};
+use crate::ops::spread;
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// How the columns of Q, K and V divide into heads, and their rows into sequences.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heads {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; query head h reads key head `h / (heads / kv_heads)`.
+    pub kv_heads: usize,
+    /// Columns per head, at most 256.
+    pub head_dim: usize,
+    /// Tokens per sequence.
+    pub seq_len: usize,
+    /// How many of the last keys, its own among them, a query sees; all if `None`.
+    pub window: Option<usize>,
+}
+
+impl Heads {
+    /// The first key that the query at `position` sees.
+    fn first_key(&self, position: usize) -> usize {
+        self.window.map_or(0, |window| (position + 1).saturating_sub(window))
+    }
+
+    fn check(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
+        let Self { heads, kv_heads, head_dim, seq_len, window } = *self;
+        let [tokens, _] = q.matrix("attention")?;
+        let divides = |part: usize, whole: usize| part > 0 && whole.is_multiple_of(part);
+        let head_dim_fits = (1..=256).contains(&head_dim);
+        if !head_dim_fits || heads == 0 || window == Some(0) || !divides(kv_heads, heads) || !divides(seq_len, tokens) {
+            return Err(Error::shape("attention", format!("{self:?} for {tokens} tokens")));
+        }
+        q.expect_shape("attention", &[tokens, heads * head_dim])?;
+        k.expect_shape("attention", &[tokens, kv_heads * head_dim])?;
+        v.expect_shape("attention", &[tokens, kv_heads * head_dim])
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    count: u32,
+    stride: u32,
+    tiles: u32,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+    seq_len: u32,
+    window: u32,
+    scale: f32,
+}
+
+/// `out[i] = Σ_j softmax_j(q[i]·k[j] / √head_dim)·v[j]` per head, over the keys `i − window < j ≤ i` of i's sequence.
+///
+/// `q`: `[tokens, heads·head_dim]`; `k`, `v`: `[tokens, kv_heads·head_dim]`, where tokens is a multiple of seq_len.
+/// Returns `[tokens, heads·head_dim]`. Errors: `Error::Shape` if they do not fit `heads`.
+pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads) -> Result<Tensor> {
+    heads.check(q, k, v)?;
+    let mut out = rec.empty(q.shape())?;
+    if rec.is_gpu() {
+        dispatch(rec, [q, k, v], heads, &mut out)?;
+        return Ok(out);
+    }
+    Twin { q: q.host(), k: matrix(k), v: matrix(v), heads }.run(out.host_mut());
+    Ok(out)
+}
+
+/// Records the variant of the shader that has registers for this head_dim.
+fn dispatch(rec: &mut Recorder, [q, k, v]: [&Tensor; 3], heads: Heads, out: &mut Tensor) -> Result<()> {
+    let Heads { heads, kv_heads, head_dim, seq_len, window } = heads;
+    let tiles = seq_len.div_ceil(64);
+    let count = q.shape()[0] / seq_len * heads * tiles;
+    let workgroups = spread(count);
+    let params = Params {
+        count: count as u32,
+        stride: workgroups[0] as u32,
+        tiles: tiles as u32,
+        heads: heads as u32,
+        kv_heads: kv_heads as u32,
+        head_dim: head_dim as u32,
+        seq_len: seq_len as u32,
+        window: window.unwrap_or(seq_len).min(seq_len) as u32,
+        scale: 1.0 / (head_dim as f32).sqrt(),
+    };
+    rec.dispatch(Dispatch {
+        kernel: match head_dim {
+            ..=64 => "attention_64",
+            65..=128 => "attention_128",
+            _ => "attention_256",
+        },
+        params: bytemuck::bytes_of(&params),
+        inputs: &[q.buffer(), k.buffer(), v.buffer()],
+        outputs: &[out.buffer()],
+        workgroups,
+        // Half of the keys on average; a window only makes it less.
+        work: 2.0 * q.len() as f64 * seq_len as f64,
+    })
+}
+
+fn matrix(tensor: &Tensor) -> ArrayView2<'_, f32> {
+    let shape = (tensor.shape()[0], tensor.shape()[1]);
+    ArrayView2::from_shape(shape, tensor.host()).expect("a tensor has as many elements as its shape says")
+}
+
+/// Queries per task: enough for the products to be fast, few enough that little is computed beyond the diagonal.
+const QUERIES: usize = 64;
+
+/// The twin: one task per block of queries, one pair of products per key head in it. The query heads that share a key
+/// head are stacked, so that its keys and values are packed once for all of them.
+struct Twin<'a> {
+    q: &'a [f32],
+    k: ArrayView2<'a, f32>,
+    v: ArrayView2<'a, f32>,
+    heads: Heads,
+}
+
+impl Twin<'_> {
+    fn run(&self, out: &mut [f32]) {
+        let width = self.heads.heads * self.heads.head_dim;
+        let seq_len = self.heads.seq_len;
+        out.par_chunks_mut(seq_len * width).enumerate().for_each(|(sequence, out)| {
+            out.par_chunks_mut(QUERIES * width).enumerate().for_each(|(block, out)| {
+                self.block(sequence * seq_len, block * QUERIES, out);
+            });
+        });
+    }
+
+    /// Rows `first..` of the sequence that starts at token `start`, as many as `out` has.
+    fn block(&self, start: usize, first: usize, out: &mut [f32]) {
+        let Heads { heads, kv_heads, head_dim, .. } = self.heads;
+        let (width, group) = (heads * head_dim, heads / kv_heads);
+        let queries = out.len() / width;
+        let (first_key, keys) = (self.heads.first_key(first), first + queries);
+        let span = group * head_dim;
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let mut stacked = vec![0.0; queries * span];
+        let mut scores = vec![0.0; queries * group * (keys - first_key)];
+        for kv_head in 0..kv_heads {
+            for (stacked, q) in
+                stacked.chunks_exact_mut(span).zip(self.q[(start + first) * width..].chunks_exact(width))
+            {
+                stacked.copy_from_slice(&q[kv_head * span..][..span]);
+            }
+            let range = s![start + first_key..start + keys, kv_head * head_dim..(kv_head + 1) * head_dim];
+            let (k, v) = (self.k.slice(range), self.v.slice(range));
+            let mut s = view_mut(&mut scores, queries * group);
+            general_mat_mul(scale, &view_mut(&mut stacked, queries * group), &k.t(), 0.0, &mut s);
+            let sums = self.softmax(&mut scores, first, first_key, keys);
+            general_mat_mul(
+                1.0,
+                &view_mut(&mut scores, queries * group),
+                &v,
+                0.0,
+                &mut view_mut(&mut stacked, queries * group),
+            );
+            for (row, (value, sum)) in stacked.chunks_exact(head_dim).zip(sums).enumerate() {
+                let at = row / group * width + kv_head * span + row % group * head_dim;
+                for (out, value) in out[at..at + head_dim].iter_mut().zip(value) {
+                    *out = value / sum;
+                }
+            }
+        }
+    }
+
+    /// Turns each row of scores into exp(score − maximum), 0 for keys that it does not see; returns the rows' sums.
+    fn softmax(&self, scores: &mut [f32], first: usize, first_key: usize, keys: usize) -> Vec<f32> {
+        let group = self.heads.heads / self.heads.kv_heads;
+        let row = |(row, scores): (usize, &mut [f32])| {
+            let position = first + row / group;
+            let visible = self.heads.first_key(position) - first_key..position + 1 - first_key;
+            scores[..visible.start].fill(0.0);
+            scores[visible.end..].fill(0.0);
+            softmax_row(&mut scores[visible])
+        };
+        scores.chunks_exact_mut(keys - first_key).enumerate().map(row).collect()
+    }
+}
+
+fn softmax_row(scores: &mut [f32]) -> f32 {
+    vectorised(
+        #[inline(always)]
+        || {
+            let max = maximum(scores);
+            for score in scores.iter_mut() {
+                *score = exp(*score - max);
+            }
+            sum(scores, scores, |a, _| a) as f32
+        },
+    )
+}
+
+fn view_mut(values: &mut [f32], rows: usize) -> ArrayViewMut2<'_, f32> {
+    let columns = values.len() / rows;
+    ArrayViewMut2::from_shape((rows, columns), values).expect("whole rows")
+}

@@ -1,0 +1,60 @@
+//! From codes back to weights: what a client of the checkpoint computes.
+
+use rayon::prelude::*;
+
+use crate::Result;
+use crate::device::{Dispatch, Recorder};
+use crate::ops::grid::Grid;
+use crate::ops::spread_elements;
+use crate::tensor::Tensor;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Params {
+    count: u32,
+    columns: u32,
+    groups: u32,
+    group_size: u32,
+    stride: u32,
+}
+
+/// `s·(q − z)`, `[m, n]`.
+///
+/// `codes`: q `[m, n]`; `grid`: of groups of `group_size` columns, the last perhaps shorter. Errors: `Error::Shape`.
+pub fn dequantize(rec: &mut Recorder, codes: &Tensor<u32>, grid: &Grid, group_size: usize) -> Result<Tensor> {
+    let [rows, columns] = codes.matrix("dequantize")?;
+    let groups = columns.div_ceil(group_size);
+    grid.scales.expect_shape("dequantize", &[rows, groups])?;
+    grid.zeros.expect_shape("dequantize", &[rows, groups])?;
+    let mut values = rec.empty(&[rows, columns])?;
+    if !rec.is_gpu() {
+        let cells = grid.scales.host().par_chunks(groups).zip(grid.zeros.host().par_chunks(groups));
+        let out = values.host_mut().par_chunks_mut(columns);
+        out.zip(codes.host().par_chunks(columns)).zip(cells).for_each(|((values, codes), (scales, zeros))| {
+            let pieces = values.chunks_mut(group_size).zip(codes.chunks(group_size));
+            for ((values, codes), (&scale, &zero)) in pieces.zip(scales.iter().zip(zeros)) {
+                for (value, &code) in values.iter_mut().zip(codes) {
+                    *value = scale * (code as f32 - zero);
+                }
+            }
+        });
+        return Ok(values);
+    }
+    let (workgroups, stride) = spread_elements(codes.len());
+    let params = Params {
+        count: codes.len() as u32,
+        columns: columns as u32,
+        groups: groups as u32,
+        group_size: group_size as u32,
+        stride,
+    };
+    rec.dispatch(Dispatch {
+        kernel: "dequantize",
+        params: bytemuck::bytes_of(&params),
+        inputs: &[codes.buffer(), grid.scales.buffer(), grid.zeros.buffer()],
+        outputs: &[values.buffer()],
+        workgroups,
+        work: 2.0 * codes.len() as f64,
+    })?;
+    Ok(values)
+}

@@ -1,0 +1,230 @@
+//! One group of linears: from the statistics of its input to codes (algorithms.md §3 to §6).
+
+use crate::Result;
+use crate::checkpoint::QuantizedLinear;
+use crate::device::Recorder;
+use crate::ops::add::add_scaled;
+use crate::ops::permute::zero_columns;
+use crate::quant::alpha::HeldOut;
+use crate::quant::correction::Corrector;
+use crate::quant::{Alpha, Damping, Method, QuantizeOptions, Rounded, Rounder, Statistics};
+use crate::report::LayerReport;
+use crate::tensor::Tensor;
+
+/// A linear of the group.
+#[derive(Debug)]
+pub(super) struct Linear<'a> {
+    /// Module path.
+    pub name: &'a str,
+    /// W, `[m, n]`.
+    pub weight: &'a Tensor,
+    /// α that was asked for.
+    pub alpha: Alpha,
+}
+
+/// H and D of the group's input, over the tokens to fit on and over those held out.
+#[derive(Debug)]
+pub(super) struct Gathered {
+    pub fitting: Statistics,
+    pub held_out: Option<Statistics>,
+}
+
+/// A quantized linear of the group.
+#[derive(Debug)]
+pub(super) struct Outcome {
+    pub stored: QuantizedLinear,
+    /// s·(q − z), `[m, n]`.
+    pub dequantized: Tensor,
+    pub report: LayerReport,
+    /// Held-out score without correction less that of what is stored, where both are known.
+    pub score_gain: Option<f64>,
+}
+
+/// What all linears of the group share once the correction is done.
+#[derive(Debug)]
+pub(super) struct Prepared {
+    all: Statistics,
+    diagonal: Damping,
+    held_out: Option<HeldOut>,
+}
+
+/// What is known about a linear before it is rounded.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    /// W without dead inputs.
+    weight: Tensor,
+    /// W* and α, where the linear is corrected.
+    corrected: Option<(Tensor, f64)>,
+    optimal: Option<f64>,
+}
+
+/// Corrects a group's linears and rounds them.
+pub(super) struct GroupQuantizer<'a> {
+    pub options: &'a QuantizeOptions,
+    pub group_size: Option<usize>,
+    /// The group, for errors.
+    pub place: &'a str,
+}
+
+impl GroupQuantizer<'_> {
+    /// Without statistics: RTN of W, no correction.
+    pub async fn round_plain(&self, rec: &mut Recorder, linears: &[Linear<'_>]) -> Result<Vec<Outcome>> {
+        let mut outcomes = Vec::new();
+        for linear in linears {
+            let rounder = Rounder::rtn(self.options, self.group_size, linear.weight.shape()[1]);
+            let rounded = rounder.round(rec, linear.weight)?;
+            outcomes.push(self.outcome(rec, linear, &rounder, rounded, None).await?);
+        }
+        Ok(outcomes)
+    }
+
+    /// Corrects every linear that asks for it. Returns what `round` needs.
+    pub async fn correct(
+        &self,
+        rec: &mut Recorder,
+        linears: &[Linear<'_>],
+        gathered: Gathered,
+    ) -> Result<(Prepared, Vec<Candidate>)> {
+        let Gathered { fitting: mut all, held_out } = gathered;
+        let wants_auto = linears.iter().any(|linear| linear.alpha == Alpha::Auto);
+        let fitted = match (&all.error_correlation, wants_auto) {
+            (Some(d), true) => Some((self.corrector(rec, &all).await?, d)),
+            _ => None,
+        };
+        // Δ on the fitting tokens alone, before the held-out ones are merged in.
+        let mut fitted_corrections = Vec::new();
+        for linear in linears {
+            fitted_corrections.push(match (&fitted, linear.alpha) {
+                (Some((corrector, d)), Alpha::Auto) => Some(corrector.correction(rec, linear.weight, d)?),
+                _ => None,
+            });
+        }
+        drop(fitted);
+        if let Some(held_out) = &held_out {
+            all.merge(rec, held_out)?;
+        }
+        let held_out = match held_out {
+            Some(statistics) => HeldOut::new(rec, statistics)?,
+            None => None,
+        };
+        let diagonal = Damping::of(rec, &all.hessian, self.place).await?;
+        let corrector = match all.error_correlation {
+            Some(_) => Some(self.corrector(rec, &all).await?),
+            None => None,
+        };
+        let dead = rec.upload(&[all.hessian.n()], diagonal.dead())?;
+        let mut candidates = Vec::new();
+        for (linear, fitted) in linears.iter().zip(fitted_corrections) {
+            let mut weight = rec.duplicate(linear.weight)?;
+            zero_columns(rec, &mut weight, &dead)?;
+            let (alpha, optimal) = self.alpha(rec, linear, &held_out, fitted).await?;
+            let corrected = match (&corrector, &all.error_correlation) {
+                (Some(corrector), Some(d)) if alpha > 0.0 => {
+                    let correction = corrector.correction(rec, &weight, d)?;
+                    let mut corrected = rec.duplicate(&weight)?;
+                    add_scaled(rec, &mut corrected, alpha as f32, &correction)?;
+                    Some((corrected, alpha))
+                }
+                _ => None,
+            };
+            candidates.push(Candidate { weight, corrected, optimal });
+        }
+        Ok((Prepared { all, diagonal, held_out }, candidates))
+    }
+
+    /// The α to apply, and α* where it was asked for.
+    async fn alpha(
+        &self,
+        rec: &mut Recorder,
+        linear: &Linear<'_>,
+        held_out: &Option<HeldOut>,
+        fitted: Option<Tensor>,
+    ) -> Result<(f64, Option<f64>)> {
+        Ok(match (linear.alpha, held_out, fitted) {
+            (Alpha::Off, ..) => (0.0, None),
+            (Alpha::Fixed(alpha), ..) => (alpha, None),
+            (Alpha::Auto, Some(held_out), Some(correction)) => {
+                let optimal = held_out.best_alpha(rec, linear.weight, &correction).await?;
+                (self.options.alpha.shrinkage * optimal, Some(optimal))
+            }
+            (Alpha::Auto, ..) => (0.0, None),
+        })
+    }
+
+    /// Rounds every candidate, with the guard where α was automatic.
+    pub async fn round(
+        &self,
+        rec: &mut Recorder,
+        linears: &[Linear<'_>],
+        prepared: &Prepared,
+        candidates: Vec<Candidate>,
+    ) -> Result<Vec<Outcome>> {
+        let Prepared { all, diagonal, held_out } = prepared;
+        let rounder = match self.options.method {
+            Method::Rtn => Rounder::rtn(self.options, self.group_size, all.hessian.n()),
+            Method::Gptq => {
+                Rounder::gptq(rec, self.options, self.group_size, &all.hessian, diagonal, self.place).await?
+            }
+        };
+        let mut outcomes = Vec::new();
+        for (linear, candidate) in linears.iter().zip(candidates) {
+            let plain = match (self.options.method, &candidate.corrected) {
+                // Plain RTN needs no data, so it knows of no dead inputs either.
+                (Method::Rtn, None) => rounder.round(rec, linear.weight)?,
+                _ => rounder.round(rec, &candidate.weight)?,
+            };
+            let Some((corrected, alpha)) = candidate.corrected else {
+                let mut outcome = self.outcome(rec, linear, &rounder, plain, None).await?;
+                outcome.report.alpha_optimal = candidate.optimal;
+                outcomes.push(outcome);
+                continue;
+            };
+            let rounded = rounder.round(rec, &corrected)?;
+            let gain = match held_out {
+                None => None,
+                Some(held_out) => {
+                    let before = held_out.score(rec, linear.weight, &plain.dequantized).await?;
+                    Some(before - held_out.score(rec, linear.weight, &rounded.dequantized).await?)
+                }
+            };
+            let guarded = linear.alpha == Alpha::Auto && gain.is_some_and(|gain| gain < 0.0);
+            let (chosen, alpha, gain) = if guarded { (plain, 0.0, Some(0.0)) } else { (rounded, alpha, gain) };
+            let mut outcome = self.outcome(rec, linear, &rounder, chosen, gain).await?;
+            outcome.report.alpha = alpha;
+            outcome.report.alpha_optimal = candidate.optimal;
+            outcome.report.guarded = guarded;
+            outcomes.push(outcome);
+        }
+        Ok(outcomes)
+    }
+
+    async fn outcome(
+        &self,
+        rec: &mut Recorder,
+        linear: &Linear<'_>,
+        rounder: &Rounder,
+        rounded: Rounded,
+        score_gain: Option<f64>,
+    ) -> Result<Outcome> {
+        let report = LayerReport {
+            name: linear.name.to_string(),
+            alpha_requested: linear.alpha,
+            alpha_optimal: None,
+            alpha: 0.0,
+            guarded: false,
+            correction_damping: self.options.correction_damping,
+            rounding_damping: rounder.damping(),
+            error_fitted: 0.0,
+            error_held_out: None,
+            error_held_out_uncorrected: None,
+        };
+        let stored = rounder.store(rec, linear.name, &rounded).await?;
+        Ok(Outcome { stored, dequantized: rounded.dequantized, report, score_gain })
+    }
+
+    async fn corrector(&self, rec: &mut Recorder, statistics: &Statistics) -> Result<Corrector> {
+        let diagonal = Damping::of(rec, &statistics.hessian, self.place).await?;
+        let ridge = diagonal.ridge(self.options.correction_damping);
+        Corrector::new(rec, &statistics.hessian, ridge, self.place).await
+    }
+}

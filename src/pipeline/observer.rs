@@ -1,0 +1,113 @@
+//! What a run tells the program around it, and what it asks of it: a clock and whether to stop.
+
+use serde::Serialize;
+
+use crate::model::block::Stage;
+
+/// What a run spends its time on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Reading weights and putting them on the device.
+    Load,
+    /// H and D.
+    Statistics,
+    /// Cholesky, correction, α.
+    Correction,
+    /// Grids and codes.
+    Rounding,
+    /// Both streams through the block, and the errors measured on the way.
+    Forward,
+    /// Handing quantized layers to the output.
+    Write,
+}
+
+impl Phase {
+    /// A word for progress lines.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Load => "load",
+            Self::Statistics => "statistics",
+            Self::Correction => "correct",
+            Self::Rounding => "round",
+            Self::Forward => "forward",
+            Self::Write => "write",
+        }
+    }
+}
+
+/// Something happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// Before any work on a block.
+    Planned {
+        /// Blocks of the model.
+        blocks: usize,
+        /// Calibration tokens, held-out ones included.
+        tokens: usize,
+        /// Tokens held out.
+        held_out: usize,
+        /// Inputs per grid, `None` for per channel.
+        group_size: Option<usize>,
+        /// Estimated bytes on the device at the peak.
+        bytes: u64,
+    },
+    /// A phase of a group begins.
+    Phase {
+        /// Block, from 0.
+        block: usize,
+        /// Group of linears.
+        stage: Stage,
+        /// What begins.
+        phase: Phase,
+    },
+    /// A group is quantized and both streams have passed it.
+    Group {
+        /// Block, from 0.
+        block: usize,
+        /// Group of linears.
+        stage: Stage,
+    },
+    /// A block is done.
+    Block {
+        /// Block, from 0.
+        block: usize,
+        /// ‖S − Ŝ‖/‖S‖ after it, on the calibration tokens.
+        error: f64,
+    },
+    /// An evaluated model has passed a block.
+    EvaluationBlock {
+        /// Blocks done.
+        block: usize,
+        /// Blocks of the model.
+        blocks: usize,
+    },
+    /// An evaluation has scored these windows.
+    EvaluationHead {
+        /// Windows done, about.
+        done: usize,
+        /// Windows of the last chunk.
+        windows: usize,
+    },
+}
+
+/// The program around the library.
+pub trait Observer {
+    /// Takes notice of an event.
+    fn event(&mut self, event: &Event);
+    /// Seconds from some fixed point in time: the library reads no clock.
+    fn seconds(&self) -> f64;
+    /// Whether to stop at the next opportunity.
+    fn cancelled(&self) -> bool;
+}
+
+/// Looks away, for tests and for callers that need neither progress nor times.
+impl Observer for () {
+    fn event(&mut self, _: &Event) {}
+    fn seconds(&self) -> f64 {
+        0.0
+    }
+    fn cancelled(&self) -> bool {
+        false
+    }
+}

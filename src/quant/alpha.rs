@@ -1,0 +1,46 @@
+//! The propagation strength that held-out tokens ask for, and the score that guards it (algorithms.md §3).
+
+use crate::Result;
+use crate::device::Recorder;
+use crate::ops::add::add_scaled;
+use crate::ops::gram;
+use crate::ops::matmul::{Orientation, matmul};
+use crate::ops::reduce::{dot, total};
+use crate::quant::Statistics;
+use crate::tensor::Tensor;
+
+/// H and D of tokens that no correction was fitted on, H unpacked once for all linears of a group.
+#[derive(Debug)]
+pub struct HeldOut {
+    hessian: Tensor,
+    error_correlation: Tensor,
+}
+
+impl HeldOut {
+    /// `None` if the statistics have no D.
+    pub fn new(rec: &mut Recorder, statistics: Statistics) -> Result<Option<Self>> {
+        let hessian = gram::unpack(rec, &statistics.hessian)?;
+        Ok(statistics.error_correlation.map(|error_correlation| Self { hessian, error_correlation }))
+    }
+
+    /// α* = clip(⟨W·D_v, Δ⟩ / ⟨Δ·H_v, Δ⟩, 0, 1), the minimiser of the held-out ‖WX − (W + αΔ)X̂‖²; 0 where Δ is 0.
+    ///
+    /// `correction`: Δ fitted on the other tokens, `[m, n]` like `weight`.
+    pub async fn best_alpha(&self, rec: &mut Recorder, weight: &Tensor, correction: &Tensor) -> Result<f64> {
+        let arriving = matmul(rec, Orientation::Nn, weight, &self.error_correlation)?;
+        let curved = matmul(rec, Orientation::Nn, correction, &self.hessian)?;
+        let (slope, curvature) = (dot(rec, &arriving, correction)?, dot(rec, &curved, correction)?);
+        let (slope, curvature) = (total(rec, &slope).await?, total(rec, &curvature).await?);
+        Ok(if curvature > 0.0 { (slope / curvature).clamp(0.0, 1.0) } else { 0.0 })
+    }
+
+    /// ⟨E·H_v, E⟩ + 2⟨E, W·D_v⟩ with E = W − Q: the held-out ‖WX − QX̂‖² less ‖Wδ‖², which no choice of Q changes.
+    pub async fn score(&self, rec: &mut Recorder, weight: &Tensor, rounded: &Tensor) -> Result<f64> {
+        let mut error = rec.duplicate(weight)?;
+        add_scaled(rec, &mut error, -1.0, rounded)?;
+        let curved = matmul(rec, Orientation::Nn, &error, &self.hessian)?;
+        let arriving = matmul(rec, Orientation::Nn, weight, &self.error_correlation)?;
+        let (own, crossed) = (dot(rec, &curved, &error)?, dot(rec, &arriving, &error)?);
+        Ok(total(rec, &own).await? + 2.0 * total(rec, &crossed).await?)
+    }
+}

@@ -1,0 +1,38 @@
+//! Quantization Error Propagation (arXiv 2504.09629): the weight that undoes, as far as a linear map can, the error
+//! that arrives at a layer. W*(α) = W + α·W·D·(H + λI)⁻¹ (algorithms.md §3).
+
+use crate::device::Recorder;
+use crate::ops::cholesky::{self, Factor};
+use crate::ops::gram::Packed;
+use crate::ops::matmul::{Orientation, matmul};
+use crate::ops::solve::solve_rows;
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// H + λI, factored once for all linears of a group.
+#[derive(Debug)]
+pub struct Corrector {
+    factor: Factor,
+}
+
+impl Corrector {
+    /// Errors: `Error::NotFinite` naming `place` if H + λI has no Cholesky factor, which λ > 0 rules out in exact arithmetic.
+    pub async fn new(rec: &mut Recorder, hessian: &Packed, ridge: f32, place: &str) -> Result<Self> {
+        let order: Vec<u32> = (0..hessian.n() as u32).collect();
+        match cholesky::factor(rec, hessian, &order, ridge).await? {
+            Some(factor) => Ok(Self { factor }),
+            None => Err(Error::NotFinite {
+                place: format!("{place}: the Cholesky factor of the damped Hessian"),
+                remedy: "raise --correction-damping, or calibrate on more text".to_string(),
+            }),
+        }
+    }
+
+    /// Δ = W·D·(H + λI)⁻¹, by two triangular solves; the ridge pulls W* to W, so D is never merged into H.
+    ///
+    /// `weight`: W `[m, n]`; `error_correlation`: D `[n, n]`, δ on the rows. The result is `[m, n]`.
+    pub fn correction(&self, rec: &mut Recorder, weight: &Tensor, error_correlation: &Tensor) -> Result<Tensor> {
+        let arriving = matmul(rec, Orientation::Nn, weight, error_correlation)?;
+        solve_rows(rec, &self.factor, arriving)
+    }
+}

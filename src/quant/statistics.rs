@@ -1,0 +1,85 @@
+//! What survives of the activations of a group of linears: H = X̂X̂ᵀ and D = δX̂ᵀ (algorithms.md §1).
+
+use crate::device::Recorder;
+use crate::ops::add::add_assign;
+use crate::ops::gram::{self, Packed};
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// H and D over some tokens: plain sums, neither normalised nor damped.
+#[derive(Debug)]
+pub struct Statistics {
+    /// H, symmetric `[n, n]`.
+    pub hessian: Packed,
+    /// D, `[n, n]`, δ on the rows; `None` where no correction was asked for.
+    pub error_correlation: Option<Tensor>,
+}
+
+impl Statistics {
+    /// Zeros for inputs of `n` columns; with D if `correlate`.
+    pub fn zeros(rec: &mut Recorder, n: usize, correlate: bool) -> Result<Self> {
+        let error_correlation = if correlate { Some(rec.zeros(&[n, n])?) } else { None };
+        Ok(Self { hessian: Packed::zeros(rec, n)?, error_correlation })
+    }
+
+    /// Adds the tokens of one chunk. `x`, `x_hat`: `[tokens, n]`, the full-precision and the quantized stream.
+    pub fn accumulate(&mut self, rec: &mut Recorder, x: &Tensor, x_hat: &Tensor) -> Result<()> {
+        gram::accumulate(rec, x_hat, &mut self.hessian)?;
+        match &mut self.error_correlation {
+            Some(d) => gram::cross(rec, x, x_hat, d),
+            None => Ok(()),
+        }
+    }
+
+    /// Adds what was gathered over other tokens.
+    pub fn merge(&mut self, rec: &mut Recorder, other: &Self) -> Result<()> {
+        self.hessian.add_assign(rec, &other.hessian)?;
+        match (&mut self.error_correlation, &other.error_correlation) {
+            (Some(d), Some(other)) => add_assign(rec, d, other),
+            (None, None) => Ok(()),
+            _ => Err(Error::shape("merge", "statistics with and without D")),
+        }
+    }
+}
+
+/// The diagonal of H on the host, from which damping, dead inputs and the activation order follow.
+#[derive(Debug, Clone)]
+pub struct Damping {
+    diagonal: Vec<f32>,
+    mean: f64,
+}
+
+impl Damping {
+    /// Reads diag(H). Errors: `Error::NotFinite` naming `place` if an activation overflowed.
+    pub async fn of(rec: &mut Recorder, hessian: &Packed, place: &str) -> Result<Self> {
+        let diagonal = gram::diagonal(rec, hessian).await?;
+        if diagonal.iter().any(|value| !value.is_finite()) {
+            return Err(Error::NotFinite {
+                place: format!("{place}: the Hessian of its input"),
+                remedy: "the activations overflow; check the weights, or calibrate on other text".to_string(),
+            });
+        }
+        // A dead input counts as 1, as in the public implementations of GPTQ.
+        let mean =
+            diagonal.iter().map(|&v| if v == 0.0 { 1.0 } else { f64::from(v) }).sum::<f64>() / diagonal.len() as f64;
+        Ok(Self { diagonal, mean })
+    }
+
+    /// λ = ρ·mean(diag H), dead inputs counted as 1.
+    pub fn ridge(&self, rho: f64) -> f32 {
+        (rho * self.mean) as f32
+    }
+
+    /// 1 for each input that no token ever excited, else 0.
+    pub fn dead(&self) -> Vec<u32> {
+        self.diagonal.iter().map(|&v| u32::from(v == 0.0)).collect()
+    }
+
+    /// The inputs by falling diag H; equal ones in their own order. Dead inputs come where their 1 puts them.
+    pub fn activation_order(&self) -> Vec<u32> {
+        let value = |i: u32| if self.diagonal[i as usize] == 0.0 { 1.0 } else { self.diagonal[i as usize] };
+        let mut order: Vec<u32> = (0..self.diagonal.len() as u32).collect();
+        order.sort_by(|&a, &b| value(b).total_cmp(&value(a)));
+        order
+    }
+}

@@ -1,0 +1,87 @@
+//! The record of a run, as `--json` writes it.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::model::block::Stage;
+use crate::pipeline::Phase;
+use crate::quant::{Alpha, QuantizeOptions};
+
+/// What a run did.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Version of this crate.
+    pub aquatint: &'static str,
+    /// The device's name.
+    pub device: String,
+    /// What was asked for.
+    pub options: QuantizeOptions,
+    /// Inputs per grid that were used, `null` for per channel.
+    pub group_size: Option<usize>,
+    /// Calibration tokens, held-out ones included.
+    pub tokens: usize,
+    /// Tokens held out: the last windows.
+    pub held_out_tokens: usize,
+    /// Per layer, in execution order.
+    pub layers: Vec<LayerReport>,
+    /// Per block, in order.
+    pub blocks: Vec<BlockReport>,
+    /// Seconds per phase.
+    pub seconds: BTreeMap<Phase, f64>,
+    /// Seconds in all.
+    pub total_seconds: f64,
+}
+
+/// What became of one linear layer.
+#[derive(Debug, Clone, Serialize)]
+pub struct LayerReport {
+    /// Module path.
+    pub name: String,
+    /// α that was asked for.
+    pub alpha_requested: Alpha,
+    /// α* before shrinkage, where it was determined.
+    pub alpha_optimal: Option<f64>,
+    /// α that the stored layer was made with.
+    pub alpha: f64,
+    /// Whether the guard kept the uncorrected layer because the corrected one was worse on held-out tokens.
+    pub guarded: bool,
+    /// ρ_q.
+    pub correction_damping: f64,
+    /// ρ_r, greater than asked for where the factorisation failed; `null` for RTN.
+    pub rounding_damping: Option<f64>,
+    /// ‖WX − QX̂‖²/‖WX‖² on the tokens that the correction was fitted on.
+    pub error_fitted: f64,
+    /// The same on held-out tokens, `null` where there are none.
+    pub error_held_out: Option<f64>,
+    /// The same had the layer been rounded without correction; `null` where none was tried.
+    pub error_held_out_uncorrected: Option<f64>,
+}
+
+/// The state of the streams after a block.
+#[derive(Debug, Clone, Serialize)]
+pub struct BlockReport {
+    /// Block, from 0.
+    pub block: usize,
+    /// ‖S − Ŝ‖²_F/‖S‖²_F over all calibration tokens.
+    pub delta: f64,
+    /// Its square root.
+    pub error: f64,
+}
+
+impl Report {
+    /// ‖S − Ŝ‖/‖S‖ after the last block.
+    pub fn last_error(&self) -> f64 {
+        self.blocks.last().map_or(0.0, |block| block.error)
+    }
+
+    /// Names of the layers whose correction the guard refused.
+    pub fn guarded(&self) -> impl Iterator<Item = &str> {
+        self.layers.iter().filter(|layer| layer.guarded).map(|layer| layer.name.as_str())
+    }
+}
+
+/// A group of a block, as a phrase.
+pub fn group_name(block: usize, stage: Stage) -> String {
+    format!("block {block}, {}", stage.label())
+}

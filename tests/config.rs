@@ -1,0 +1,188 @@
+//! What a configuration means, family by family, and how a wrong one is refused.
+
+use aquatint::ModelConfig;
+use aquatint::model::config::{Family, QuantizationConfig, Rope, RopeScaling, ZeroPointFormat};
+use serde_json::{Value, json};
+
+/// A configuration of the given architecture with `fields` on top.
+fn parse(architecture: &str, fields: Value) -> Result<ModelConfig, String> {
+    let mut config = json!({
+        "architectures": [architecture], "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 512,
+    });
+    config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    ModelConfig::parse(&config.to_string(), "m/config.json").map_err(|error| error.to_string())
+}
+
+fn llama(fields: Value) -> Result<ModelConfig, String> {
+    parse("LlamaForCausalLM", fields)
+}
+
+#[track_caller]
+fn refused(result: Result<ModelConfig, String>, parts: &[&str]) {
+    let message = result.expect_err("an error");
+    for part in ["m/config.json"].iter().chain(parts) {
+        assert!(message.contains(part), "no {part:?} in: {message}");
+    }
+}
+
+#[test]
+fn defaults_are_those_of_the_published_implementation() {
+    let config = llama(json!({"num_key_value_heads": null, "head_dim": null})).unwrap();
+    assert_eq!((config.num_key_value_heads, config.head_dim), (4, 16));
+    assert_eq!((config.rms_norm_eps, config.tie_word_embeddings), (1e-6, false));
+    assert_eq!(config.rope, Rope { theta: 10_000.0, scaling: RopeScaling::None });
+    assert_eq!(parse("Qwen3ForCausalLM", json!({})).unwrap().head_dim, 128);
+    let by_type = llama(json!({"architectures": null, "model_type": "qwen2"})).unwrap();
+    assert_eq!(by_type.family, Family::Qwen2);
+}
+
+#[test]
+fn biases_and_norms_follow_the_family() {
+    let bits = |architecture, fields| {
+        let config = parse(architecture, fields).unwrap();
+        (config.qkv_bias, config.o_bias, config.mlp_bias, config.qk_norm)
+    };
+    let all = || json!({"attention_bias": true, "mlp_bias": true});
+    assert_eq!(bits("LlamaForCausalLM", json!({})), (false, false, false, false));
+    assert_eq!(bits("LlamaForCausalLM", all()), (true, true, true, false));
+    assert_eq!(bits("MistralForCausalLM", all()), (false, false, false, false));
+    assert_eq!(bits("Qwen2ForCausalLM", json!({})), (true, false, false, false));
+    assert_eq!(bits("Qwen3ForCausalLM", all()), (true, true, false, true));
+}
+
+#[test]
+fn tensors_are_listed_in_model_order() {
+    let fields = json!({"num_hidden_layers": 1, "head_dim": 24, "attention_bias": true});
+    let tensors = parse("Qwen3ForCausalLM", fields).unwrap().expected_tensors();
+    let block: [(&str, &[usize]); 15] = [
+        ("input_layernorm.weight", &[64]),
+        ("self_attn.q_proj.weight", &[96, 64]),
+        ("self_attn.q_proj.bias", &[96]),
+        ("self_attn.k_proj.weight", &[48, 64]),
+        ("self_attn.k_proj.bias", &[48]),
+        ("self_attn.v_proj.weight", &[48, 64]),
+        ("self_attn.v_proj.bias", &[48]),
+        ("self_attn.o_proj.weight", &[64, 96]),
+        ("self_attn.o_proj.bias", &[64]),
+        ("self_attn.q_norm.weight", &[24]),
+        ("self_attn.k_norm.weight", &[24]),
+        ("post_attention_layernorm.weight", &[64]),
+        ("mlp.gate_proj.weight", &[96, 64]),
+        ("mlp.up_proj.weight", &[96, 64]),
+        ("mlp.down_proj.weight", &[64, 96]),
+    ];
+    let mut expected = vec![("model.embed_tokens.weight".to_owned(), vec![100, 64])];
+    expected.extend(block.map(|(name, shape)| (format!("model.layers.0.{name}"), shape.to_vec())));
+    expected.push(("model.norm.weight".to_owned(), vec![64]));
+    expected.push(("lm_head.weight".to_owned(), vec![100, 64]));
+    assert_eq!(tensors, expected);
+
+    let tied = llama(json!({"tie_word_embeddings": true})).unwrap();
+    assert_eq!(tied.expected_tensors().last().unwrap().0, "model.norm.weight");
+    assert_eq!(tied.linear_names().len(), 14);
+    assert_eq!(tied.linear_names()[7], "model.layers.1.self_attn.q_proj");
+}
+
+#[test]
+fn rope_reads_alike_in_both_forms() {
+    let llama3 = json!({
+        "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    });
+    let mut parameters = llama3.clone();
+    parameters["rope_theta"] = 500000.0.into();
+    let old = llama(json!({"rope_theta": 500000.0, "rope_scaling": llama3})).unwrap().rope;
+    let new = llama(json!({"rope_parameters": parameters})).unwrap().rope;
+    let scaling = RopeScaling::Llama3 {
+        factor: 32.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 8192,
+    };
+    assert_eq!((old, new), (Rope { theta: 500_000.0, scaling }, Rope { theta: 500_000.0, scaling }));
+    let linear = llama(json!({"rope_scaling": {"type": "linear", "factor": 2}})).unwrap().rope;
+    assert_eq!(linear.scaling, RopeScaling::Linear { factor: 2.0 });
+    let outer_theta = llama(json!({"rope_theta": 7.0, "rope_parameters": {"rope_type": "default"}})).unwrap().rope;
+    assert_eq!(outer_theta, Rope { theta: 7.0, scaling: RopeScaling::None });
+}
+
+#[test]
+fn rope_that_is_not_implemented_is_refused() {
+    for kind in ["yarn", "dynamic", "longrope"] {
+        let scaling = json!({"rope_type": kind, "factor": 4.0});
+        refused(llama(json!({"rope_scaling": scaling})), &[kind, "\"llama3\""]);
+        refused(llama(json!({"rope_parameters": scaling})), &[kind, "\"linear\""]);
+    }
+    refused(llama(json!({"rope_scaling": {"type": "linear"}})), &["no \"factor\""]);
+    refused(
+        llama(json!({"rope_theta": 1.0, "rope_parameters": {"rope_theta": 2.0}})),
+        &["rope_theta 1", "rope_theta 2"],
+    );
+    refused(llama(json!({"partial_rotary_factor": 0.5})), &["partial_rotary_factor", "0.5"]);
+}
+
+#[test]
+fn a_sliding_window_counts_only_where_the_family_uses_it() {
+    let window = |architecture, fields| parse(architecture, fields).map(|config| config.sliding_window);
+    let on = |fields: Value| {
+        let mut all = json!({"use_sliding_window": true, "sliding_window": 32});
+        all.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        window("Qwen2ForCausalLM", all)
+    };
+    assert_eq!(window("LlamaForCausalLM", json!({"sliding_window": 32})), Ok(None));
+    assert_eq!(window("MistralForCausalLM", json!({"sliding_window": 32})), Ok(Some(32)));
+    assert_eq!(window("MistralForCausalLM", json!({"sliding_window": null})), Ok(None));
+    assert_eq!(window("Qwen2ForCausalLM", json!({"sliding_window": 32, "max_window_layers": 1})), Ok(None));
+    assert_eq!(on(json!({"max_window_layers": 0})), Ok(Some(32)));
+    assert_eq!(on(json!({"max_window_layers": 2})), Ok(None));
+    assert_eq!(on(json!({"layer_types": ["sliding_attention", "sliding_attention"]})), Ok(Some(32)));
+    assert_eq!(on(json!({"layer_types": ["full_attention", "full_attention"]})), Ok(None));
+    assert!(on(json!({"max_window_layers": 1})).unwrap_err().contains("the same kind of attention in every layer"));
+    assert!(on(json!({"layer_types": ["full_attention", "sliding_attention"]})).unwrap_err().contains("layer_types"));
+}
+
+#[test]
+fn fields_that_make_no_sense_are_named() {
+    refused(llama(json!({"hidden_size": null})), &["\"hidden_size\"", "at least 1"]);
+    refused(llama(json!({"vocab_size": "many"})), &["\"vocab_size\": \"many\""]);
+    refused(llama(json!({"intermediate_size": 0})), &["\"intermediate_size\": 0"]);
+    refused(llama(json!({"num_attention_heads": 5, "num_key_value_heads": 5})), &["a divisor of hidden_size 64"]);
+    refused(llama(json!({"num_key_value_heads": 3})), &["a divisor of the 4 attention heads"]);
+    refused(llama(json!({"head_dim": 15})), &["heads 15 wide", "even"]);
+    refused(llama(json!({"num_hidden_layers": 4_000_000_000u32})), &["num_hidden_layers", "at most"]);
+    refused(llama(json!({"hidden_act": "gelu"})), &["\"hidden_act\": \"gelu\"", "silu"]);
+    refused(llama(json!({"rms_norm_eps": -1.0})), &["rms_norm_eps"]);
+    refused(llama(json!({"tie_word_embeddings": "yes"})), &["true or false"]);
+    refused(llama(json!({"architectures": null})), &["neither", "LlamaForCausalLM"]);
+    refused(llama(json!({"architectures": null, "model_type": "gemma3"})), &["gemma3", "Qwen3ForCausalLM"]);
+}
+
+#[test]
+fn a_quantization_config_is_read_or_refused() {
+    let with = |fields: Value| {
+        let mut config = json!({"quant_method": "gptq", "bits": 4, "group_size": 128});
+        config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        llama(json!({"quantization_config": config}))
+    };
+    let read = |fields| with(fields).unwrap().quantization.unwrap();
+    let plain = QuantizationConfig {
+        bits: 4,
+        group_size: Some(128),
+        symmetric: true,
+        desc_act: false,
+        checkpoint_format: ZeroPointFormat::V1,
+    };
+    assert_eq!(read(json!({})), plain);
+    let other = json!({"group_size": -1, "sym": false, "desc_act": true, "format": "gptq_v2", "bits": 3});
+    let (bits, checkpoint_format) = (3, ZeroPointFormat::V2);
+    let expected = QuantizationConfig { bits, group_size: None, symmetric: false, desc_act: true, checkpoint_format };
+    assert_eq!(read(other), expected);
+    for method in ["awq", "bitsandbytes", "compressed-tensors", "fp8"] {
+        refused(with(json!({"quant_method": method})), &[method, "original, unquantized"]);
+    }
+    refused(with(json!({"bits": 5})), &["\"bits\": 5"]);
+    refused(with(json!({"group_size": 0})), &["\"group_size\": 0"]);
+    refused(with(json!({"checkpoint_format": "marlin"})), &["marlin", "gptq_v2"]);
+    refused(with(json!({"dynamic": {"+:x": {"bits": 8}}})), &["dynamic"]);
+}

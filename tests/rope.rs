@@ -1,0 +1,62 @@
+//! Rotary embedding against the rotation of each pair in float64.
+
+mod common;
+
+use aquatint::device::Device;
+use aquatint::ops::rope::rope;
+use common::{devices, random, read, recorder, relative_error};
+
+/// The table of a model with base 10000, f32 as a checkpoint's loader makes it.
+fn table(positions: usize, head_dim: usize) -> Vec<f32> {
+    let half = head_dim / 2;
+    let angle = |p: usize, i: usize| p as f64 * 10000f64.powf(-(i as f64) / half as f64);
+    (0..positions)
+        .flat_map(|p| {
+            let cos = (0..half).map(move |i| angle(p, i).cos() as f32);
+            cos.chain((0..half).map(move |i| angle(p, i).sin() as f32))
+        })
+        .collect()
+}
+
+fn reference(x: &[f32], table: &[f32], [heads, head_dim, seq_len]: [usize; 3]) -> Vec<f64> {
+    let half = head_dim / 2;
+    let turned = |at: usize| {
+        let (token, i) = (at / (heads * head_dim), at % head_dim);
+        let row = &table[token % seq_len * head_dim..][..head_dim];
+        let (cos, sin) = (f64::from(row[i % half]), f64::from(row[half + i % half]));
+        let here = f64::from(x[at]);
+        if i < half { here * cos - f64::from(x[at + half]) * sin } else { here * cos + f64::from(x[at - half]) * sin }
+    };
+    (0..x.len()).map(turned).collect()
+}
+
+#[test]
+fn turns_each_pair_by_its_position() {
+    for device in devices() {
+        let mut rec = recorder(&device);
+        for (case, [sequences, seq_len, heads, head_dim]) in
+            [[1, 1, 1, 2], [1, 5, 3, 6], [2, 21, 1, 64], [3, 65, 9, 10], [41, 200, 4, 64]].into_iter().enumerate()
+        {
+            let tokens = sequences * seq_len;
+            let values = random(case as u64, tokens * heads * head_dim);
+            let angles = table(seq_len + 3, head_dim);
+            let mut x = rec.upload(&[tokens, heads * head_dim], values.clone()).unwrap();
+            let t = rec.upload(&[seq_len + 3, head_dim], angles.clone()).unwrap();
+            rope(&mut rec, &mut x, &t, head_dim, seq_len).unwrap();
+            let expected = reference(&values, &angles, [heads, head_dim, seq_len]);
+            let error = relative_error(&read(&mut rec, &x), &expected);
+            assert!(error < 1e-6, "{} {sequences}×{seq_len}, {heads}×{head_dim}: {error}", device.name());
+        }
+    }
+}
+
+#[test]
+fn an_odd_head_and_a_short_table_are_errors() {
+    let mut rec = recorder(&Device::Cpu);
+    let mut x = rec.zeros(&[4, 6]).unwrap();
+    let odd = rec.zeros(&[4, 3]).unwrap();
+    assert!(rope(&mut rec, &mut x, &odd, 3, 4).is_err());
+    let short = rec.zeros(&[3, 6]).unwrap();
+    assert!(rope(&mut rec, &mut x, &short, 6, 4).unwrap_err().to_string().contains("table [3, 6]"));
+    assert!(rope(&mut rec, &mut x, &short, 6, 3).is_ok());
+}

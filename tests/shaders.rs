@@ -1,0 +1,115 @@
+//! Every variant of every shader, as text: valid WGSL, translated for every back end, within the portable tier.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use aquatint::device::shader::{Permutation, permutations};
+use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::{AddressSpace, Module, back};
+
+fn parse(permutation: Permutation) -> (Module, ModuleInfo) {
+    let (name, source) = (permutation.name, permutation.source());
+    let module =
+        naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source)));
+    // No capability beyond the core of WebGPU.
+    let info = Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module);
+    (module, info.unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source))))
+}
+
+#[test]
+fn names_are_unique() {
+    let names: BTreeSet<_> = permutations().map(|p| p.name).collect();
+    assert_eq!(names.len(), permutations().count());
+}
+
+#[test]
+fn translate_to_spirv() {
+    for permutation in permutations() {
+        let (module, info) = parse(permutation);
+        let words = back::spv::write_vec(&module, &info, &back::spv::Options::default(), None);
+        assert!(!words.unwrap_or_else(|e| panic!("{}: {e}", permutation.name)).is_empty());
+    }
+}
+
+#[test]
+fn translate_to_metal() {
+    for permutation in permutations() {
+        let (module, info) = parse(permutation);
+        let options = back::msl::Options { lang_version: (2, 0), ..Default::default() };
+        let (_, names) = back::msl::write_string(&module, &info, &options, &back::msl::PipelineOptions::default())
+            .unwrap_or_else(|e| panic!("{}: {e}", permutation.name));
+        assert!(names.entry_point_names.iter().all(Result::is_ok), "{}: {names:?}", permutation.name);
+    }
+}
+
+#[test]
+fn translate_to_hlsl() {
+    for permutation in permutations() {
+        let (module, info) = parse(permutation);
+        let (options, pipeline) = (back::hlsl::Options::default(), back::hlsl::PipelineOptions::default());
+        let mut text = String::new();
+        let names = back::hlsl::Writer::new(&mut text, &options, &pipeline)
+            .write(&module, &info, None)
+            .unwrap_or_else(|e| panic!("{}: {e}", permutation.name));
+        assert!(
+            names.entry_point_names.iter().all(Result::is_ok),
+            "{}: {:?}",
+            permutation.name,
+            names.entry_point_names
+        );
+    }
+}
+
+#[test]
+fn keep_to_the_limits_of_the_portable_tier() {
+    for permutation in permutations() {
+        let name = permutation.name;
+        let (module, _) = parse(permutation);
+        let entries: Vec<_> = module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
+        assert_eq!(entries, ["main"], "{name}");
+        let invocations: u32 = module.entry_points[0].workgroup_size.iter().product();
+        assert!(invocations <= 256, "{name}: {invocations} invocations");
+        let globals = || module.global_variables.iter().map(|(_, global)| global);
+        let workgroup = globals().filter(|g| g.space == AddressSpace::WorkGroup);
+        let bytes: u32 = workgroup.map(|g| module.types[g.ty].inner.size(module.to_ctx()).next_multiple_of(16)).sum();
+        assert!(bytes <= 16384, "{name}: {bytes} bytes of workgroup memory");
+        let storage = globals().filter(|g| matches!(g.space, AddressSpace::Storage { .. })).count();
+        assert!(storage <= 8, "{name}: {storage} storage buffers");
+        let uniforms: Vec<_> = globals().filter(|g| g.space == AddressSpace::Uniform).collect();
+        assert_eq!(uniforms.len(), 1, "{name}: the recorder binds one uniform block");
+        assert!(module.types[uniforms[0].ty].inner.size(module.to_ctx()) <= 256, "{name}: uniform block");
+    }
+}
+
+/// The `.wgsl` files below `folder`, as the list of permutations names them.
+fn shader_files(folder: &Path, prefix: &str, found: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        if path.is_dir() {
+            shader_files(&path, &format!("{prefix}{name}/"), found);
+        } else if path.extension().is_some_and(|extension| extension == "wgsl") {
+            found.insert(format!("{prefix}{name}"));
+        }
+    }
+}
+
+#[test]
+fn every_file_is_embedded_and_used() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("shaders");
+    let mut files = BTreeSet::new();
+    shader_files(&root, "", &mut files);
+    // `source` panics where a file that it needs is not embedded.
+    let mut used: BTreeSet<String> = permutations().inspect(|p| drop(p.source())).map(|p| p.file.to_string()).collect();
+    let mut unread: Vec<String> = used.iter().cloned().collect();
+    while let Some(file) = unread.pop() {
+        let text = std::fs::read_to_string(root.join(format!("{file}.wgsl"))).unwrap();
+        for import in text.lines().filter_map(|line| line.trim().strip_prefix("#import ")) {
+            let import = format!("shared/{}", import.trim());
+            if used.insert(import.clone()) {
+                unread.push(import);
+            }
+        }
+    }
+    assert_eq!(files, used);
+}

@@ -1,0 +1,116 @@
+//! A checkpoint small enough to take apart: one block, 32 wide, F32, with random weights.
+#![allow(dead_code)] // each test file uses a part of this
+
+use std::path::Path;
+
+use aquatint::checkpoint::{Checkpoint, MemorySource, Source};
+use aquatint::{ModelConfig, Result};
+use rand::{Rng, RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Map, Value, json};
+
+/// A tensor as it goes into a file.
+pub struct Stored {
+    pub name: String,
+    pub dtype: &'static str,
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
+}
+
+impl Stored {
+    pub fn f32(name: &str, shape: &[usize], values: &[f32]) -> Self {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        Self { name: name.into(), dtype: "F32", shape: shape.into(), bytes }
+    }
+}
+
+pub struct Model {
+    pub config: Value,
+    pub tensors: Vec<Stored>,
+}
+
+impl Model {
+    /// A Llama whose configuration is changed by `edit` first; the tensors fit it.
+    pub fn new(edit: impl FnOnce(&mut Value)) -> Self {
+        let mut config = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 64,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 16,
+            "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu", "max_position_embeddings": 64,
+            "tie_word_embeddings": false,
+        });
+        edit(&mut config);
+        let mut rng = ChaCha8Rng::seed_from_u64(1);
+        let expected =
+            ModelConfig::parse(&config.to_string(), "config.json").expect("a good config").expected_tensors();
+        let tensors = expected.iter().map(|(name, shape)| {
+            let values: Vec<f32> = (0..shape.iter().product()).map(|_| rng.random_range(-1.0..1.0)).collect();
+            Stored::f32(name, shape, &values)
+        });
+        Self { tensors: tensors.collect(), config }
+    }
+
+    pub fn tensor(&mut self, name: &str) -> &mut Stored {
+        self.tensors.iter_mut().find(|tensor| tensor.name == name).expect("a tensor of that name")
+    }
+
+    /// The weights as one safetensors file.
+    pub fn weights(&self) -> Vec<u8> {
+        safetensors_file(self.tensors.iter())
+    }
+
+    pub async fn open(&self) -> Result<Checkpoint> {
+        open(vec![("config.json", self.config.to_string().into()), ("model.safetensors", self.weights())]).await
+    }
+
+    pub fn save(&self, directory: &Path) {
+        std::fs::create_dir_all(directory).unwrap();
+        std::fs::write(directory.join("config.json"), self.config.to_string()).unwrap();
+        std::fs::write(directory.join("model.safetensors"), self.weights()).unwrap();
+    }
+}
+
+pub fn safetensors_file<'a>(tensors: impl Iterator<Item = &'a Stored>) -> Vec<u8> {
+    let (mut header, mut data) = (Map::new(), Vec::new());
+    for tensor in tensors {
+        let start = data.len();
+        data.extend(&tensor.bytes);
+        let entry = json!({"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, data.len()]});
+        header.insert(tensor.name.clone(), entry);
+    }
+    with_header(&Value::Object(header).to_string(), &data)
+}
+
+/// A file with the given header and data, right or wrong.
+pub fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
+    let length = (header.len() as u64).to_le_bytes();
+    [&length, header.as_bytes(), data].concat()
+}
+
+pub async fn open(files: Vec<(&str, Vec<u8>)>) -> Result<Checkpoint> {
+    let source = |(name, bytes): (&str, Vec<u8>)| Box::new(MemorySource::new(name, bytes)) as Box<dyn Source>;
+    Checkpoint::from_sources("model", files.into_iter().map(source).collect()).await
+}
+
+/// A layer with random codes at the given settings.
+pub fn random_layer(
+    rng: &mut impl Rng,
+    spec: &aquatint::model::config::LinearSpec,
+    settings: &aquatint::checkpoint::GptqSettings,
+) -> aquatint::checkpoint::QuantizedLinear {
+    let group_size = settings.group_size.unwrap_or(spec.columns);
+    let cells = spec.rows * (spec.columns / group_size);
+    let limit = ((1u16 << settings.bits) - 1) as u8;
+    let middle = 1u8 << (settings.bits - 1);
+    let zero = |rng: &mut _| if settings.symmetric { middle } else { RngExt::random_range(rng, 0..=limit) };
+    aquatint::checkpoint::QuantizedLinear {
+        name: spec.name.clone(),
+        rows: spec.rows,
+        columns: spec.columns,
+        bits: settings.bits,
+        group_size,
+        symmetric: settings.symmetric,
+        codes: (0..spec.rows * spec.columns).map(|_| rng.random_range(0..=limit)).collect(),
+        scales: (0..cells).map(|_| half::f16::from_f32(rng.random_range(0.001..0.1))).collect(),
+        zeros: (0..cells).map(|_| zero(rng)).collect(),
+    }
+}

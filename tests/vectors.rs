@@ -1,0 +1,265 @@
+//! Every quantity of the float64 vectors (tests/fixtures/vectors), on the CPU and on the software GPU.
+
+mod common;
+
+use std::path::Path;
+
+use aquatint::device::{Device, Recorder};
+use aquatint::ops::gram::{self, Packed};
+use aquatint::ops::grid::{self, Grid, GridSpec, ScaleType, Search, Symmetry};
+use aquatint::ops::permute::zero_columns;
+use aquatint::ops::rtn;
+use aquatint::quant::alpha::HeldOut;
+use aquatint::quant::correction::Corrector;
+use aquatint::quant::{ActivationOrder, Damping, QuantizeOptions, Rounder, Statistics};
+use aquatint::tensor::Tensor;
+use common::{devices, read, recorder, relative_error};
+use pollster::block_on;
+use safetensors::{Dtype, SafeTensors};
+
+/// One file of vectors.
+struct Vectors {
+    bytes: Vec<u8>,
+    group: usize,
+    name: &'static str,
+}
+
+impl Vectors {
+    fn load(name: &'static str) -> Self {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/fixtures/vectors/{name}.safetensors"));
+        let bytes = std::fs::read(path).unwrap();
+        let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+        let group = metadata.metadata().as_ref().unwrap()["group"].parse().unwrap();
+        Self { bytes, group, name }
+    }
+
+    fn names(&self) -> Vec<String> {
+        SafeTensors::deserialize(&self.bytes).unwrap().names().into_iter().map(str::to_string).collect()
+    }
+
+    fn get(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
+        let file = SafeTensors::deserialize(&self.bytes).unwrap();
+        let view = file.tensor(name).unwrap_or_else(|_| panic!("{} has no {name}", self.name));
+        let values = match view.dtype() {
+            Dtype::F32 => view.data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect(),
+            Dtype::U8 => view.data().iter().map(|&b| f32::from(b)).collect(),
+            other => panic!("{name} is {other:?}"),
+        };
+        (view.shape().to_vec(), values)
+    }
+
+    fn wide(&self, name: &str) -> Vec<f64> {
+        self.get(name).1.into_iter().map(f64::from).collect()
+    }
+
+    fn upload(&self, rec: &mut Recorder, name: &str) -> Tensor {
+        let (shape, values) = self.get(name);
+        rec.upload(&shape, values).unwrap()
+    }
+
+    /// Rows of a matrix.
+    fn upload_rows(&self, rec: &mut Recorder, name: &str, rows: std::ops::Range<usize>) -> Tensor {
+        let (shape, values) = self.get(name);
+        let values = values[rows.start * shape[1]..rows.end * shape[1]].to_vec();
+        rec.upload(&[rows.len(), shape[1]], values).unwrap()
+    }
+
+    fn hessian(&self, rec: &mut Recorder) -> Packed {
+        let dense = self.upload(rec, "hessian");
+        gram::pack(rec, &dense).unwrap()
+    }
+
+    /// W with the columns zeroed whose Hessian diagonal is zero.
+    fn weight_without_dead(&self, rec: &mut Recorder, damping: &Damping) -> Tensor {
+        let mut weight = self.upload(rec, "w");
+        let dead = damping.dead();
+        let dead = rec.upload(&[dead.len()], dead).unwrap();
+        zero_columns(rec, &mut weight, &dead).unwrap();
+        weight
+    }
+}
+
+const WITH_STREAMS: [&str; 3] = ["square", "ragged", "tiny"];
+const ALL: [&str; 4] = ["square", "ragged", "tiny", "wide"];
+
+fn each(names: &[&'static str], check: impl Fn(&Device, &mut Recorder, &Vectors)) {
+    for device in devices() {
+        for &name in names {
+            check(&device, &mut recorder(&device), &Vectors::load(name));
+        }
+    }
+}
+
+fn statistics(rec: &mut Recorder, v: &Vectors, rows: std::ops::Range<usize>) -> Statistics {
+    let (x, x_hat) = (v.upload_rows(rec, "x", rows.clone()), v.upload_rows(rec, "x_hat", rows));
+    let mut statistics = Statistics::zeros(rec, x.shape()[1], true).unwrap();
+    // In two chunks, the second from an odd place on.
+    let tokens = x.shape()[0];
+    let cut = tokens / 3 + 1;
+    for (start, count) in [(0, cut), (cut, tokens - cut)] {
+        let (x, x_hat) = (rec.copy_rows(&x, start, count).unwrap(), rec.copy_rows(&x_hat, start, count).unwrap());
+        statistics.accumulate(rec, &x, &x_hat).unwrap();
+    }
+    statistics
+}
+
+#[test]
+fn hessian_and_error_correlation() {
+    each(&WITH_STREAMS, |device, rec, v| {
+        let tokens = v.get("x").0[0];
+        let s = statistics(rec, v, 0..tokens);
+        let h = gram::unpack(rec, &s.hessian).unwrap();
+        let error = relative_error(&read(rec, &h), &v.wide("hessian"));
+        assert!(error < 1e-6, "{} {}: H {error}", device.name(), v.name);
+        let error = relative_error(&read(rec, &s.error_correlation.unwrap()), &v.wide("error_correlation"));
+        assert!(error < 1e-5, "{} {}: D {error}", device.name(), v.name);
+    });
+}
+
+#[test]
+fn corrected_weights() {
+    each(&WITH_STREAMS, |device, rec, v| {
+        let hessian = v.hessian(rec);
+        let damping = block_on(Damping::of(rec, &hessian, "test")).unwrap();
+        let weight = v.weight_without_dead(rec, &damping);
+        let d = v.upload(rec, "error_correlation");
+        let mut checked = 0;
+        for name in v.names().iter().filter(|name| name.starts_with("corrected.")) {
+            let (alpha, rho) = name.strip_prefix("corrected.alpha").unwrap().split_once(".damp").unwrap();
+            let ridge = damping.ridge(rho.parse().unwrap());
+            let corrector = block_on(Corrector::new(rec, &hessian, ridge, "test")).unwrap();
+            let correction = corrector.correction(rec, &weight, &d).unwrap();
+            let mut corrected = rec.duplicate(&weight).unwrap();
+            aquatint::ops::add::add_scaled(rec, &mut corrected, alpha.parse().unwrap(), &correction).unwrap();
+            let error = relative_error(&read(rec, &corrected), &v.wide(name));
+            assert!(error < 1e-5, "{} {} {name}: {error}", device.name(), v.name);
+            checked += 1;
+        }
+        assert_eq!(checked, 3, "{}", v.name);
+    });
+}
+
+#[test]
+fn automatic_alpha() {
+    each(&WITH_STREAMS, |device, rec, v| {
+        let tokens = v.get("x").0[0];
+        let fit = v.get("auto_alpha.fit_tokens").1[0] as usize;
+        let fitted = statistics(rec, v, 0..fit);
+        let held_out = statistics(rec, v, fit..tokens);
+        let damping = block_on(Damping::of(rec, &fitted.hessian, "test")).unwrap();
+        let corrector = block_on(Corrector::new(rec, &fitted.hessian, damping.ridge(0.01), "test")).unwrap();
+        let all = v.hessian(rec);
+        let dead = block_on(Damping::of(rec, &all, "test")).unwrap();
+        let weight = v.weight_without_dead(rec, &dead);
+        let correction = corrector.correction(rec, &weight, &fitted.error_correlation.unwrap()).unwrap();
+        let held_out = HeldOut::new(rec, held_out).unwrap().unwrap();
+        let alpha = block_on(held_out.best_alpha(rec, &weight, &correction)).unwrap();
+        let expected = v.wide("auto_alpha")[0];
+        assert!((alpha - expected).abs() < 1e-4, "{} {}: {alpha}, not {expected}", device.name(), v.name);
+    });
+}
+
+/// The options that a name like `rtn.3bit.g32.asym.mse` stands for.
+fn spec(name: &str, columns: usize) -> GridSpec {
+    let parts: Vec<&str> = name.split('.').collect();
+    let group: isize = parts[2][1..].parse().unwrap();
+    GridSpec {
+        bits: parts[1].strip_suffix("bit").unwrap().parse().unwrap(),
+        group_size: if group < 0 { columns } else { group as usize },
+        symmetry: if parts[3] == "sym" { Symmetry::Symmetric } else { Symmetry::Asymmetric },
+        search: if parts[4] == "mse" { Search::Mse } else { Search::MinMax },
+        scale_type: ScaleType::F32,
+    }
+}
+
+/// Share of places that differ.
+fn different(a: &[f32], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    a.iter().zip(b).filter(|&(&a, &b)| f64::from(a) != b).count() as f64 / a.len() as f64
+}
+
+#[test]
+fn grids_and_rtn_codes() {
+    each(&ALL, |device, rec, v| {
+        let weight = v.upload(rec, "w");
+        let columns = weight.shape()[1];
+        let names = v.names();
+        let cases: Vec<&str> = names.iter().filter_map(|name| name.strip_suffix(".codes")).collect();
+        assert!(cases.len() >= 24, "{} has {} RTN cases", v.name, cases.len());
+        for case in cases {
+            let at = format!("{} {} {case}", device.name(), v.name);
+            let spec = spec(case, columns);
+            let grid = grid::search(rec, &weight, &spec).unwrap();
+            let scales = relative_error(&read(rec, &grid.scales), &v.wide(&format!("{case}.scales")));
+            assert!(scales < 1e-5, "{at}: scales {scales}");
+            let zeros = different(&read(rec, &grid.zeros), &v.wide(&format!("{case}.zeros")));
+            assert!(zeros == 0.0, "{at}: zeros {zeros}");
+            let (codes, _) = rtn::round(rec, &weight, &grid, spec.group_size, spec.bits).unwrap();
+            let codes: Vec<f32> = block_on(rec.read(&codes)).unwrap().into_iter().map(|c| c as f32).collect();
+            let share = different(&codes, &v.wide(&format!("{case}.codes")));
+            assert!(share <= 1e-3, "{at}: {share} of the codes differ");
+        }
+    });
+}
+
+/// tr((W − Q) H (W − Q)ᵀ) in float64.
+fn objective(w: &[f32], q: &[f64], h: &[f64], n: usize) -> f64 {
+    w.chunks(n)
+        .zip(q.chunks(n))
+        .map(|(w, q)| {
+            let e: Vec<f64> = w.iter().zip(q).map(|(&w, q)| f64::from(w) - q).collect();
+            (0..n).map(|i| e[i] * (0..n).map(|j| h[i * n + j] * e[j]).sum::<f64>()).sum::<f64>()
+        })
+        .sum()
+}
+
+#[test]
+fn gptq_codes_and_objective() {
+    each(&ALL, |device, rec, v| {
+        let hessian = v.hessian(rec);
+        let damping = block_on(Damping::of(rec, &hessian, "test")).unwrap();
+        let weight = v.weight_without_dead(rec, &damping);
+        let original = read(rec, &weight);
+        let columns = weight.shape()[1];
+        let dense = v.wide("hessian");
+        let names = v.names();
+        let cases: Vec<&String> = names.iter().filter(|name| name.starts_with("gptq.")).collect();
+        assert_eq!(cases.len(), 12, "{}", v.name);
+        for case in cases {
+            let at = format!("{} {} {case}", device.name(), v.name);
+            let order =
+                if case.ends_with("act_order") { ActivationOrder::Descending } else { ActivationOrder::Natural };
+            let GridSpec { bits, group_size, symmetry, search, scale_type } = spec(case, columns);
+            let options = QuantizeOptions {
+                bits,
+                symmetry,
+                grid: search,
+                scale_type,
+                activation_order: order,
+                ..QuantizeOptions::default()
+            };
+            let rounder = Rounder::gptq(rec, &options, Some(group_size), &hessian, &damping, "test");
+            let rounded = block_on(rounder).unwrap().round(rec, &weight).unwrap();
+            assert_eq!(group_size, if case.contains("g-1") { columns } else { v.group });
+            let ours = read(rec, &rounded.dequantized);
+            let expected = v.wide(case);
+            let objectives = [
+                objective(&original, &ours.iter().map(|&q| f64::from(q)).collect::<Vec<_>>(), &dense, columns),
+                objective(&original, &expected, &dense, columns),
+            ];
+            let relative = (objectives[0] / objectives[1] - 1.0).abs();
+            assert!(relative < 1e-4, "{at}: objectives {objectives:?}");
+            let step = read_step(rec, &rounded.grid);
+            let far = |(i, (&a, &b)): (usize, (&f32, &f64))| (f64::from(a) - b).abs() > 0.5 * step[i / columns];
+            let share = ours.iter().zip(&expected).enumerate().filter(|&pair| far(pair)).count() as f64;
+            assert!(share / ours.len() as f64 <= 1e-3, "{at}: {share} codes differ");
+        }
+    });
+}
+
+/// The smallest scale of each row.
+fn read_step(rec: &mut Recorder, grid: &Grid) -> Vec<f64> {
+    let groups = grid.scales.shape()[1];
+    let scales = read(rec, &grid.scales);
+    scales.chunks(groups).map(|row| row.iter().fold(f64::MAX, |a, &b| a.min(f64::from(b)))).collect()
+}

@@ -1,0 +1,198 @@
+//! `cargo xtask clients`: what others make of our files. Quantizes a checkpoint, has transformers with GPTQModel load
+//! the results, and compares perplexities with those of `aquatint eval`.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use crate::process::{self, Failure, Result};
+use crate::python::Environment;
+use crate::smollm2;
+
+/// The options, for the reader.
+pub const HELP: &str = "\
+Usage: cargo xtask clients [OPTIONS]
+
+  --model DIR         Checkpoint to quantize; left out, SmolLM2 is fetched to target/smollm2
+  --venv DIR          Virtual environment to use or make [target/clients-venv]
+  --out DIR           Where quantized checkpoints and records go [target/clients]
+  --calibration FILE  Calibration text [the bundled one]
+  --text FILE         Evaluation text [the bundled one]
+  --samples N         Calibration windows [32]
+  --seq-len N         Tokens per window, in calibration and evaluation [512]
+  --windows N         Evaluation windows [16]
+  --device DEVICE     Passed on to `aquatint quantize` and `aquatint eval` [their default]";
+
+/// The texts bundled with the tiny model, in the root of the workspace.
+const BUNDLED: &str = "tests/fixtures/tiny-llama";
+
+/// The checkpoints that are made: a name, and the grid the client shall meet. Symmetric grids are written as GPTQ v1,
+/// asymmetric ones as v2.
+const GRIDS: [(&str, &[&str]); 2] = [
+    ("4bit-group64-sym", &["--bits", "4", "--group-size", "64", "--sym"]),
+    ("3bit-channel-asym", &["--bits", "3", "--group-size", "-1", "--asym"]),
+];
+
+/// What may be chosen.
+#[derive(Debug, PartialEq)]
+pub struct Options {
+    model: Option<PathBuf>,
+    venv: PathBuf,
+    out: PathBuf,
+    calibration: PathBuf,
+    text: PathBuf,
+    samples: OsString,
+    seq_len: OsString,
+    windows: OsString,
+    device: Option<OsString>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let (target, bundled) = (process::target(), process::root().join(BUNDLED));
+        Self {
+            model: None,
+            venv: target.join("clients-venv"),
+            out: target.join("clients"),
+            calibration: bundled.join("calibration.txt"),
+            text: bundled.join("evaluation.txt"),
+            samples: "32".into(),
+            seq_len: "512".into(),
+            windows: "16".into(),
+            device: None,
+        }
+    }
+}
+
+impl Options {
+    /// Reads pairs of an option and its value. Errors: a sentence about the first that makes no sense. Numbers are left
+    /// to aquatint to judge.
+    pub fn parse(arguments: &[OsString]) -> std::result::Result<Self, String> {
+        let mut options = Self::default();
+        for pair in arguments.chunks(2) {
+            let [option, value] = pair else {
+                return Err(format!("{:?} needs a value", pair[0]));
+            };
+            match option.to_str() {
+                Some("--model") => options.model = Some(value.into()),
+                Some("--venv") => options.venv = value.into(),
+                Some("--out") => options.out = value.into(),
+                Some("--calibration") => options.calibration = value.into(),
+                Some("--text") => options.text = value.into(),
+                Some("--samples") => options.samples.clone_from(value),
+                Some("--seq-len") => options.seq_len.clone_from(value),
+                Some("--windows") => options.windows.clone_from(value),
+                Some("--device") => options.device = Some(value.clone()),
+                _ => return Err(format!("`clients` has no option {option:?}")),
+            }
+        }
+        Ok(options)
+    }
+}
+
+/// Builds, quantizes, evaluates and compares. The table is the last thing printed; exit code 1 says that a row failed.
+pub fn run(options: &Options) -> Result<ExitCode> {
+    for text in [&options.calibration, &options.text] {
+        if !text.is_file() {
+            return Err(Failure::new(format!("there is no text {}", text.display())));
+        }
+    }
+    let environment =
+        Environment::prepare(&options.venv, "clients-requirements.txt", &["setuptools", "wheel", "torch"])?;
+    let model = options.model.clone().unwrap_or_else(smollm2::place);
+    if options.model.is_none() {
+        smollm2::fetch(&model)?;
+    }
+    process::step("build", &mut process::aquatint("build"))?;
+    create_folder(&options.out)?;
+
+    // The checkpoint as it came shows that both sides mean the same by perplexity.
+    let mut pairs = vec![evaluate(options, &model, "unquantized")?];
+    for (name, grid) in GRIDS {
+        let quantized = options.out.join(name);
+        quantize(options, &model, &quantized, grid)?;
+        pairs.push(evaluate(options, &quantized, name)?);
+    }
+    compare(options, &environment, &pairs)
+}
+
+fn quantize(options: &Options, model: &Path, out: &Path, grid: &[&str]) -> Result<()> {
+    let mut command = aquatint("quantize");
+    command.arg(model).arg("--out").arg(out).arg("--force").args(grid);
+    command.arg("--calibration").arg(&options.calibration).arg("--samples").arg(&options.samples);
+    command.arg("--seq-len").arg(&options.seq_len);
+    process::step("quantize", on_device(&mut command, options))
+}
+
+/// Evaluates one checkpoint and returns `CHECKPOINT=RECORD`, as the script takes it.
+fn evaluate(options: &Options, checkpoint: &Path, name: &str) -> Result<OsString> {
+    let record = options.out.join(format!("{name}.eval.json"));
+    let mut command = aquatint("eval");
+    command.arg(checkpoint).arg("--text").arg(&options.text).arg("--seq-len").arg(&options.seq_len);
+    command.arg("--windows").arg(&options.windows).arg("--json").arg(&record);
+    process::step("evaluate", on_device(&mut command, options))?;
+    Ok([checkpoint.as_os_str(), OsStr::new("="), record.as_os_str()].into_iter().collect())
+}
+
+/// Runs the client. It has much to say, which goes to a log beside the records.
+fn compare(options: &Options, environment: &Environment, pairs: &[OsString]) -> Result<ExitCode> {
+    let log = options.out.join("clients.log");
+    let file = File::create(&log).map_err(|error| Failure::new(format!("cannot write {}: {error}", log.display())))?;
+    eprintln!("xtask: the client's own messages go to {}", log.display());
+    let mut command = environment.script("clients.py");
+    command.arg("--text").arg(&options.text).arg("--seq-len").arg(&options.seq_len);
+    command.arg("--windows").arg(&options.windows).args(pairs).stderr(file);
+    process::last_step("compare", &mut command)
+}
+
+fn create_folder(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)
+        .map_err(|error| Failure::new(format!("cannot make the folder {}: {error}", folder.display())))
+}
+
+/// Names the device to aquatint if the reader has named one.
+fn on_device<'a>(command: &'a mut Command, options: &Options) -> &'a mut Command {
+    if let Some(device) = &options.device {
+        command.arg("--device").arg(device);
+    }
+    command
+}
+
+/// `aquatint SUBCOMMAND`, built before.
+fn aquatint(subcommand: &str) -> Command {
+    let mut command = process::aquatint("run");
+    command.args(["--quiet", "--", subcommand]);
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> std::result::Result<Options, String> {
+        Options::parse(&arguments.iter().map(OsString::from).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn options_replace_defaults_one_by_one() {
+        let options = parse(&["--model", "some/where", "--windows", "3"]).unwrap();
+        let expected = Options { model: Some("some/where".into()), windows: "3".into(), ..Options::default() };
+        assert_eq!(options, expected);
+        assert_eq!(parse(&[]).unwrap(), Options::default());
+    }
+
+    #[test]
+    fn nonsense_is_named() {
+        assert_eq!(parse(&["--model"]).unwrap_err(), "\"--model\" needs a value");
+        assert_eq!(parse(&["--modle", "x"]).unwrap_err(), "`clients` has no option \"--modle\"");
+    }
+
+    #[test]
+    fn help_lists_every_option() {
+        for option in ["model", "venv", "out", "calibration", "text", "samples", "seq-len", "windows", "device"] {
+            assert!(HELP.contains(&format!("--{option} ")), "{option}");
+            assert!(parse(&[&format!("--{option}"), "1"]).is_ok(), "{option}");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Running commands: where they run, how long they took, and what is said when one fails.
+
+use std::ffi::OsStr;
+use std::fmt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+use std::time::Instant;
+
+/// Why a chore stopped: one line for the reader and the exit code to leave with.
+#[derive(Debug, PartialEq)]
+pub struct Failure {
+    line: String,
+    code: u8,
+}
+
+/// What a chore or one of its steps returns.
+pub type Result<T> = std::result::Result<T, Failure>;
+
+impl Failure {
+    /// A failure with exit code 1.
+    pub fn new(line: impl Into<String>) -> Self {
+        Self { line: line.into(), code: 1 }
+    }
+
+    /// Prints the line and returns the code.
+    pub fn report(self) -> ExitCode {
+        eprintln!("xtask: {}", self.line);
+        ExitCode::from(self.code)
+    }
+}
+
+/// The root of the workspace. Cargo names the folder of this crate when it runs it; the one it was compiled in serves
+/// where the binary is started by hand.
+pub fn root() -> PathBuf {
+    let own = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let own = own.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")));
+    own.parent().map_or_else(|| PathBuf::from("."), PathBuf::from)
+}
+
+/// Where chores keep what they download and make: cargo's target folder.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |folder| root().join(folder))
+}
+
+/// Whether a machine is watching rather than a person: then nothing may be skipped.
+pub fn in_ci() -> bool {
+    std::env::var("CI").is_ok_and(|value| !matches!(value.as_str(), "" | "0" | "false"))
+}
+
+/// The cargo that started this chore, in the root of the workspace.
+pub fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(arguments).current_dir(root());
+    command
+}
+
+/// `cargo ... --bin aquatint` in release mode, in the reader's own folder: relative paths mean what they should.
+pub fn aquatint(subcommand: &str) -> Command {
+    let mut command = cargo([subcommand, "--release", "--bin", "aquatint", "--manifest-path"]);
+    command.arg(root().join("Cargo.toml"));
+    if let Ok(folder) = std::env::current_dir() {
+        command.current_dir(folder);
+    }
+    command
+}
+
+/// Whether `command` can be started and succeeds; its output is dropped.
+pub fn succeeds(command: &mut Command) -> bool {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// Runs one step with its output shown, between a heading and its wall time.
+pub fn step(name: &str, command: &mut Command) -> Result<()> {
+    heading(name, command);
+    let start = Instant::now();
+    let status = command.status().map_err(|error| cannot_start(command, &error))?;
+    let seconds = start.elapsed().as_secs_f64();
+    if status.success() {
+        eprintln!("xtask: {name} took {seconds:.1} s");
+        return Ok(());
+    }
+    let code = exit_code(status);
+    Err(Failure { line: format!("{name} failed after {seconds:.1} s ({status}): {}", line(command)), code })
+}
+
+/// Runs the last step of a chore: what the command prints last is the last thing printed, and its exit code is ours.
+pub fn last_step(name: &str, command: &mut Command) -> Result<ExitCode> {
+    heading(name, command);
+    let status = command.status().map_err(|error| cannot_start(command, &error))?;
+    Ok(ExitCode::from(exit_code(status)))
+}
+
+fn heading(name: &str, command: &Command) {
+    eprintln!("xtask: {name}: {}", line(command));
+}
+
+fn cannot_start(command: &Command, error: &std::io::Error) -> Failure {
+    Failure::new(format!("cannot start {}: {error}", command.get_program().display()))
+}
+
+/// The code to leave with; a process killed by a signal has none and counts as 1.
+fn exit_code(status: std::process::ExitStatus) -> u8 {
+    if status.success() {
+        return 0;
+    }
+    status.code().and_then(|code| u8::try_from(code).ok()).filter(|&code| code != 0).unwrap_or(1)
+}
+
+/// A command as a person would type it: the program without its folder, and its arguments.
+fn line(command: &Command) -> impl fmt::Display {
+    let program = PathBuf::from(command.get_program());
+    let program = program.file_name().unwrap_or_else(|| command.get_program()).to_string_lossy().into_owned();
+    let arguments = command.get_args().map(|argument| argument.to_string_lossy().into_owned());
+    std::iter::once(program).chain(arguments).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_step_that_fails_is_one_line_with_its_exit_code() {
+        let failure = step("refusal", Command::new("sh").args(["-c", "exit 7"])).unwrap_err();
+        assert_eq!(failure.code, 7);
+        assert!(failure.line.starts_with("refusal failed after"), "{}", failure.line);
+        assert!(failure.line.ends_with("sh -c exit 7"), "{}", failure.line);
+        assert!(!failure.line.contains('\n'));
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_is_named() {
+        let failure = step("ghost", &mut Command::new("no-such-program-anywhere")).unwrap_err();
+        assert!(failure.line.starts_with("cannot start no-such-program-anywhere: "), "{}", failure.line);
+    }
+
+    #[test]
+    fn the_root_holds_the_workspace() {
+        assert!(root().join("xtask/Cargo.toml").is_file());
+    }
+}

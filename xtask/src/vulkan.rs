@@ -1,0 +1,246 @@
+//! What GPU tests need from the machine: a Vulkan loader and a software adapter, Mesa's lavapipe. Looks for both, and
+//! installs them where that can be done without asking anybody.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::process::{self, Failure, Result};
+
+/// Whether GPU tests can run.
+#[derive(Debug, PartialEq)]
+pub enum Readiness {
+    /// The loader and the software adapter are there, or the platform brings its own (Metal).
+    Ready,
+    /// Something is missing: what it is, and the command that installs it.
+    Missing(String),
+}
+
+/// Debian's and Ubuntu's packages for the loader and the adapter.
+const PACKAGES: [&str; 2] = ["libvulkan1", "mesa-vulkan-drivers"];
+
+/// Looks for the loader and the adapter, installs them on Debian and Ubuntu if that needs no password, and looks again.
+/// Errors: in CI, where GPU tests must not be skipped, whatever is still missing.
+pub fn set_up() -> Result<Readiness> {
+    if cfg!(target_os = "macos") {
+        return Ok(Readiness::Ready);
+    }
+    let places = Places::of_this_machine();
+    let system = System::of_this_machine();
+    let mut missing = places.missing();
+    if !missing.is_empty() && system == System::Debian {
+        match installer() {
+            Some(prefix) => missing = install(&prefix, &places),
+            None => eprintln!("xtask: not root, and sudo asks for a password: nothing can be installed from here"),
+        }
+    }
+    if missing.is_empty() {
+        eprintln!("xtask: set-up: Vulkan loader and software adapter found");
+        return Ok(Readiness::Ready);
+    }
+    let advice = format!("{} missing ({})", missing.join(" and "), system.advice());
+    if process::in_ci() { Err(Failure::new(advice)) } else { Ok(Readiness::Missing(advice)) }
+}
+
+/// Installs the packages and returns what is missing afterwards. A failure is shown and not fatal: the reader may be
+/// offline, and everything but the GPU tests still runs.
+fn install(prefix: &[&str], places: &Places) -> Vec<&'static str> {
+    let update = vec!["apt-get", "update", "-qq"];
+    let install = [&["apt-get", "install", "-y", "-qq", "--no-install-recommends"][..], &PACKAGES].concat();
+    for arguments in [update, install] {
+        let line = [prefix, &["env", "DEBIAN_FRONTEND=noninteractive"], &arguments].concat();
+        if let Err(failure) = process::step("set-up", Command::new(line[0]).args(&line[1..])) {
+            failure.report();
+            break;
+        }
+    }
+    places.missing()
+}
+
+/// What to write before a command that needs root: nothing for root, `sudo -n` where that asks for no password. `None`
+/// if neither is so.
+fn installer() -> Option<Vec<&'static str>> {
+    let id = Command::new("id").arg("-u").output().ok()?;
+    if id.stdout.trim_ascii() == b"0" {
+        return Some(vec![]);
+    }
+    process::succeeds(Command::new("sudo").args(["-n", "true"])).then(|| vec!["sudo", "-n"])
+}
+
+/// Where the loader's library and the adapters' manifests are looked for.
+struct Places {
+    libraries: Vec<PathBuf>,
+    /// Folders of manifests, or manifests themselves.
+    manifests: Vec<PathBuf>,
+}
+
+impl Places {
+    /// The folders the dynamic linker and the Vulkan loader search, the reader's environment included.
+    fn of_this_machine() -> Self {
+        let paths = |name: &str| std::env::var_os(name).map(split).unwrap_or_default();
+        let triplet = PathBuf::from(format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH));
+        let mut libraries = paths("LD_LIBRARY_PATH");
+        libraries.push(triplet);
+        libraries.extend(["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib"].map(PathBuf::from));
+
+        // The loader reads nothing else when one of these variables names the manifests.
+        let mut manifests = paths("VK_DRIVER_FILES");
+        if manifests.is_empty() {
+            manifests = paths("VK_ICD_FILENAMES");
+        }
+        if manifests.is_empty() {
+            let mut roots = paths("XDG_DATA_DIRS");
+            roots.extend(paths("HOME").into_iter().map(|home| home.join(".local/share")));
+            roots.extend(["/usr/share", "/usr/local/share", "/etc"].map(PathBuf::from));
+            manifests = roots.into_iter().map(|root| root.join("vulkan/icd.d")).collect();
+        }
+        Self { libraries, manifests }
+    }
+
+    /// What GPU tests need and these places do not hold.
+    fn missing(&self) -> Vec<&'static str> {
+        let mut missing = Vec::new();
+        if !self.libraries.iter().any(|folder| folder.join("libvulkan.so.1").exists()) {
+            missing.push("the Vulkan loader (libvulkan.so.1)");
+        }
+        if !self.manifests.iter().any(|place| holds_lavapipe(place)) {
+            missing.push("the software adapter lavapipe (lvp_icd*.json)");
+        }
+        missing
+    }
+}
+
+/// Splits a list of paths as the platform does, without its empty entries.
+fn split(list: OsString) -> Vec<PathBuf> {
+    std::env::split_paths(&list).filter(|path| !path.as_os_str().is_empty()).collect()
+}
+
+/// Whether `place` is lavapipe's manifest or a folder with it. Its name carries the architecture on some systems.
+fn holds_lavapipe(place: &Path) -> bool {
+    let is_manifest = |path: &Path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        name.starts_with("lvp_icd") && name.ends_with(".json") && path.is_file()
+    };
+    is_manifest(place)
+        || fs::read_dir(place).is_ok_and(|entries| entries.flatten().any(|entry| is_manifest(&entry.path())))
+}
+
+/// The kinds of system that differ in how the packages are installed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum System {
+    Debian,
+    Fedora,
+    Arch,
+    Alpine,
+    Other,
+}
+
+impl System {
+    fn of_this_machine() -> Self {
+        fs::read_to_string("/etc/os-release").map_or(Self::Other, |text| Self::from_os_release(&text))
+    }
+
+    /// Reads the `ID` and `ID_LIKE` lines of an os-release file.
+    fn from_os_release(text: &str) -> Self {
+        let values = text.lines().filter_map(|line| line.strip_prefix("ID=").or_else(|| line.strip_prefix("ID_LIKE=")));
+        let mut words = values.flat_map(|value| value.trim_matches(['"', '\'']).split_whitespace());
+        words
+            .find_map(|word| match word {
+                "debian" | "ubuntu" => Some(Self::Debian),
+                "fedora" | "rhel" | "centos" => Some(Self::Fedora),
+                "arch" => Some(Self::Arch),
+                "alpine" => Some(Self::Alpine),
+                _ => None,
+            })
+            .unwrap_or(Self::Other)
+    }
+
+    /// The command that installs the loader and the adapter.
+    fn advice(self) -> String {
+        match self {
+            Self::Debian => format!("sudo apt-get update && sudo apt-get install -y {}", PACKAGES.join(" ")),
+            Self::Fedora => "sudo dnf install vulkan-loader mesa-vulkan-drivers".into(),
+            Self::Arch => "sudo pacman -S vulkan-icd-loader vulkan-swrast".into(),
+            Self::Alpine => "sudo apk add vulkan-loader mesa-vulkan-swrast".into(),
+            Self::Other => "install the Vulkan loader and Mesa's lavapipe driver".into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder of its own for each test, removed at the end.
+    struct Folder(PathBuf);
+
+    impl Folder {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("aquatint-xtask-{name}-{}", std::process::id()));
+            fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        fn with(self, file: &str) -> Self {
+            fs::write(self.0.join(file), "{}").unwrap();
+            self
+        }
+
+        fn places(&self) -> Places {
+            Places { libraries: vec![self.0.clone()], manifests: vec![self.0.clone()] }
+        }
+    }
+
+    impl Drop for Folder {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn both_are_missed_in_an_empty_folder() {
+        let missing = Folder::new("empty").places().missing();
+        assert_eq!(missing.len(), 2);
+        assert!(missing[0].contains("libvulkan.so.1") && missing[1].contains("lavapipe"));
+    }
+
+    #[test]
+    fn another_adapter_is_no_substitute() {
+        let folder = Folder::new("radeon").with("libvulkan.so.1").with("radeon_icd.x86_64.json").with("lvp_icd.txt");
+        assert_eq!(folder.places().missing(), ["the software adapter lavapipe (lvp_icd*.json)"]);
+    }
+
+    #[test]
+    fn manifests_are_found_with_and_without_the_architecture() {
+        for name in ["lvp_icd.json", "lvp_icd.x86_64.json", "lvp_icd.aarch64.json"] {
+            let folder = Folder::new(name).with("libvulkan.so.1").with(name);
+            assert!(folder.places().missing().is_empty(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_manifest_may_be_named_itself() {
+        let folder = Folder::new("direct").with("lvp_icd.json");
+        assert!(holds_lavapipe(&folder.0.join("lvp_icd.json")));
+        assert!(!holds_lavapipe(&folder.0.join("lvp_icd.x86_64.json")));
+    }
+
+    #[test]
+    fn systems_are_told_by_name_and_by_kinship() {
+        let told = |text| System::from_os_release(text);
+        assert_eq!(told("NAME=\"Debian GNU/Linux\"\nID=debian\n"), System::Debian);
+        assert_eq!(told("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n"), System::Debian);
+        assert_eq!(told("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n"), System::Fedora);
+        assert_eq!(told("ID=manjaro\nID_LIKE=arch\n"), System::Arch);
+        assert_eq!(told("ID=alpine\n"), System::Alpine);
+        assert_eq!(told("VERSION_ID=debian\nID=void\n"), System::Other);
+    }
+
+    #[test]
+    fn advice_names_every_package() {
+        for package in PACKAGES {
+            assert!(System::Debian.advice().contains(package));
+        }
+    }
+}
