@@ -5,7 +5,7 @@ struct Params {
     n: u32,
     start: u32,
     count: u32,
-    // Number of elements, and workgroups along x.
+    // Number of elements, and invocations along x.
     elements: u32,
     stride: u32,
 }
@@ -15,8 +15,8 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> slab: array<f32>;
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let index = (group.y * p.stride + group.x) * 256u + lane;
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    let index = id.y * p.stride + id.x;
     if index >= p.elements {
         return;
     }

@@ -42,12 +42,15 @@ fn to_half(x: f32) -> f32 {
 // Scale and zero point of the range after shrinking by factor number i.
 fn quantizer(range: vec2<f32>, i: u32) -> vec2<f32> {
     let shrunk = range * (f32(100u - i) / 100.0);
-    var scale = max((shrunk.y - shrunk.x) / p.top, 1.17549435e-38);
+    let width = shrunk.y - shrunk.x;
+    var scale = max(width / p.top, 1.17549435e-38);
+    // Without s where s is not rounded: so a half, as in [−1, 1], stays one.
+    var zero = (0.0 - shrunk.x) / width * p.top;
     if p.half == 1u {
         scale = to_half(scale);
+        zero = (0.0 - shrunk.x) / scale;
     }
-    let zero = clamp(round(-shrunk.x / scale), 0.0, p.top);
-    return vec2<f32>(scale, select(zero, (p.top + 1.0) / 2.0, p.symmetric == 1u));
+    return vec2<f32>(scale, select(clamp(round(zero), 0.0, p.top), (p.top + 1.0) / 2.0, p.symmetric == 1u));
 }
 
 @compute @workgroup_size(80)

@@ -1,10 +1,10 @@
 // Between a symmetric matrix as tiles of its lower triangle and other forms, one invocation per element written:
-//   UNPACK: dense [n, n]   PACK: tiles from dense   DIAGONAL: [n]   ADD: tiles += tiles
+//   UNPACK: dense [n, n]   PACK: tiles from dense   DIAGONAL: [n]
 #import tiles
 
 struct Params {
     n: u32,
-    // Number of elements written, and workgroups along x.
+    // Number of elements written, and invocations along x.
     count: u32,
     stride: u32,
 }
@@ -14,8 +14,8 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> destination: array<f32>;
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let i = (group.y * p.stride + group.x) * 256u + lane;
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    let i = id.y * p.stride + id.x;
     if i >= p.count {
         return;
     }
@@ -31,8 +31,5 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #endif
 #ifdef DIAGONAL
     destination[i] = source[element_offset(i, i)];
-#endif
-#ifdef ADD
-    destination[i] += source[i];
 #endif
 }

@@ -5,7 +5,7 @@ struct Params {
     n: u32,
     group_size: u32,
     groups: u32,
-    // Number of weights, and workgroups along x.
+    // Number of weights, and invocations along x.
     count: u32,
     stride: u32,
     top: f32,
@@ -19,8 +19,8 @@ struct Params {
 @group(0) @binding(5) var<storage, read_write> values: array<f32>;
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let index = (group.y * p.stride + group.x) * 256u + lane;
+fn main(@builtin(global_invocation_id) id: vec3<u32>) {
+    let index = id.y * p.stride + id.x;
     if index >= p.count {
         return;
     }

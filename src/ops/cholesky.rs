@@ -95,8 +95,8 @@ async fn factor_gpu(rec: &mut Recorder, h: &Packed, ridge: f32, factor: &Factor)
     let failed: Tensor<u32> = rec.zeros(&[1])?;
     let (m, inverse) = (factor.m.tiles().buffer(), factor.inverse.buffer());
     let count = factor.m.tiles().len();
-    let (workgroups, _) = spread_elements(count);
-    let params = GatherParams { n: h.n() as u32, count: count as u32, stride: workgroups[0] as u32, ridge };
+    let (workgroups, stride) = spread_elements(count);
+    let params = GatherParams { n: h.n() as u32, count: count as u32, stride, ridge };
     rec.dispatch(Dispatch {
         kernel: "cholesky_gather",
         params: bytemuck::bytes_of(&params),
@@ -200,13 +200,13 @@ struct ColumnsParams {
 }
 
 fn columns_gpu(rec: &mut Recorder, factor: &Factor, start: usize, slab: &Tensor) -> Result<()> {
-    let (workgroups, _) = spread_elements(slab.len());
+    let (workgroups, stride) = spread_elements(slab.len());
     let params = ColumnsParams {
         n: factor.n() as u32,
         start: start as u32,
         count: slab.shape()[1] as u32,
         elements: slab.len() as u32,
-        stride: workgroups[0] as u32,
+        stride,
     };
     rec.dispatch(Dispatch {
         kernel: "cholesky_columns",

@@ -8,6 +8,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use crate::device::{Buffer, Dispatch, Recorder};
+use crate::ops::add;
 use crate::ops::matmul::{self, Orientation};
 use crate::ops::{spread, spread_elements};
 use crate::tensor::Tensor;
@@ -59,17 +60,7 @@ impl Packed {
         if self.n != other.n {
             return Err(Error::shape("gram add_assign", format!("extents {} and {}", self.n, other.n)));
         }
-        if rec.is_gpu() {
-            let count = self.tiles.len();
-            return convert(rec, "packed_add", self.n, other.tiles.buffer(), self.tiles.buffer(), count);
-        }
-        let source = other.tiles.host().par_chunks(AREA);
-        self.tiles.host_mut().par_chunks_mut(AREA).zip(source).for_each(|(tile, other)| {
-            for (value, other) in tile.iter_mut().zip(other) {
-                *value += other;
-            }
-        });
-        Ok(())
+        add::add_assign(rec, &mut self.tiles, &other.tiles)
     }
 }
 
@@ -121,8 +112,8 @@ fn convert(
     destination: &Buffer,
     count: usize,
 ) -> Result<()> {
-    let (workgroups, _) = spread_elements(count);
-    let params = ConvertParams { n: n as u32, count: count as u32, stride: workgroups[0] as u32 };
+    let (workgroups, stride) = spread_elements(count);
+    let params = ConvertParams { n: n as u32, count: count as u32, stride };
     rec.dispatch(Dispatch {
         kernel,
         params: bytemuck::bytes_of(&params),

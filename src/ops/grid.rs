@@ -206,13 +206,18 @@ fn quantizer([low, high]: [f32; 2], factor: f32, spec: &GridSpec) -> (f32, f32) 
     let top = ((1u32 << spec.bits) - 1) as f32;
     let (low, high) = (low * factor, high * factor);
     let exact = ((high - low) / top).max(f32::MIN_POSITIVE);
-    let scale = match spec.scale_type {
-        ScaleType::F32 => exact,
-        ScaleType::F16 => f16::from_f32(exact).to_f32().clamp(f16::MIN_POSITIVE_SUBNORMAL.to_f32(), f16::MAX.to_f32()),
+    // Before rounding. Without s where s is not rounded: so a half, as in [−1, 1], stays one.
+    let (scale, zero) = match spec.scale_type {
+        ScaleType::F32 => (exact, (0.0 - low) / (high - low) * top),
+        ScaleType::F16 => {
+            let nearest = f16::from_f32(exact).to_f32();
+            let scale = nearest.clamp(f16::MIN_POSITIVE_SUBNORMAL.to_f32(), f16::MAX.to_f32());
+            (scale, (0.0 - low) / scale)
+        }
     };
     let zero = match spec.symmetry {
         Symmetry::Symmetric => (1u32 << (spec.bits - 1)) as f32,
-        Symmetry::Asymmetric => (-low / scale).round_ties_even().clamp(0.0, top),
+        Symmetry::Asymmetric => zero.round_ties_even().clamp(0.0, top),
     };
     (scale, zero)
 }

@@ -5,6 +5,7 @@
 
 use faer::linalg::matmul::matmul as product;
 use faer::{Accum, MatMut, MatRef, Par};
+use rayon::prelude::*;
 
 use crate::device::{Dispatch, Recorder};
 use crate::tensor::Tensor;
@@ -148,10 +149,17 @@ fn run(
     })
 }
 
-/// The twin, on all cores: `c`, row-major `[m, n]`, is replaced by the product or has it added.
+/// The twin: `c`, row-major `[m, n]`, is replaced by the product or has it added.
+///
+/// Rows of C go to the cores in a few pieces each, so that one slow core does not hold up the others at a barrier.
 pub(crate) fn cpu(orientation: Orientation, a: MatRef<'_, f32>, b: MatRef<'_, f32>, c: &mut [f32], accum: Accum) {
     let a = if orientation == Orientation::Tn { a.transpose() } else { a };
     let b = if orientation == Orientation::Nt { b.transpose() } else { b };
-    let c = MatMut::from_row_major_slice_mut(c, a.nrows(), b.ncols());
-    product(c, accum, a, b, 1.0, Par::rayon(0));
+    let (m, n) = (a.nrows(), b.ncols());
+    let rows = m.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(96);
+    c.par_chunks_mut((rows * n).max(1)).enumerate().for_each(|(piece, c)| {
+        let count = rows.min(m - piece * rows);
+        let c = MatMut::from_row_major_slice_mut(c, count, n);
+        product(c, accum, a.subrows(piece * rows, count), b, 1.0, Par::Seq);
+    });
 }

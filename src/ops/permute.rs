@@ -48,8 +48,8 @@ pub fn zero_columns(rec: &mut Recorder, w: &mut Tensor, dead: &Tensor<u32>) -> R
     let [_, n] = w.matrix("zero_columns")?;
     dead.expect_shape("zero_columns", &[n])?;
     if rec.is_gpu() {
-        let (workgroups, _) = spread_elements(w.len());
-        let params = ZeroParams { n: n as u32, count: w.len() as u32, stride: workgroups[0] as u32 };
+        let (workgroups, stride) = spread_elements(w.len());
+        let params = ZeroParams { n: n as u32, count: w.len() as u32, stride };
         return rec.dispatch(Dispatch {
             kernel: "zero_columns",
             params: bytemuck::bytes_of(&params),

@@ -40,9 +40,9 @@ pub fn round(
     let mut values = rec.empty(&[m, n])?;
     let top = ((1u32 << bits) - 1) as f32;
     if rec.is_gpu() {
-        let (workgroups, _) = spread_elements(w.len());
+        let (workgroups, stride) = spread_elements(w.len());
         let (n, group_size, groups) = (n as u32, group_size as u32, groups as u32);
-        let params = Params { n, group_size, groups, count: w.len() as u32, stride: workgroups[0] as u32, top };
+        let params = Params { n, group_size, groups, count: w.len() as u32, stride, top };
         rec.dispatch(Dispatch {
             kernel: "rtn",
             params: bytemuck::bytes_of(&params),

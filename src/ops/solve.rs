@@ -54,8 +54,8 @@ fn solve_gpu(rec: &mut Recorder, factor: &Factor, b: &Tensor) -> Result<()> {
     let (m, n) = (b.shape()[0], factor.n());
     let tiles = n.div_ceil(TILE);
     let y: Tensor = rec.empty(&[m, tiles * TILE])?;
-    let (workgroups, _) = spread_elements(y.len());
-    let (width, count, stride) = ((tiles * TILE) as u32, y.len() as u32, workgroups[0] as u32);
+    let (workgroups, stride) = spread_elements(y.len());
+    let (width, count) = ((tiles * TILE) as u32, y.len() as u32);
     let params = OrderParams { n: n as u32, width, count, stride };
     let reorder = |rec: &mut Recorder, kernel, from: &Tensor, to: &Tensor| {
         rec.dispatch(Dispatch {

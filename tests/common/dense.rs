@@ -154,3 +154,24 @@ pub fn gptq(w: &Dense, h: &Dense, bits: u32, mut grid: impl FnMut(usize, usize, 
 pub fn objective(e: &Dense, h: &Dense) -> f64 {
     e.times(h).values.iter().zip(&e.values).map(|(a, b)| a * b).sum()
 }
+
+/// A positive definite matrix with the spread of an activation Hessian, its values representable in f32.
+pub fn hessian(seed: u64, n: usize) -> Dense {
+    let tokens = 2 * n + 3;
+    let values = super::random(seed, tokens * n);
+    // Channels of different strength, correlated through a common part.
+    let x = Dense::from_fn(tokens, n, |t, i| {
+        let strength = 1.0 + 3.0 * ((i * 7919) % 13) as f64 / 13.0;
+        strength * (f64::from(values[t * n + i]) + 0.5 * f64::from(values[t * n]))
+    });
+    let h = x.transposed().times(&x);
+    Dense::from_fn(n, n, |i, j| f64::from(h.at(i.max(j), i.min(j)) as f32))
+}
+
+/// A seeded permutation of 0..n.
+pub fn shuffled(seed: u64, n: usize) -> Vec<u32> {
+    let keys = super::random(seed ^ 0x5eed, n);
+    let mut order: Vec<u32> = (0..n as u32).collect();
+    order.sort_by(|&a, &b| keys[a as usize].total_cmp(&keys[b as usize]));
+    order
+}

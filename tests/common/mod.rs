@@ -1,6 +1,8 @@
 //! What the tests of the ops share: the devices to run on, and random tensors.
 #![allow(dead_code)] // each test file uses a part of this
 
+pub mod dense;
+
 use aquatint::device::{Choice, Device, Recorder, select};
 use aquatint::tensor::Tensor;
 use rand::{RngExt, SeedableRng};

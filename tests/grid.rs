@@ -1,0 +1,134 @@
+//! Grids against a float64 search.
+
+mod common;
+
+use aquatint::device::Device;
+use aquatint::ops::grid::{GridSpec, ScaleType, Search, Symmetry, search};
+use common::dense::Level;
+use common::{devices, random, read, recorder};
+use half::f16;
+
+const SYMMETRIES: [Symmetry; 2] = [Symmetry::Asymmetric, Symmetry::Symmetric];
+const SCALE_TYPES: [ScaleType; 2] = [ScaleType::F32, ScaleType::F16];
+
+fn candidate(w: &[f32], factor: f64, spec: &GridSpec) -> Level {
+    let ends = w.iter().fold((0.0f64, 0.0f64), |(low, high), &w| (low.min(f64::from(w)), high.max(f64::from(w))));
+    let (low, high) = match (ends, spec.symmetry) {
+        ((0.0, 0.0), _) => (-1.0, 1.0),
+        (ends, Symmetry::Asymmetric) => ends,
+        ((low, high), Symmetry::Symmetric) => (-high.max(-low), high.max(-low)),
+    };
+    let top = f64::from((1u32 << spec.bits) - 1);
+    let exact = factor * (high - low) / top;
+    let scale = match spec.scale_type {
+        ScaleType::F32 => exact,
+        ScaleType::F16 => f64::from(f16::from_f64(exact)).clamp(2.0f64.powi(-24), 65504.0),
+    };
+    let zero = match spec.symmetry {
+        Symmetry::Asymmetric => (-factor * low / scale).round_ties_even().clamp(0.0, top),
+        Symmetry::Symmetric => f64::from(1u32 << (spec.bits - 1)),
+    };
+    Level { scale, zero }
+}
+
+fn loss(w: &[f32], level: Level, bits: u32) -> f64 {
+    w.iter().map(|&w| (f64::from(w) - level.value(level.code(f64::from(w), bits))).abs().powf(2.4)).sum()
+}
+
+/// Compares the grids of a matrix with the best of all candidates: the same but for rounding, or as good.
+fn check(device: &Device, [m, n]: [usize; 2], values: &[f32], spec: &GridSpec) {
+    let mut rec = recorder(device);
+    let w = rec.upload(&[m, n], values.to_vec()).unwrap();
+    let grid = search(&mut rec, &w, spec).unwrap();
+    let groups = n.div_ceil(spec.group_size);
+    assert_eq!((grid.scales.shape(), grid.zeros.shape()), (&[m, groups][..], &[m, groups][..]));
+    let (scales, zeros) = (read(&mut rec, &grid.scales), read(&mut rec, &grid.zeros));
+    let factors = if spec.search == Search::Mse { 80 } else { 1 };
+    for (at, (&scale, &zero)) in scales.iter().zip(&zeros).enumerate() {
+        let row = &values[at / groups * n..(at / groups + 1) * n];
+        let w = &row[at % groups * spec.group_size..n.min((at % groups + 1) * spec.group_size)];
+        let candidates: Vec<_> = (0..factors).map(|i| candidate(w, f64::from(100 - i) / 100.0, spec)).collect();
+        let found = Level { scale: f64::from(scale), zero: f64::from(zero) };
+        let least = candidates.iter().map(|&c| loss(w, c, spec.bits)).fold(f64::INFINITY, f64::min);
+        let context = format!("{} {m} × {n} group {at} {spec:?}: {found:?}", device.name());
+        // Where the rounding is exact, only rounding errors of f32 are left.
+        let slack = w.len() as f64 * (2e-7 * found.scale * f64::from(1u32 << spec.bits)).powf(2.4);
+        assert!(loss(w, found, spec.bits) <= least * (1.0 + 1e-4) + slack, "{context} loses more than {least}");
+        // One ulp of f16, where a division rounded differently.
+        let slack = if spec.scale_type == ScaleType::F16 { 1e-3 } else { 1e-6 };
+        let same = |c: &Level| (c.scale - found.scale).abs() <= slack * c.scale && c.zero == found.zero;
+        assert!(candidates.iter().any(same), "{context} is no candidate");
+        if spec.scale_type == ScaleType::F16 {
+            assert_eq!(f16::from_f32(scale).to_f32(), scale, "{context}");
+        }
+    }
+}
+
+#[test]
+fn the_range_of_the_extremes() {
+    for device in devices() {
+        for (shape, group_size) in [([1, 1], 1), ([3, 5], 2), ([37, 100], 32), ([3, 300], 300), ([5, 1300], 1300)] {
+            for (symmetry, scale_type, bits) in [
+                (SYMMETRIES[0], SCALE_TYPES[0], 4),
+                (SYMMETRIES[1], SCALE_TYPES[0], 3),
+                (SYMMETRIES[0], SCALE_TYPES[1], 2),
+                (SYMMETRIES[1], SCALE_TYPES[1], 8),
+                (SYMMETRIES[0], SCALE_TYPES[1], 1),
+            ] {
+                let spec = GridSpec { bits, group_size, symmetry, search: Search::MinMax, scale_type };
+                check(&device, shape, &random(bits.into(), shape[0] * shape[1]), &spec);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_best_shrunken_range() {
+    for device in devices() {
+        for (shape, group_size) in [([3, 5], 2), ([37, 100], 32), ([3, 130], 64), ([3, 300], 300), ([3, 1300], 1300)] {
+            for (symmetry, scale_type, bits) in [
+                (SYMMETRIES[0], SCALE_TYPES[0], 4),
+                (SYMMETRIES[1], SCALE_TYPES[1], 3),
+                (SYMMETRIES[0], SCALE_TYPES[1], 2),
+            ] {
+                let spec = GridSpec { bits, group_size, symmetry, search: Search::Mse, scale_type };
+                // Heavy tails, so that shrinking pays.
+                let values: Vec<f32> = random(9, shape[0] * shape[1]).iter().map(|v| 0.05 * v.powi(5)).collect();
+                check(&device, shape, &values, &spec);
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_of_one_sign_zeros_and_extreme_magnitudes() {
+    for device in devices() {
+        for symmetry in SYMMETRIES {
+            for (search, scale_type) in
+                [(Search::MinMax, ScaleType::F32), (Search::MinMax, ScaleType::F16), (Search::Mse, ScaleType::F16)]
+            {
+                let spec = GridSpec { bits: 4, group_size: 5, symmetry, search, scale_type };
+                let values = [
+                    [0.0; 5],
+                    [-0.1, -0.7, -0.2, -0.9, -0.4],
+                    [0.1, 0.7, 0.2, 0.9, 0.4],
+                    [1e-5, -3e-5, 2e-5, 0.0, 5e-6],
+                    [1e-9, -3e-9, 2e-9, 0.0, 5e-10],
+                    [1e6, -3e6, 2e6, 0.0, 5e5],
+                ];
+                check(&device, [6, 5], values.as_flattened(), &spec);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_specification_that_makes_no_sense_is_an_error() {
+    let mut rec = recorder(&Device::Cpu);
+    let w = rec.zeros(&[2, 3]).unwrap();
+    let (symmetry, scale_type) = (Symmetry::Symmetric, ScaleType::F32);
+    for (bits, group_size) in [(0, 3), (9, 3), (4, 0)] {
+        let spec = GridSpec { bits, group_size, symmetry, search: Search::MinMax, scale_type };
+        assert!(search(&mut rec, &w, &spec).is_err());
+    }
+}
