@@ -1,5 +1,4 @@
 // q = clamp(round_half_even(w / s) + z, 0, top) and s(q − z). One invocation per weight.
-#import quantizer
 
 struct Params {
     n: u32,
@@ -27,7 +26,8 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let at = index / p.n * p.groups + index % p.n / p.group_size;
     let scale = scales[at];
     let zero = zeros[at];
-    let nearest = level(w[index], 1.0 / scale, zero, p.top);
+    // Divided, as in the twin: the ends of a symmetric range are exact ties.
+    let nearest = round(clamp(w[index] / scale, -zero, p.top - zero));
     codes[index] = u32(nearest + zero);
     values[index] = scale * nearest;
 }

@@ -83,9 +83,9 @@ impl pulp::NullaryFnOnce for RoundGroup<'_> {
 
     #[inline(always)]
     fn call(self) {
-        let inverse = 1.0 / self.scale;
+        // Divided, not multiplied by 1 / s: the ends of a symmetric range are exact ties, and a quotient keeps them so.
         for ((w, code), value) in self.w.iter().zip(self.codes).zip(self.values) {
-            let level = bounded(w * inverse, -self.zero, self.top - self.zero).round_ties_even();
+            let level = bounded(w / self.scale, -self.zero, self.top - self.zero).round_ties_even();
             *code = ops::code(level + self.zero);
             *value = self.scale * level;
         }

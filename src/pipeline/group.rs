@@ -224,7 +224,7 @@ impl GroupQuantizer<'_> {
 
     async fn corrector(&self, rec: &mut Recorder, statistics: &Statistics) -> Result<Corrector> {
         let diagonal = Damping::of(rec, &statistics.hessian, self.place).await?;
-        let ridge = diagonal.ridge(self.options.correction_damping);
-        Corrector::new(rec, &statistics.hessian, ridge, self.place).await
+        let rho = self.options.correction_damping;
+        Corrector::new(rec, &statistics.hessian, &diagonal, rho, self.place).await
     }
 }
