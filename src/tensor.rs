@@ -1,5 +1,7 @@
 //! `Tensor`: a row-major array of `f32` or `u32` that lives in host memory or in a GPU buffer.
 
+use std::sync::{Mutex, PoisonError};
+
 use crate::device::Buffer;
 use crate::{Error, Result};
 
@@ -19,6 +21,39 @@ pub struct Tensor<T: Element = f32> {
 enum Storage<T> {
     Host(Vec<T>),
     Gpu(Buffer),
+}
+
+/// Memory of dropped host tensors, for the next of the same size: the pages of a fresh allocation cost as much as many an
+/// op on them. Bounded in all, oldest first out.
+static FREE: Mutex<Vec<Vec<u32>>> = Mutex::new(Vec::new());
+/// Elements that [`FREE`] may hold: 256 MiB.
+const FREE_LIMIT: usize = 64 << 20;
+/// Smaller arrays are left to the allocator.
+const POOLED_FROM: usize = 1 << 14;
+
+/// `len` elements of undefined value.
+pub(crate) fn recycled<T: Element>(len: usize) -> Vec<T> {
+    if len >= POOLED_FROM {
+        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(index) = free.iter().rposition(|values| values.len() == len) {
+            return bytemuck::allocation::cast_vec(free.swap_remove(index));
+        }
+    }
+    vec![T::default(); len]
+}
+
+impl<T: Element> Drop for Tensor<T> {
+    fn drop(&mut self) {
+        let Storage::Host(values) = &mut self.storage else { return };
+        if values.len() < POOLED_FROM {
+            return;
+        }
+        let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        free.push(bytemuck::allocation::cast_vec(std::mem::take(values)));
+        while free.iter().map(Vec::len).sum::<usize>() > FREE_LIMIT {
+            free.remove(0);
+        }
+    }
 }
 
 impl<T: Element> Tensor<T> {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::Device;
 use super::gpu::{Buffer, Gpu};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::{Element, Tensor, recycled};
 use crate::{Error, Result};
 
 /// Uniform blocks are this far apart, the largest alignment that WebGPU may ask for.
@@ -78,22 +78,24 @@ impl Recorder {
         self.recording.is_some()
     }
 
-    /// A tensor of undefined contents (zeros on the CPU).
+    /// A tensor of undefined contents.
     pub fn empty<T: Element>(&mut self, shape: &[usize]) -> Result<Tensor<T>> {
         let len: usize = shape.iter().product();
         match &self.recording {
-            None => Ok(Tensor::on_host(shape, vec![T::default(); len])),
+            None => Ok(Tensor::on_host(shape, recycled(len))),
             Some(r) => Ok(Tensor::on_gpu(shape, r.gpu.allocate(len as u64 * 4, &format!("an array of {shape:?}"))?)),
         }
     }
 
     /// A tensor of zeros.
     pub fn zeros<T: Element>(&mut self, shape: &[usize]) -> Result<Tensor<T>> {
-        let tensor = self.empty(shape)?;
-        if let Some(r) = &mut self.recording {
-            r.close_pass();
-            let encoder = r.encoder();
-            encoder.clear_buffer(tensor.buffer().raw(), 0, None);
+        let mut tensor: Tensor<T> = self.empty(shape)?;
+        match &mut self.recording {
+            None => tensor.host_mut().fill(T::default()),
+            Some(r) => {
+                r.close_pass();
+                r.encoder().clear_buffer(tensor.buffer().raw(), 0, None);
+            }
         }
         Ok(tensor)
     }

@@ -1,6 +1,7 @@
 //! Causal grouped-query attention inside each sequence, with an optional sliding window.
 
-use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul, s};
+use faer::linalg::matmul::matmul as product;
+use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use crate::device::{Dispatch, Recorder};
@@ -105,9 +106,8 @@ fn dispatch(rec: &mut Recorder, [q, k, v]: [&Tensor; 3], heads: Heads, out: &mut
     })
 }
 
-fn matrix(tensor: &Tensor) -> ArrayView2<'_, f32> {
-    let shape = (tensor.shape()[0], tensor.shape()[1]);
-    ArrayView2::from_shape(shape, tensor.host()).expect("a tensor has as many elements as its shape says")
+fn matrix(tensor: &Tensor) -> MatRef<'_, f32> {
+    MatRef::from_row_major_slice(tensor.host(), tensor.shape()[0], tensor.shape()[1])
 }
 
 /// Queries per task: enough for the products to be fast, few enough that little is computed beyond the diagonal.
@@ -117,12 +117,12 @@ const QUERIES: usize = 64;
 /// head are stacked, so that its keys and values are packed once for all of them.
 struct Twin<'a> {
     q: &'a [f32],
-    k: ArrayView2<'a, f32>,
-    v: ArrayView2<'a, f32>,
+    k: MatRef<'a, f32>,
+    v: MatRef<'a, f32>,
     heads: Heads,
 }
 
-impl Twin<'_> {
+impl<'a> Twin<'a> {
     fn run(&self, out: &mut [f32]) {
         let width = self.heads.heads * self.heads.head_dim;
         let seq_len = self.heads.seq_len;
@@ -149,18 +149,17 @@ impl Twin<'_> {
             {
                 stacked.copy_from_slice(&q[kv_head * span..][..span]);
             }
-            let range = s![start + first_key..start + keys, kv_head * head_dim..(kv_head + 1) * head_dim];
-            let (k, v) = (self.k.slice(range), self.v.slice(range));
-            let mut s = view_mut(&mut scores, queries * group);
-            general_mat_mul(scale, &view_mut(&mut stacked, queries * group), &k.t(), 0.0, &mut s);
+            let part = |x: MatRef<'a, f32>| {
+                x.submatrix(start + first_key, kv_head * head_dim, keys - first_key, head_dim)
+            };
+            let (k, v) = (part(self.k), part(self.v));
+            let s = MatMut::from_row_major_slice_mut(&mut scores, queries * group, keys - first_key);
+            let q = MatRef::from_row_major_slice(&stacked, queries * group, head_dim);
+            product(s, Accum::Replace, q, k.transpose(), scale, Par::Seq);
             let sums = self.softmax(&mut scores, first, first_key, keys);
-            general_mat_mul(
-                1.0,
-                &view_mut(&mut scores, queries * group),
-                &v,
-                0.0,
-                &mut view_mut(&mut stacked, queries * group),
-            );
+            let p = MatRef::from_row_major_slice(&scores, queries * group, keys - first_key);
+            let out_rows = MatMut::from_row_major_slice_mut(&mut stacked, queries * group, head_dim);
+            product(out_rows, Accum::Replace, p, v, 1.0, Par::Seq);
             for (row, (value, sum)) in stacked.chunks_exact(head_dim).zip(sums).enumerate() {
                 let at = row / group * width + kv_head * span + row % group * head_dim;
                 for (out, value) in out[at..at + head_dim].iter_mut().zip(value) {
@@ -195,9 +194,4 @@ fn softmax_row(scores: &mut [f32]) -> f32 {
             sum(scores, scores, |a, _| a) as f32
         },
     )
-}
-
-fn view_mut(values: &mut [f32], rows: usize) -> ArrayViewMut2<'_, f32> {
-    let columns = values.len() / rows;
-    ArrayViewMut2::from_shape((rows, columns), values).expect("whole rows")
 }

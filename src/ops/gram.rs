@@ -3,7 +3,8 @@
 //! A symmetric matrix is kept as the lower triangle in tiles, half the memory of a dense one, so that the widest
 //! layers fit one storage binding.
 
-use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul, s};
+use faer::linalg::matmul::matmul as product;
+use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use crate::device::{Buffer, Dispatch, Recorder};
@@ -151,8 +152,7 @@ pub fn accumulate(rec: &mut Recorder, x: &Tensor, h: &mut Packed) -> Result<()> 
         }
         return Ok(());
     }
-    let x = ArrayView2::from_shape((tokens, n), x.host()).expect("the shape holds that many elements");
-    accumulate_cpu(x, h.tiles.host_mut());
+    accumulate_cpu(MatRef::from_row_major_slice(x.host(), tokens, n), h.tiles.host_mut());
     Ok(())
 }
 
@@ -185,9 +185,8 @@ pub fn cross(rec: &mut Recorder, x: &Tensor, x_hat: &Tensor, d: &mut Tensor) -> 
             }
         },
     );
-    let delta = ArrayView2::from_shape((tokens, n), &delta).expect("made with that many elements");
-    let x_hat = ArrayView2::from_shape((tokens, n), x_hat.host()).expect("the shape holds that many elements");
-    matmul::cpu(Orientation::Tn, delta, x_hat, d.host_mut(), n, 1.0);
+    let [delta, x_hat] = [&delta, x_hat.host()].map(|values| MatRef::from_row_major_slice(values, tokens, n));
+    matmul::cpu(Orientation::Tn, delta, x_hat, d.host_mut(), Accum::Add);
     Ok(())
 }
 
@@ -277,7 +276,7 @@ fn cover(lo: usize, hi: usize, out: &mut Vec<Block>) {
 }
 
 /// The twin: rectangles of the lower triangle as products, which the cores share, then added to their tiles.
-fn accumulate_cpu(x: ArrayView2<'_, f32>, tiles: &mut [f32]) {
+fn accumulate_cpu(x: MatRef<'_, f32>, tiles: &mut [f32]) {
     let n = x.ncols();
     if n == 0 {
         return;
@@ -296,23 +295,24 @@ fn accumulate_cpu(x: ArrayView2<'_, f32>, tiles: &mut [f32]) {
             (block, own)
         })
         .collect();
-    tasks.into_par_iter().for_each(|(block, own)| add_product(x, block, own));
+    tasks.into_par_iter().for_each(|(block, own)| add_products(x, block, own));
 }
 
 /// Adds the block's part of XᵀX to its tiles, given with their rows and columns.
-fn add_product(x: ArrayView2<'_, f32>, block: Block, tiles: Vec<(usize, usize, &mut [f32])>) {
+fn add_products(x: MatRef<'_, f32>, block: Block, tiles: Vec<(usize, usize, &mut [f32])>) {
     let n = x.ncols();
     let [r0, r1] = block.rows.map(|tile| n.min(tile * TILE));
     let [c0, c1] = block.columns.map(|tile| n.min(tile * TILE));
     let width = c1 - c0;
-    let mut product = vec![0.0f32; (r1 - r0) * width];
-    let mut view = ArrayViewMut2::from_shape((r1 - r0, width), &mut product).expect("made with that many elements");
-    general_mat_mul(1.0, &x.slice(s![.., r0..r1]).reversed_axes(), &x.slice(s![.., c0..c1]), 0.0, &mut view);
+    let mut sums = vec![0.0f32; (r1 - r0) * width];
+    let view = MatMut::from_row_major_slice_mut(&mut sums, r1 - r0, width);
+    let (left, right) = (x.subcols(r0, r1 - r0), x.subcols(c0, width));
+    product(view, Accum::Replace, left.transpose(), right, 1.0, Par::Seq);
     for (row, column, tile) in tiles {
         let first = column * TILE - c0;
         let columns = first..width.min(first + TILE);
-        for (tile, product) in tile.chunks_mut(TILE).zip(product.chunks(width).skip(row * TILE - r0)) {
-            for (sum, value) in tile.iter_mut().zip(&product[columns.clone()]) {
+        for (tile, sums) in tile.chunks_mut(TILE).zip(sums.chunks(width).skip(row * TILE - r0)) {
+            for (sum, value) in tile.iter_mut().zip(&sums[columns.clone()]) {
                 *sum += value;
             }
         }

@@ -3,7 +3,8 @@
 //! NT is the forward pass (`Y = X·Wᵀ`), NN applies `D` to a weight (`W·D`), TN sums outer products over tokens
 //! (`δᵀ·X̂`) and carries the lazy update of the GPTQ loop.
 
-use ndarray::{ArrayView2, ArrayViewMut2, linalg::general_mat_mul};
+use faer::linalg::matmul::matmul as product;
+use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use crate::device::{Dispatch, Recorder};
@@ -47,10 +48,10 @@ impl<'a> Rows<'a> {
         Ok([self.count, columns])
     }
 
-    fn view(&self) -> ArrayView2<'a, f32> {
+    fn view(&self) -> MatRef<'a, f32> {
         let columns = self.tensor.shape()[1];
         let slice = &self.tensor.host()[self.start * columns..(self.start + self.count) * columns];
-        ArrayView2::from_shape((self.count, columns), slice).expect("the slice has that many elements")
+        MatRef::from_row_major_slice(slice, self.count, columns)
     }
 }
 
@@ -119,7 +120,7 @@ fn run(
     }
     if !rec.is_gpu() {
         let out = &mut c.host_mut()[c_start * n..(c_start + m) * n];
-        cpu(orientation, a.view(), b.view(), out, n, if accumulate { 1.0 } else { 0.0 });
+        cpu(orientation, a.view(), b.view(), out, if accumulate { Accum::Add } else { Accum::Replace });
         return Ok(());
     }
     let (a_stride, b_stride) = (a.tensor.shape()[1], b.tensor.shape()[1]);
@@ -148,27 +149,17 @@ fn run(
     })
 }
 
-/// The twin: `C = beta·C + op(A)·op(B)`, rows of C split over the cores.
-pub(crate) fn cpu(
-    orientation: Orientation,
-    a: ArrayView2<'_, f32>,
-    b: ArrayView2<'_, f32>,
-    c: &mut [f32],
-    n: usize,
-    beta: f32,
-) {
-    let a = if orientation == Orientation::Tn { a.reversed_axes() } else { a };
-    let b = if orientation == Orientation::Nt { b.reversed_axes() } else { b };
-    let m = a.nrows();
-    if m == 0 || n == 0 {
-        return;
-    }
-    // Few, large pieces: each packs the whole of B again.
-    let rows = m.div_ceil(rayon::current_num_threads()).next_multiple_of(32).max(32);
-    c.par_chunks_mut(rows * n).enumerate().for_each(|(piece, c)| {
-        let count = c.len() / n;
-        let a = a.slice(ndarray::s![piece * rows..piece * rows + count, ..]);
-        let mut c = ArrayViewMut2::from_shape((count, n), c).expect("a chunk holds whole rows");
-        general_mat_mul(1.0, &a, &b, beta, &mut c);
+/// The twin: `c`, row-major `[m, n]`, is replaced by the product or has it added.
+///
+/// Rows of C go to the cores in a few pieces each, so that one slow core does not hold up the others at a barrier.
+pub(crate) fn cpu(orientation: Orientation, a: MatRef<'_, f32>, b: MatRef<'_, f32>, c: &mut [f32], accum: Accum) {
+    let a = if orientation == Orientation::Tn { a.transpose() } else { a };
+    let b = if orientation == Orientation::Nt { b.transpose() } else { b };
+    let (m, n) = (a.nrows(), b.ncols());
+    let rows = m.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(96);
+    c.par_chunks_mut((rows * n).max(1)).enumerate().for_each(|(piece, c)| {
+        let count = rows.min(m - piece * rows);
+        let c = MatMut::from_row_major_slice_mut(c, count, n);
+        product(c, accum, a.subrows(piece * rows, count), b, 1.0, Par::Seq);
     });
 }
