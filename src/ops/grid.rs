@@ -1,6 +1,5 @@
 //! Scales and zero points: per row, or per group of consecutive columns of a row.
 
-use half::f16;
 use rayon::prelude::*;
 
 use crate::device::{Dispatch, Recorder};
@@ -131,7 +130,7 @@ fn search_gpu(rec: &mut Recorder, w: &Tensor, spec: &GridSpec, grid: &Grid) -> R
 /// Lanes of the vectorised loops.
 const LANES: usize = 16;
 /// Elements after which a losing candidate may be given up.
-const STRETCH: usize = 256;
+const STRETCH: usize = 128;
 
 /// [`search_group`] as pulp compiles it for each instruction set.
 struct SearchGroup<'a> {
@@ -153,24 +152,28 @@ impl pulp::NullaryFnOnce for SearchGroup<'_> {
 #[inline(always)]
 fn search_group(w: &[f32], spec: &GridSpec, padded: &mut Vec<f32>) -> (f32, f32) {
     let range = range(w, spec.symmetry);
-    let mut best = quantizer(range, 1.0, spec);
     if spec.search == Search::MinMax {
-        return best;
+        return quantizer(range, 1.0, spec);
     }
     padded.clear();
     padded.extend_from_slice(w);
     // A zero is on every grid, so padding adds no loss.
     padded.resize(w.len().next_multiple_of(LANES), 0.0);
     let top = ((1u32 << spec.bits) - 1) as f32;
-    let mut least = f32::INFINITY;
+    // All candidates first: their divisions and roundings run in vectors too.
+    let (mut scales, mut zeros, mut inverses) = ([0.0; FACTORS], [0.0; FACTORS], [0.0; FACTORS]);
     for i in 0..FACTORS {
-        let candidate = quantizer(range, factor(i), spec);
-        let loss = loss(padded, candidate, top, least);
+        (scales[i], zeros[i]) = quantizer(range, factor(i), spec);
+        inverses[i] = 1.0 / scales[i];
+    }
+    let (mut best, mut least) = (0, f32::INFINITY);
+    for i in 0..FACTORS {
+        let loss = loss(padded, [scales[i], inverses[i]], [-zeros[i], top - zeros[i]], least);
         if loss < least {
-            (least, best) = (loss, candidate);
+            (best, least) = (i, loss);
         }
     }
-    best
+    (scales[best], zeros[best])
 }
 
 /// Shrink factor number i.
@@ -210,8 +213,7 @@ fn quantizer([low, high]: [f32; 2], factor: f32, spec: &GridSpec) -> (f32, f32) 
     let (scale, zero) = match spec.scale_type {
         ScaleType::F32 => (exact, (0.0 - low) / (high - low) * top),
         ScaleType::F16 => {
-            let nearest = f16::from_f32(exact).to_f32();
-            let scale = nearest.clamp(f16::MIN_POSITIVE_SUBNORMAL.to_f32(), f16::MAX.to_f32());
+            let scale = to_half(exact);
             (scale, (0.0 - low) / scale)
         }
     };
@@ -222,27 +224,48 @@ fn quantizer([low, high]: [f32; 2], factor: f32, spec: &GridSpec) -> (f32, f32) 
     (scale, zero)
 }
 
-/// `Σ|w − ŵ|^2.4`, or something larger than `limit` once it exceeds that. The length of `w` is a multiple of [`LANES`].
+/// The nearest f16, between the smallest positive one and the largest finite one; for x ≥ 0.
 #[inline(always)]
-fn loss(w: &[f32], (scale, zero): (f32, f32), top: f32, limit: f32) -> f32 {
-    let inverse = 1.0 / scale;
-    let (lowest, highest) = (-zero, top - zero);
+fn to_half(x: f32) -> f32 {
+    const SMALLEST_NORMAL: f32 = 6.103_515_6e-5;
+    const SMALLEST: f32 = 1.0 / 16_777_216.0;
+    let bits = x.clamp(SMALLEST_NORMAL, 65504.0).to_bits();
+    let normal = f32::from_bits((bits + 0xfff + ((bits >> 13) & 1)) & 0xffff_e000);
+    let subnormal = (x.min(SMALLEST_NORMAL) / SMALLEST).round_ties_even().max(1.0) * SMALLEST;
+    if x < SMALLEST_NORMAL { subnormal } else { normal }
+}
+
+/// `Σ|w − ŵ|^2.4`, or something larger than `limit` once it exceeds that. The length of `w` is a multiple of [`LANES`];
+/// `levels` are the lowest and highest of q − z.
+#[inline(always)]
+fn loss(w: &[f32], [scale, inverse]: [f32; 2], levels: [f32; 2], limit: f32) -> f32 {
     let mut total = 0.0;
     for stretch in w.chunks(STRETCH) {
         let mut sums = [0.0f32; LANES];
         for chunk in stretch.chunks_exact(LANES) {
             for lane in 0..LANES {
-                let level = nearest(bounded(chunk[lane] * inverse, lowest, highest));
+                let level = nearest(bounded(chunk[lane] * inverse, levels[0], levels[1]));
                 let error = (-scale).mul_add(level, chunk[lane]);
                 sums[lane] += power(error * error);
             }
         }
-        total += sums.iter().sum::<f32>();
+        total += across(sums);
         if total > limit {
             break;
         }
     }
     total
+}
+
+/// The sum of the lanes, by halves: a plain sum would be one long chain of dependent additions.
+#[inline(always)]
+fn across(mut lanes: [f32; LANES]) -> f32 {
+    for half in [8, 4, 2, 1] {
+        for lane in 0..half {
+            lanes[lane] += lanes[lane + half];
+        }
+    }
+    lanes[0]
 }
 
 /// Rounds half to even; for |x| < 2^22. (Adding 1.5·2^23 leaves no fraction bits.)
@@ -264,4 +287,33 @@ fn power(a: f32) -> f32 {
     }
     let root = a * r * r;
     root * root
+}
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+
+    use super::{power, to_half};
+
+    #[test]
+    fn the_power_is_exact_to_a_millionth() {
+        assert_eq!(power(0.0), 0.0);
+        for i in 0..100_000 {
+            let a = (2.0f64.powf(f64::from(i) / 500.0 - 100.0)) as f32;
+            let expected = f64::from(a).powf(1.2);
+            assert!((f64::from(power(a)) / expected - 1.0).abs() < 1e-6, "{a:e}");
+        }
+    }
+
+    #[test]
+    fn halves_are_rounded_as_the_crate_half_does() {
+        for i in 0..100_000u32 {
+            let x = f32::from_bits(0x3300_0000 + i * 2_654_435 % 0x1480_0000);
+            let expected = f16::from_f32(x).to_f32().clamp(2.0f32.powi(-24), 65504.0);
+            assert_eq!(to_half(x), expected, "{x:e}");
+        }
+        for (x, expected) in [(0.0, 2.0f32.powi(-24)), (1e-30, 2.0f32.powi(-24)), (65519.0, 65504.0), (1e30, 65504.0)] {
+            assert_eq!(to_half(x), expected);
+        }
+    }
 }
