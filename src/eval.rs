@@ -190,7 +190,7 @@ async fn score_chunk(
             }
             _ => None,
         };
-        let counted = |token: usize| (start + token + 1) % seq_len != 0;
+        let counted = |token: usize| !(start + token + 1).is_multiple_of(seq_len);
         score_slice(rec, (&part, head), other.as_ref().map(|(t, h)| (t, *h)), targets, counted, sums).await?;
     }
     Ok(())

@@ -149,9 +149,8 @@ impl<'a> Twin<'a> {
             {
                 stacked.copy_from_slice(&q[kv_head * span..][..span]);
             }
-            let part = |x: MatRef<'a, f32>| {
-                x.submatrix(start + first_key, kv_head * head_dim, keys - first_key, head_dim)
-            };
+            let part =
+                |x: MatRef<'a, f32>| x.submatrix(start + first_key, kv_head * head_dim, keys - first_key, head_dim);
             let (k, v) = (part(self.k), part(self.v));
             let s = MatMut::from_row_major_slice_mut(&mut scores, queries * group, keys - first_key);
             let q = MatRef::from_row_major_slice(&stacked, queries * group, head_dim);

@@ -23,13 +23,7 @@ impl Corrector {
     /// `diagonal`: of `hessian`; `rho`: λ as a share of its mean.
     ///
     /// Errors: `Error::NotFinite` naming `place` if H + λI has no Cholesky factor, which λ > 0 rules out in exact arithmetic.
-    pub async fn new(
-        rec: &mut Recorder,
-        hessian: &Packed,
-        diagonal: &Damping,
-        rho: f64,
-        place: &str,
-    ) -> Result<Self> {
+    pub async fn new(rec: &mut Recorder, hessian: &Packed, diagonal: &Damping, rho: f64, place: &str) -> Result<Self> {
         let order: Vec<u32> = (0..hessian.n() as u32).collect();
         let dead = rec.upload(&[hessian.n()], diagonal.dead())?;
         match cholesky::factor(rec, hessian, &order, diagonal.ridge(rho)).await? {
