@@ -149,10 +149,26 @@ impl<'a> Network<'a> {
         Ok(chunks.into_iter().map(|(_, hidden)| hidden).collect())
     }
 
+    fn output_matrix(&self) -> &'static str {
+        if self.config().tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" }
+    }
+
+    /// Reads the head and keeps nothing: a run that quantizes never needs it, but its numbers go into the result.
+    ///
+    /// Errors: `Error::NotFinite`, as for every weight that is read.
+    pub async fn check_head(&self) -> Result<()> {
+        self.checkpoint.read("model.norm.weight").await?;
+        let vocab = self.config().vocab_size;
+        for first in (0..vocab).step_by(SLAB_ROWS) {
+            self.checkpoint.read_rows(self.output_matrix(), first..vocab.min(first + SLAB_ROWS)).await?;
+        }
+        Ok(())
+    }
+
     /// The head, all of it on the device.
     pub async fn head(&self, rec: &mut Recorder) -> Result<Head> {
         let config = self.config();
-        let name = if config.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" };
+        let name = self.output_matrix();
         let rows = self.slab_rows(rec);
         let mut slabs = Vec::new();
         for first in (0..config.vocab_size).step_by(rows) {

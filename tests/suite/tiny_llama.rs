@@ -1,8 +1,7 @@
 //! The bundled model through the whole pipeline: perplexities of an independent implementation (shared vectors,
 //! tiny-llama.md), the CPU against the software GPU, and the properties of algorithms.md §10 that need a model.
 
-mod common;
-
+use crate::common::{recorder, software_gpu};
 use aquatint::device::{Device, Recorder};
 use aquatint::eval::evaluate;
 use aquatint::model::network::{Network, Replacements};
@@ -11,7 +10,6 @@ use aquatint::pipeline::quantize;
 use aquatint::quant::{ActivationOrder, Alpha, GroupSize, Method, QuantizeOptions};
 use aquatint::report::Report;
 use aquatint::{Calibration, Checkpoint, Sampling, TextFile, bundled};
-use common::{recorder, software_gpu};
 use pollster::block_on;
 
 const SEQ_LEN: usize = 256;

@@ -1,10 +1,8 @@
 //! Rotary embedding against the rotation of each pair in float64.
 
-mod common;
-
+use crate::common::{devices, random, read, recorder, relative_error};
 use aquatint::device::Device;
 use aquatint::ops::rope::rope;
-use common::{devices, random, read, recorder, relative_error};
 
 /// The table of a model with base 10000, f32 as a checkpoint's loader makes it.
 fn table(positions: usize, head_dim: usize) -> Vec<f32> {

@@ -1,9 +1,7 @@
 //! Matrix products against a float64 triple loop, at shapes that do not fit the tiles.
 
-mod common;
-
+use crate::common::{devices, random, read, recorder, relative_error};
 use aquatint::ops::matmul::{Orientation, Rows, accumulate, matmul};
-use common::{devices, random, read, recorder, relative_error};
 
 /// Element (i, j) of op(X), X row-major with `columns` columns.
 fn at(x: &[f32], columns: usize, i: usize, j: usize, transposed: bool) -> f64 {

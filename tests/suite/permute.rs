@@ -1,11 +1,9 @@
 //! Permuted transposes and dead columns, to the bit.
 
-mod common;
-
+use crate::common::dense::shuffled;
+use crate::common::{devices, random, read, recorder};
 use aquatint::device::Device;
 use aquatint::ops::permute::{from_columns, to_columns, zero_columns};
-use common::dense::shuffled;
-use common::{devices, random, read, recorder};
 
 const SHAPES: [[usize; 2]; 7] = [[1, 1], [3, 5], [37, 63], [64, 64], [33, 65], [1, 100], [100, 1]];
 

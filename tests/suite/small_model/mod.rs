@@ -1,5 +1,4 @@
 //! A checkpoint small enough to take apart: one block, 32 wide, F32, with random weights.
-#![allow(dead_code)] // each test file uses a part of this
 
 use std::path::Path;
 

@@ -1,10 +1,8 @@
 //! Causal grouped-query attention against its definition in float64.
 
-mod common;
-
+use crate::common::{devices, random, read, recorder, relative_error};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::attention::{Heads, attention};
-use common::{devices, random, read, recorder, relative_error};
 
 fn heads(heads: usize, kv_heads: usize, head_dim: usize, seq_len: usize) -> Heads {
     Heads { heads, kv_heads, head_dim, seq_len, window: None }

@@ -1,10 +1,8 @@
 //! The gate of the MLP against its definition in float64.
 
-mod common;
-
+use crate::common::{devices, random, read, recorder, relative_error};
 use aquatint::device::Device;
 use aquatint::ops::silu_mul::silu_mul;
-use common::{devices, random, read, recorder, relative_error};
 
 #[test]
 fn gates_every_element() {

@@ -1,9 +1,7 @@
 //! Rows of a vocabulary that comes in slabs.
 
-mod common;
-
+use crate::common::{devices, random, read, recorder};
 use aquatint::ops::embedding::gather;
-use common::{devices, random, read, recorder};
 
 #[test]
 fn three_slabs_give_every_token_its_row() {

@@ -1,13 +1,11 @@
 //! Logits of random tiny models of each family against the published implementation (tests/fixtures/families/make.py).
 
-mod common;
-
 use std::path::Path;
 
+use crate::common::{devices, recorder, relative_error};
 use aquatint::Checkpoint;
 use aquatint::eval::logits;
 use aquatint::model::network::Network;
-use common::{devices, recorder, relative_error};
 use pollster::block_on;
 use safetensors::SafeTensors;
 

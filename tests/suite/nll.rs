@@ -1,10 +1,8 @@
 //! Next-token scores, slab by slab, against a log-softmax over the whole vocabulary in float64.
 
-mod common;
-
+use crate::common::{devices, random, read, recorder};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::nll::{TokenScore, accumulate, finish, start};
-use common::{devices, random, read, recorder};
 
 /// Scores of `[tokens, vocabulary]` logits that go in cut at `cuts`.
 fn scores(rec: &mut Recorder, logits: &[f32], targets: &[u32], cuts: &[usize]) -> Vec<TokenScore> {

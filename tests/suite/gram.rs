@@ -1,12 +1,10 @@
 //! Sums over tokens against float64, and the packed form of a symmetric matrix.
 
-mod common;
-
+use crate::common::dense::Dense;
+use crate::common::{devices, random, read, recorder, relative_error};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::gram::{self, Packed};
 use aquatint::tensor::Tensor;
-use common::dense::Dense;
-use common::{devices, random, read, recorder, relative_error};
 
 const EXTENTS: [usize; 8] = [1, 5, 63, 64, 65, 100, 130, 300];
 

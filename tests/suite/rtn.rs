@@ -1,11 +1,9 @@
 //! Rounding to a given grid.
 
-mod common;
-
+use crate::common::{devices, random, read, recorder};
 use aquatint::device::Device;
 use aquatint::ops::grid::Grid;
 use aquatint::ops::rtn::round;
-use common::{devices, random, read, recorder};
 
 #[test]
 fn rounds_to_the_nearest_code() {

@@ -1,12 +1,10 @@
 //! Solves with the factored Hessian against the float64 inverse.
 
-mod common;
-
+use crate::common::dense::{Dense, hessian, shuffled};
+use crate::common::{devices, random, read, recorder, relative_error};
 use aquatint::ops::cholesky::factor;
 use aquatint::ops::gram;
 use aquatint::ops::solve::solve_rows;
-use common::dense::{Dense, hessian, shuffled};
-use common::{devices, random, read, recorder, relative_error};
 
 #[test]
 fn equals_the_inverse_in_any_order() {

@@ -1,11 +1,9 @@
 //! Grids against a float64 search.
 
-mod common;
-
+use crate::common::dense::Level;
+use crate::common::{devices, random, read, recorder};
 use aquatint::device::Device;
 use aquatint::ops::grid::{GridSpec, ScaleType, Search, Symmetry, search};
-use common::dense::Level;
-use common::{devices, random, read, recorder};
 use half::f16;
 
 const SYMMETRIES: [Symmetry; 2] = [Symmetry::Asymmetric, Symmetry::Symmetric];

@@ -1,12 +1,10 @@
 //! The reversed factor against float64, and how a factorisation fails.
 
-mod common;
-
+use crate::common::dense::{Dense, hessian, shuffled};
+use crate::common::{devices, random, read, recorder, relative_error};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::cholesky::{Factor, factor, normalised_columns};
 use aquatint::ops::gram::{self, Packed};
-use common::dense::{Dense, hessian, shuffled};
-use common::{devices, random, read, recorder, relative_error};
 
 const EXTENTS: [usize; 8] = [1, 5, 63, 64, 65, 100, 130, 300];
 const RIDGE: f32 = 0.25;

@@ -1,9 +1,8 @@
 //! Every quantity of the float64 vectors (tests/fixtures/vectors), on the CPU and on the software GPU.
 
-mod common;
-
 use std::path::Path;
 
+use crate::common::{devices, read, recorder, relative_error};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::gram::{self, Packed};
 use aquatint::ops::grid::{self, Grid, GridSpec, ScaleType, Search, Symmetry};
@@ -13,7 +12,6 @@ use aquatint::quant::alpha::HeldOut;
 use aquatint::quant::correction::Corrector;
 use aquatint::quant::{ActivationOrder, Damping, QuantizeOptions, Rounder, Statistics};
 use aquatint::tensor::Tensor;
-use common::{devices, read, recorder, relative_error};
 use pollster::block_on;
 use safetensors::{Dtype, SafeTensors};
 
@@ -170,12 +168,6 @@ fn spec(name: &str, columns: usize) -> GridSpec {
     }
 }
 
-/// Share of places that differ.
-fn different(a: &[f32], b: &[f64]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    a.iter().zip(b).filter(|&(&a, &b)| f64::from(a) != b).count() as f64 / a.len() as f64
-}
-
 #[test]
 fn grids_and_rtn_codes() {
     each(&ALL, |device, rec, v| {
@@ -188,24 +180,38 @@ fn grids_and_rtn_codes() {
             let at = format!("{} {} {case}", device.name(), v.name);
             let spec = spec(case, columns);
             let grid = grid::search(rec, &weight, &spec).unwrap();
-            let scales = relative_error(&read(rec, &grid.scales), &v.wide(&format!("{case}.scales")));
-            assert!(scales < 1e-5, "{at}: scales {scales}");
-            let zeros = different(&read(rec, &grid.zeros), &v.wide(&format!("{case}.zeros")));
-            assert!(zeros == 0.0, "{at}: zeros {zeros}");
+            let groups = columns.div_ceil(spec.group_size);
+            let weights = v.wide("w");
+            let cell = |i: usize| (i / columns) * groups + i % columns / spec.group_size;
+            // Where a group has no negative weight, the implementation that made the vectors (as the original GPTQ code)
+            // takes [0, max] for a symmetric range and clips half of it; algorithms.md §4 says ±max|w|, and so do we.
+            let mut one_sided = vec![spec.symmetry == Symmetry::Symmetric; grid.scales.len()];
+            for i in (0..weights.len()).filter(|&i| weights[i] < 0.0) {
+                one_sided[cell(i)] = false;
+            }
+            let zero_row = |c: usize| (0..weights.len()).filter(|&i| cell(i) == c).all(|i| weights[i] == 0.0);
+            let skipped: Vec<bool> = (0..one_sided.len()).map(|c| one_sided[c] && !zero_row(c)).collect();
+            assert!(skipped.iter().filter(|&&skip| skip).count() <= 8, "{at}: too little is compared");
+            let compared = |values: Vec<f64>| -> Vec<f64> {
+                values.into_iter().zip(&skipped).filter_map(|(value, skip)| (!skip).then_some(value)).collect()
+            };
+            let ours = |values: Vec<f32>| compared(values.into_iter().map(f64::from).collect());
+            let (scales, zeros) = (ours(read(rec, &grid.scales)), ours(read(rec, &grid.zeros)));
+            let expected_scales = compared(v.wide(&format!("{case}.scales")));
+            let apart = |(a, b): (&f64, &f64)| (a / b - 1.0).abs();
+            let worst = scales.iter().zip(&expected_scales).map(apart).fold(0.0, f64::max);
+            assert!(worst < 1e-5, "{at}: scales are {worst} apart");
+            assert_eq!(zeros, compared(v.wide(&format!("{case}.zeros"))), "{at}: zeros");
             let (codes, _) = rtn::round(rec, &weight, &grid, spec.group_size, spec.bits).unwrap();
             let codes: Vec<f32> = block_on(rec.read(&codes)).unwrap().into_iter().map(|c| c as f32).collect();
             let (expected, scales) = (v.wide(&format!("{case}.codes")), v.wide(&format!("{case}.scales")));
-            let weights = v.wide("w");
             // The ends of a symmetric range are exact ties, where the last bit of s decides: those may fall either way.
-            let tied = |i: usize| {
-                let (row, group) = (i / columns, i % columns / spec.group_size);
-                let level = weights[i] / scales[row * columns.div_ceil(spec.group_size) + group];
-                (level.abs().fract() - 0.5).abs() < 1e-5
-            };
-            let wrong = (0..codes.len()).filter(|&i| f64::from(codes[i]) != expected[i] && !tied(i)).count();
+            let tied = |i: usize| ((weights[i] / scales[cell(i)]).abs().fract() - 0.5).abs() < 1e-5;
+            let of_interest: Vec<usize> = (0..codes.len()).filter(|&i| !skipped[cell(i)]).collect();
+            let distance = |i: usize| (f64::from(codes[i]) - expected[i]).abs();
+            let wrong = of_interest.iter().filter(|&&i| distance(i) > 0.0 && !tied(i)).count();
             assert!(wrong as f64 <= 1e-3 * codes.len() as f64, "{at}: {wrong} codes differ");
-            let far = (0..codes.len()).filter(|&i| (f64::from(codes[i]) - expected[i]).abs() > 1.0).count();
-            assert_eq!(far, 0, "{at}: codes differ by more than one");
+            assert!(of_interest.iter().all(|&i| distance(i) <= 1.0), "{at}: codes differ by more than one");
         }
     });
 }

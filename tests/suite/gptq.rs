@@ -1,7 +1,7 @@
 //! The column loop against the textbook GPTQ in float64: Cholesky, inverse, Cholesky.
 
-mod common;
-
+use crate::common::dense::{self, Dense, Level, hessian, objective, shuffled};
+use crate::common::{devices, random, read, recorder, relative_error};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::cholesky::{Factor, factor, normalised_columns};
 use aquatint::ops::gptq::{Block, LONGEST_BLOCK, quantize_block, updated_group};
@@ -10,8 +10,6 @@ use aquatint::ops::grid::{Grid, GridSpec, ScaleType, Search, Symmetry, search};
 use aquatint::ops::matmul::{Orientation, Rows, accumulate};
 use aquatint::ops::permute::{from_columns, to_columns};
 use aquatint::tensor::Tensor;
-use common::dense::{self, Dense, Level, hessian, objective, shuffled};
-use common::{devices, random, read, recorder, relative_error};
 
 const RIDGE: f32 = 0.5;
 

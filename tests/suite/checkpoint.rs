@@ -1,11 +1,10 @@
 //! Reading, writing, and reading back.
 
-mod small_model;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use crate::small_model::{Model, Stored, random_layer};
 use aquatint::checkpoint::{
     Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Dtype, Existing, Format, GptqSettings,
     QuantizedLinear, WritePlan,
@@ -17,7 +16,6 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
-use small_model::{Model, Stored, random_layer};
 
 fn settings(bits: u32, group_size: Option<usize>, symmetric: bool) -> GptqSettings {
     GptqSettings { bits, group_size, symmetric, damping: 0.01 }
@@ -54,7 +52,7 @@ fn names(directory: &Path) -> BTreeSet<String> {
 #[test]
 fn the_bundled_model_reads_as_the_safetensors_crate_reads_it() {
     let checkpoint = block_on(bundled::checkpoint()).unwrap();
-    let bytes = include_bytes!("fixtures/tiny-llama/model.safetensors");
+    let bytes = include_bytes!("../fixtures/tiny-llama/model.safetensors");
     let reference = SafeTensors::deserialize(bytes).unwrap();
     let expected = checkpoint.config().expected_tensors();
     assert_eq!(expected.len(), reference.names().len());
@@ -155,7 +153,7 @@ fn files_and_fields_of_the_model_come_along() {
         "tokenizer_config.json",
     ];
     assert_eq!(names(&out), expected.map(str::to_owned).into());
-    assert_eq!(fs::read(out.join("tokenizer.json")).unwrap(), include_bytes!("fixtures/tiny-llama/tokenizer.json"));
+    assert_eq!(fs::read(out.join("tokenizer.json")).unwrap(), include_bytes!("../fixtures/tiny-llama/tokenizer.json"));
     let config = json_file(&out.join("config.json"));
     assert_eq!(config["quantization_config"]["group_size"], -1);
     assert_eq!(config["rope_theta"], 10000.0);

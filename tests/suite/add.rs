@@ -1,10 +1,8 @@
 //! The sums in place against float64, and against themselves where they are exact.
 
-mod common;
-
+use crate::common::{devices, random, read, recorder, relative_error};
 use aquatint::device::Device;
 use aquatint::ops::add::{add_assign, add_bias, add_scaled};
-use common::{devices, random, read, recorder, relative_error};
 
 #[test]
 fn adds_a_multiple_to_every_element() {

@@ -1,10 +1,8 @@
 //! Divergence of two distributions, slab by slab, against Σ P·ln(P/Q) in float64.
 
-mod common;
-
+use crate::common::{devices, random, read, recorder};
 use aquatint::device::Device;
 use aquatint::ops::kl::{accumulate, finish, start};
-use common::{devices, random, read, recorder};
 
 fn log_sum_exp(row: &[f32]) -> f64 {
     let max = row.iter().map(|&l| f64::from(l)).fold(f64::NEG_INFINITY, f64::max);

@@ -6,7 +6,7 @@ use aquatint::{Calibration, Error, Sampling, TextFile, Tokenizer, bundled};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-const TOKENIZER: &[u8] = include_bytes!("fixtures/tiny-llama/tokenizer.json");
+const TOKENIZER: &[u8] = include_bytes!("../fixtures/tiny-llama/tokenizer.json");
 
 fn tokenizer() -> Tokenizer {
     Tokenizer::from_bytes("tokenizer.json", TOKENIZER).unwrap()

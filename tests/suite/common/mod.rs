@@ -1,5 +1,4 @@
 //! What the tests of the ops share: the devices to run on, and random tensors.
-#![allow(dead_code)] // each test file uses a part of this
 
 pub mod dense;
 

@@ -1,13 +1,12 @@
 //! Every way in which a checkpoint can be unusable is told in one sentence that names the file, and leaves nothing behind.
 
-mod small_model;
-
 use std::cell::Cell;
 use std::fs;
 use std::io;
 use std::path::Path;
 use std::rc::Rc;
 
+use crate::small_model::{Model, Stored, open, random_layer, safetensors_file, with_header};
 use aquatint::checkpoint::{
     Checkpoint, CheckpointWriter, DirectorySink, Existing, Format, GptqSettings, Sink, WritePlan, storable,
 };
@@ -17,7 +16,6 @@ use pollster::block_on;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
-use small_model::{Model, Stored, open, random_layer, safetensors_file, with_header};
 
 /// Checks that `result` is an error of one line that contains all `parts`.
 #[track_caller]

@@ -1,11 +1,9 @@
 //! Sums over all elements against float64.
 
-mod common;
-
+use crate::common::{devices, random, recorder};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::reduce::{dot, squared_difference, sum_squares, total};
 use aquatint::tensor::Tensor;
-use common::{devices, random, recorder};
 
 fn sum(rec: &mut Recorder, partials: &Tensor) -> f64 {
     assert!(partials.len() <= 256);

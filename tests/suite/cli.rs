@@ -1,0 +1,280 @@
+//! The command line as a user meets it: what it writes, what it says, and that bad input leaves nothing behind.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Small and quick: eight windows, 3 bits.
+const QUICK: [&str; 8] = ["--bits", "3", "--samples", "8", "--seq-len", "128", "--device", "cpu"];
+
+fn aquatint(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_aquatint")).args(arguments).output().unwrap()
+}
+
+fn succeed(arguments: &[&str]) -> String {
+    let output = aquatint(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Exit code 2 and one sentence that holds every one of `parts`.
+fn refuse(arguments: &[&str], parts: &[&str]) {
+    let output = aquatint(arguments);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{arguments:?}: {stderr}");
+    let sentences: Vec<&str> = stderr.lines().filter(|line| line.starts_with("aquatint: ")).collect();
+    assert_eq!(sentences.len(), 1, "{arguments:?}: {stderr}");
+    assert_eq!(stderr.trim_end().lines().last(), sentences.last().copied(), "something follows: {stderr}");
+    for part in parts {
+        assert!(sentences[0].contains(part), "no '{part}' in: {}", sentences[0]);
+    }
+    assert!(!stderr.contains("panicked") && !stderr.contains("RUST_BACKTRACE"), "{stderr}");
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn perplexity(folder: &Path, scratch: &Path) -> f64 {
+    let record = scratch.join("evaluation.json");
+    let arguments = ["eval", text(folder), "--seq-len", "128", "--windows", "8", "--device", "cpu"];
+    succeed(&[&arguments[..], &["--json", text(&record)]].concat());
+    json(&record)["perplexity"].as_f64().unwrap()
+}
+
+#[test]
+fn both_formats_are_written_whole_and_read_back() {
+    let scratch = TempDir::new().unwrap();
+    let mut perplexities = Vec::new();
+    for format in ["gptq", "float"] {
+        let (out, record) = (scratch.path().join(format), scratch.path().join(format!("{format}.json")));
+        let arguments = ["quantize", "--out", text(&out), "--format", format, "--json", text(&record)];
+        let said = succeed(&[&arguments[..], &QUICK].concat());
+        assert!(said.contains("quantized 56 layers"), "{said}");
+        for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+            assert!(out.join(file).is_file(), "{format} has no {file}");
+        }
+        let config = json(&out.join("config.json"));
+        if format == "gptq" {
+            assert_eq!(config["quantization_config"], json(&out.join("quantize_config.json")));
+            assert_eq!(config["quantization_config"]["bits"], 3);
+            assert_eq!(config["quantization_config"]["group_size"], 32, "the largest that divides 160 and 416");
+            assert_eq!(config["quantization_config"]["sym"], false, "asymmetric by default at 3 bits");
+            assert_eq!(config["quantization_config"]["checkpoint_format"], "gptq_v2");
+        } else {
+            assert!(config.get("quantization_config").is_none());
+        }
+        let report = json(&record);
+        assert_eq!(report["layers"].as_array().unwrap().len(), 56);
+        assert_eq!(report["blocks"].as_array().unwrap().len(), 8);
+        assert_eq!(report["options"]["seed"], 0);
+        let corrected = report["layers"].as_array().unwrap().iter().filter(|l| l["alpha"].as_f64().unwrap() > 0.0);
+        assert!(corrected.count() > 28, "most layers are corrected");
+        perplexities.push(perplexity(&out, scratch.path()));
+    }
+    // The same codes; `float` rounds s·(q − z) once more, to f16.
+    assert!((perplexities[0] / perplexities[1] - 1.0).abs() < 1e-3, "{perplexities:?}");
+    assert!(perplexities[0] < 60.0, "{perplexities:?}");
+}
+
+#[test]
+fn an_existing_directory_is_left_alone_unless_forced() {
+    let scratch = TempDir::new().unwrap();
+    let out = scratch.path().join("out");
+    fs::create_dir(&out).unwrap();
+    fs::write(out.join("mine"), "keep").unwrap();
+    let arguments = [&["quantize", "--out", text(&out)][..], &QUICK].concat();
+    refuse(&arguments, &["out", "files in it", "--force"]);
+    assert_eq!(names(&out), ["mine"]);
+    succeed(&[&arguments[..], &["--force"]].concat());
+    assert!(out.join("model.safetensors").is_file() && !out.join("mine").exists());
+    assert_eq!(names(scratch.path()), ["out"]);
+}
+
+#[test]
+fn a_dry_run_says_what_it_would_do_and_writes_nothing() {
+    let scratch = TempDir::new().unwrap();
+    let out = scratch.path().join("out");
+    let said = succeed(&[&["quantize", "--out", text(&out), "--dry-run"][..], &QUICK].concat());
+    assert!(said.contains("3 bits") && said.contains("groups of 32"), "{said}");
+    assert!(names(scratch.path()).is_empty());
+}
+
+#[test]
+fn a_model_agrees_with_itself() {
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama");
+    let arguments = ["eval", text(&model), "--seq-len", "64", "--windows", "4", "--device", "cpu", "--against"];
+    let said = succeed(&[&arguments[..], &[text(&model)]].concat());
+    let number = |before: &str| -> f64 {
+        let rest = said.split_once(before).unwrap_or_else(|| panic!("no '{before}' in {said}")).1;
+        rest.split_whitespace().next().unwrap().trim_end_matches(',').parse().unwrap()
+    };
+    assert!(number("KL ").abs() < 1e-5, "{said}");
+    assert_eq!(number("top-1 agreement "), 100.0);
+}
+
+#[test]
+fn devices_are_listed_and_a_wrong_one_is_named() {
+    assert!(succeed(&["devices"]).contains("auto takes"));
+    let scratch = TempDir::new().unwrap();
+    let out = scratch.path().join("out");
+    refuse(&["quantize", "--out", text(&out), "--device", "no such card"], &["--device", "no such card", "cpu"]);
+}
+
+#[cfg(unix)]
+#[test]
+fn an_interrupt_leaves_nothing_behind() {
+    let scratch = TempDir::new().unwrap();
+    let out = scratch.path().join("out");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_aquatint"))
+        .args(["quantize", "--out", text(&out), "--samples", "64", "--seq-len", "512", "--device", "cpu"])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("block 1 of") {
+        line.clear();
+        assert_ne!(lines.read_line(&mut line).unwrap(), 0, "it ended before block 1");
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let mut rest = String::new();
+    lines.read_to_string(&mut rest).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest}");
+    assert!(rest.contains("cancelled"), "{rest}");
+    assert!(names(scratch.path()).is_empty(), "{:?}", names(scratch.path()));
+}
+
+/// A copy of the bundled model to break, and where its quantized form would go.
+struct Broken {
+    scratch: TempDir,
+    model: PathBuf,
+}
+
+impl Broken {
+    fn new() -> Self {
+        let scratch = TempDir::new().unwrap();
+        let model = scratch.path().join("model");
+        fs::create_dir(&model).unwrap();
+        let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama");
+        for name in names(&fixture) {
+            fs::copy(fixture.join(&name), model.join(&name)).unwrap();
+        }
+        Self { scratch, model }
+    }
+
+    fn edit(&self, file: &str, change: impl Fn(Vec<u8>) -> Vec<u8>) {
+        let path = self.model.join(file);
+        fs::write(&path, change(fs::read(&path).unwrap())).unwrap();
+    }
+
+    fn replace(&self, from: &str, to: &str) {
+        self.edit("config.json", |bytes| String::from_utf8(bytes).unwrap().replace(from, to).into());
+    }
+
+    /// Refused with a sentence of these parts, and nothing beside the model afterwards.
+    fn refused(&self, more: &[&str], parts: &[&str]) {
+        let out = self.scratch.path().join("out");
+        refuse(&[&["quantize", text(&self.model), "--out", text(&out)][..], &QUICK, more].concat(), parts);
+        let left: Vec<String> = names(self.scratch.path()).into_iter().filter(|name| name != "text.txt").collect();
+        assert_eq!(left, ["model"], "something was left behind");
+    }
+}
+
+#[test]
+fn a_missing_or_malformed_config() {
+    let broken = Broken::new();
+    broken.edit("config.json", |_| b"{ not json".to_vec());
+    broken.refused(&[], &["config.json"]);
+    fs::remove_file(broken.model.join("config.json")).unwrap();
+    broken.refused(&[], &["config.json"]);
+    fs::remove_dir_all(&broken.model).unwrap();
+    let out = broken.scratch.path().join("out");
+    refuse(&["quantize", text(&broken.model), "--out", text(&out)], &["model"]);
+}
+
+#[test]
+fn an_unknown_architecture_names_the_known_ones() {
+    let broken = Broken::new();
+    broken.replace("LlamaForCausalLM", "MambaForCausalLM");
+    broken.replace("\"llama\"", "\"mamba\"");
+    broken.refused(&[], &["config.json", "Mamba", "LlamaForCausalLM", "MistralForCausalLM", "Qwen2", "Qwen3"]);
+}
+
+#[test]
+fn shapes_that_do_not_match_the_config() {
+    let broken = Broken::new();
+    broken.replace("\"intermediate_size\": 416", "\"intermediate_size\": 448");
+    broken.refused(&[], &["proj", "416", "448"]);
+}
+
+#[test]
+fn a_truncated_and_a_lying_weight_file() {
+    let broken = Broken::new();
+    broken.edit("model.safetensors", |bytes| bytes[..bytes.len() - 1000].to_vec());
+    broken.refused(&[], &["model.safetensors"]);
+    broken.edit("model.safetensors", |mut bytes| {
+        bytes[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+        bytes
+    });
+    broken.refused(&[], &["model.safetensors"]);
+}
+
+#[test]
+fn a_weight_that_is_not_a_number() {
+    let broken = Broken::new();
+    // The last bytes of the file belong to the last tensor in it; 0x7fc0 is a NaN in bf16.
+    broken.edit("model.safetensors", |mut bytes| {
+        let at = bytes.len() - 2;
+        bytes[at..].copy_from_slice(&0x7fc0u16.to_le_bytes());
+        bytes
+    });
+    broken.refused(&[], &["model.safetensors", "NaN"]);
+}
+
+#[test]
+fn calibration_text_that_is_missing_empty_or_short() {
+    let broken = Broken::new();
+    let path = broken.scratch.path().join("text.txt");
+    broken.refused(&["--calibration", text(&path)], &["text.txt"]);
+    fs::write(&path, " \n").unwrap();
+    broken.refused(&["--calibration", text(&path)], &["text.txt", "no text"]);
+    fs::write(&path, "A short text.").unwrap();
+    broken.refused(&["--calibration", text(&path)], &["text.txt", "tokens", "--samples"]);
+}
+
+#[test]
+fn options_that_cannot_be_met() {
+    let broken = Broken::new();
+    broken.refused(&["--group-size", "48"], &["48", "160"]);
+    let out = broken.scratch.path().join("out");
+    let base = ["quantize", text(&broken.model), "--out", text(&out), "--device", "cpu"];
+    for (more, part) in [
+        (["--bits", "5"], "--bits"),
+        (["--correction-damping", "0"], "--correction-damping"),
+        (["--alpha-shrinkage", "2"], "--alpha-shrinkage"),
+        (["--samples", "1"], "--samples"),
+        (["--seq-len", "4096"], "--seq-len"),
+    ] {
+        refuse(&[&base[..], &more].concat(), &[part]);
+    }
+    let inside = broken.model.join("out");
+    refuse(&["quantize", text(&broken.model), "--out", text(&inside)], &["model"]);
+    assert_eq!(names(broken.scratch.path()), ["model"]);
+}
