@@ -76,11 +76,13 @@ pub async fn evaluate(
         }
     };
     let mut sums = Sums::default();
+    let (mut scored, all) = (0, windows.len());
     for (index, windows) in windows.chunks(per_chunk).enumerate() {
         let targets = next_tokens(windows);
         let other = other.as_ref().map(|(hidden, head)| (&hidden[index], head));
         score_chunk(rec, (&hidden[index], &head), other, &targets, seq_len, &mut sums).await?;
-        observer.event(&Event::EvaluationHead { done: (index + 1) * per_chunk, windows: windows.len() });
+        scored += windows.len();
+        observer.event(&Event::EvaluationHead { scored, windows: all });
     }
     let count = sums.predicted as f64;
     let nll = sums.nll / count;

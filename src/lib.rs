@@ -1,5 +1,31 @@
 //! Aquatint quantizes language models to 4, 3 and 2 bits on any GPU, correcting each weight for the error that
 //! arrives at it before rounding it (Quantization Error Propagation, arXiv 2504.09629).
+//!
+//! A checkpoint and windows of tokens go in, quantized layers and a report come out; `Recorder` says where it is computed.
+//!
+//! ```
+//! use aquatint::device::{Device, Recorder};
+//! use aquatint::model::network::Replacements;
+//! use aquatint::quant::QuantizeOptions;
+//! use aquatint::{Calibration, bundled, pipeline};
+//!
+//! # fn main() -> aquatint::Result<()> {
+//! pollster::block_on(async {
+//!     let model = bundled::checkpoint().await?;
+//!     let options = QuantizeOptions { samples: 2, seq_len: 64, ..QuantizeOptions::default() };
+//!     let text = [bundled::calibration_text()];
+//!     let text = Calibration::from_texts(&model.tokenizer().await?, &text, model.config().vocab_size)?;
+//!     let windows = text.draw(options.samples, options.held_out(), options.seq_len, options.sampling, options.seed)?;
+//!
+//!     let mut rec = Recorder::new(&Device::Cpu);
+//!     let mut layers = Replacements::new(); // or a `CheckpointWriter`
+//!     let report = pipeline::quantize(&mut rec, &model, &windows, &options, &mut layers, &mut ()).await?;
+//!     assert_eq!(layers.len(), 56);
+//!     assert!(report.last_error() < 0.2);
+//!     Ok(())
+//! })
+//! # }
+//! ```
 
 pub mod bundled;
 pub mod calibration;

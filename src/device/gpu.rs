@@ -158,7 +158,8 @@ impl Gpu {
         lock(&self.pool.free).clear();
     }
 
-    /// The pipeline of a permutation, compiled at first use.
+    /// The pipeline of a permutation, compiled at first use. Here a faster tier will put its own variant of a kernel in the
+    /// place of the portable one, where the adapter allows it.
     pub(super) fn pipeline(&self, kernel: &'static str, inputs: usize, outputs: usize) -> Result<Arc<Pipeline>> {
         if let Some(pipeline) = lock(&self.pipelines).get(kernel) {
             return Ok(pipeline.clone());

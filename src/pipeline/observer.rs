@@ -84,9 +84,9 @@ pub enum Event {
     },
     /// An evaluation has scored these windows.
     EvaluationHead {
-        /// Windows done, about.
-        done: usize,
-        /// Windows of the last chunk.
+        /// Windows done.
+        scored: usize,
+        /// Windows of the text.
         windows: usize,
     },
 }

@@ -12,6 +12,7 @@ mod cli;
 mod common;
 mod config;
 mod dequantize;
+mod device;
 mod embedding;
 mod families;
 mod gptq;

@@ -1,0 +1,297 @@
+//! Each kernel at the shapes of SmolLM2-135M, next to what the machine can do: `cargo bench --bench kernels -- --device NAME`.
+//!
+//! Arithmetic is held against a large matrix product, traffic against a large copy, both measured first in the same
+//! run. Bytes are those that must move, each operand read or written once; a small operand may stay in a cache, so
+//! more than 100 % of the copy rate is possible. A grid search is bound by neither and stands as weights per second.
+
+mod support;
+
+use std::process::ExitCode;
+
+use aquatint::Result;
+use aquatint::device::Recorder;
+use aquatint::model::config::{Rope, RopeScaling};
+use aquatint::model::rope::table;
+use aquatint::ops::add::add_assign;
+use aquatint::ops::attention::{Heads, attention};
+use aquatint::ops::cholesky;
+use aquatint::ops::embedding::gather;
+use aquatint::ops::gram::{self, Packed};
+use aquatint::ops::grid::{self, GridSpec, ScaleType, Search, Symmetry};
+use aquatint::ops::matmul::{Orientation, matmul};
+use aquatint::ops::nll;
+use aquatint::ops::rms_norm::rms_norm;
+use aquatint::ops::rope::rope;
+use aquatint::ops::rtn;
+use aquatint::ops::silu_mul::silu_mul;
+use aquatint::ops::solve::solve_rows;
+use aquatint::quant::{Damping, QuantizeOptions, Rounder};
+use aquatint::tensor::Tensor;
+use clap::Parser;
+use pollster::block_on;
+use support::{Table, duration, percent, tensor};
+
+/// SmolLM2-135M: width of the hidden state.
+const HIDDEN: usize = 576;
+/// Width inside the MLP.
+const INNER: usize = 1536;
+/// Columns of k and of v.
+const KV: usize = 192;
+/// Columns per head.
+const HEAD_DIM: usize = 64;
+/// Bits of a code.
+const BITS: u32 = 3;
+
+/// Measures every kernel on one device.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// cpu, gpu, or a number or name that `aquatint devices` lists
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Fewer tokens and a smaller square, for software adapters
+    #[arg(long)]
+    quick: bool,
+    /// Passed by cargo, means nothing
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// What a kernel does in one call.
+#[derive(Debug, Clone, Copy)]
+enum Work {
+    /// Floating-point operations.
+    Flops(f64),
+    /// Bytes that must be read or written.
+    Bytes(f64),
+    /// Weights.
+    Weights(f64),
+}
+
+/// A run in progress.
+struct Bench {
+    rec: Recorder,
+    table: Table<5>,
+    flops_limit: f64,
+    bytes_limit: f64,
+    /// Tokens of one call.
+    tokens: usize,
+    /// Extent of the larger square shape.
+    square: usize,
+}
+
+fn main() -> ExitCode {
+    support::exit(run(&Arguments::parse()))
+}
+
+fn run(arguments: &Arguments) -> Result<()> {
+    let mut rec = Recorder::new(&support::open(&arguments.device)?);
+    let flops_limit = support::matmul_limit(&mut rec, arguments.quick)?;
+    let bytes_limit = support::copy_limit(&mut rec, arguments.quick)?;
+    rec.trim();
+    println!("Limits: matmul {:.1} GFLOP/s, copy {:.1} GB/s\n", flops_limit / 1e9, bytes_limit / 1e9);
+    let (tokens, square) = if arguments.quick { (512, 512) } else { (4096, 2048) };
+    let table = Table::new(["kernel", "shape", "time", "rate", "of limit"], 2);
+    let mut bench = Bench { rec, table, flops_limit, bytes_limit, tokens, square };
+    bench.products()?;
+    bench.statistics()?;
+    bench.factorisations()?;
+    bench.rounding()?;
+    bench.block()?;
+    bench.network_ends()?;
+    bench.table.print();
+    Ok(())
+}
+
+/// Bytes of that many f32 or u32.
+fn bytes(elements: usize) -> Work {
+    Work::Bytes(4.0 * elements as f64)
+}
+
+impl Bench {
+    /// Times `op` and adds a row.
+    fn measure(
+        &mut self,
+        kernel: &str,
+        shape: String,
+        work: Work,
+        op: impl FnMut(&mut Recorder) -> Result<()>,
+    ) -> Result<()> {
+        eprintln!("{kernel} {shape}");
+        let seconds = support::seconds(&mut self.rec, op)?;
+        let (rate, share) = match work {
+            Work::Flops(flops) => (format!("{:.1} GFLOP/s", flops / seconds / 1e9), Some(flops / self.flops_limit)),
+            Work::Bytes(bytes) => (format!("{:.1} GB/s", bytes / seconds / 1e9), Some(bytes / self.bytes_limit)),
+            Work::Weights(weights) => (format!("{:.1} Mweights/s", weights / seconds / 1e6), None),
+        };
+        let share = share.map_or_else(|| "–".to_string(), |least| percent(least / seconds));
+        self.table.row([kernel.to_string(), shape, duration(seconds), rate, share]);
+        Ok(())
+    }
+
+    /// The three orientations: forward, `W·D`, and the outer products of the GPTQ loop.
+    fn products(&mut self) -> Result<()> {
+        let (tokens, square) = (self.tokens, self.square);
+        let cases = [
+            ("matmul nt", Orientation::Nt, [tokens, INNER, HIDDEN]),
+            ("matmul nt", Orientation::Nt, [tokens, HIDDEN, INNER]),
+            ("matmul nt", Orientation::Nt, [tokens, HIDDEN, HIDDEN]),
+            ("matmul nt", Orientation::Nt, [square; 3]),
+            ("matmul nn", Orientation::Nn, [INNER, HIDDEN, HIDDEN]),
+            ("matmul nn", Orientation::Nn, [HIDDEN, INNER, INNER]),
+            ("matmul nn", Orientation::Nn, [square; 3]),
+            ("matmul tn", Orientation::Tn, [HIDDEN, HIDDEN, tokens]),
+            ("matmul tn", Orientation::Tn, [INNER, INNER, tokens]),
+            ("matmul tn", Orientation::Tn, [square; 3]),
+        ];
+        for (kernel, orientation, [m, n, k]) in cases {
+            let (a, b) = match orientation {
+                Orientation::Nt => ([m, k], [n, k]),
+                Orientation::Nn => ([m, k], [k, n]),
+                Orientation::Tn => ([k, m], [k, n]),
+            };
+            let (a, b) = (tensor(&mut self.rec, &a, 1.0)?, tensor(&mut self.rec, &b, 1.0)?);
+            let work = Work::Flops(2.0 * (m * n * k) as f64);
+            let shape = format!("m {m}, n {n}, k {k}");
+            self.measure(kernel, shape, work, |rec| matmul(rec, orientation, &a, &b).map(drop))?;
+        }
+        Ok(())
+    }
+
+    /// H, half of whose products are not needed, and D.
+    fn statistics(&mut self) -> Result<()> {
+        for (tokens, n) in [(self.tokens, HIDDEN), (self.tokens, INNER), (self.square, self.square)] {
+            let x = tensor(&mut self.rec, &[tokens, n], 1.0)?;
+            let x_hat = tensor(&mut self.rec, &[tokens, n], 0.9)?;
+            let mut h = Packed::zeros(&mut self.rec, n)?;
+            let mut d = self.rec.zeros(&[n, n])?;
+            let (shape, products) = (format!("T {tokens}, n {n}"), (n * n * tokens) as f64);
+            let work = Work::Flops(products);
+            self.measure("gram accumulate", shape.clone(), work, |rec| gram::accumulate(rec, &x, &mut h))?;
+            self.measure("gram cross", shape, Work::Flops(2.0 * products), |rec| gram::cross(rec, &x, &x_hat, &mut d))?;
+        }
+        Ok(())
+    }
+
+    /// The factor of a damped Hessian and the solves with it.
+    fn factorisations(&mut self) -> Result<()> {
+        for n in [HIDDEN, INNER, self.square] {
+            // Near the identity, so that solving for the same matrix again and again neither grows nor vanishes.
+            let h = hessian(&mut self.rec, n, 1e-3)?;
+            let order: Vec<u32> = (0..n as u32).collect();
+            let cube = (n * n * n) as f64;
+            self.measure("cholesky factor", format!("n {n}"), Work::Flops(cube / 3.0), |rec| {
+                block_on(cholesky::factor(rec, &h, &order, 1.0)).map(drop)
+            })?;
+            let factor = block_on(cholesky::factor(&mut self.rec, &h, &order, 1.0))?.expect("a positive matrix");
+            let rows = if n == HIDDEN { INNER } else { HIDDEN };
+            let mut b = Some(tensor(&mut self.rec, &[rows, n], 1.0)?);
+            let work = Work::Flops(2.0 * (rows * n * n) as f64);
+            self.measure("solve", format!("m {rows}, n {n}"), work, |rec| {
+                b = Some(solve_rows(rec, &factor, b.take().expect("put back by the call before"))?);
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Grids, RTN, and GPTQ with min–max grids, so that the column loop is what is timed.
+    fn rounding(&mut self) -> Result<()> {
+        for [m, n] in [[INNER, HIDDEN], [HIDDEN, INNER]] {
+            let w = tensor(&mut self.rec, &[m, n], 1.0)?;
+            let shape = format!("m {m}, n {n}");
+            for (search, word) in [(Search::MinMax, "minmax"), (Search::Mse, "mse")] {
+                for (group_size, place) in [(n, "per channel"), (32, "group 32")] {
+                    let (spec, work) = (spec(group_size, search), Work::Weights((m * n) as f64));
+                    let kernel = format!("grid {word}");
+                    self.measure(&kernel, format!("{shape}, {place}"), work, |rec| {
+                        grid::search(rec, &w, &spec).map(drop)
+                    })?;
+                }
+            }
+            let per_channel = grid::search(&mut self.rec, &w, &spec(n, Search::MinMax))?;
+            // Weights in, codes and values out.
+            let traffic = bytes(3 * m * n);
+            self.measure("rtn", shape.clone(), traffic, |rec| rtn::round(rec, &w, &per_channel, n, BITS).map(drop))?;
+            let rounder = self.gptq(n)?;
+            // Each pair of columns meets once per row.
+            let work = Work::Flops((m * n * n) as f64);
+            self.measure("gptq", shape, work, |rec| rounder.round(rec, &w).map(drop))?;
+        }
+        Ok(())
+    }
+
+    fn gptq(&mut self, n: usize) -> Result<Rounder> {
+        let options = QuantizeOptions {
+            bits: BITS,
+            symmetry: Symmetry::Asymmetric,
+            grid: Search::MinMax,
+            ..QuantizeOptions::default()
+        };
+        let h = hessian(&mut self.rec, n, 1.0)?;
+        let diagonal = block_on(Damping::of(&mut self.rec, &h, "bench"))?;
+        block_on(Rounder::gptq(&mut self.rec, &options, None, &h, &diagonal, "bench"))
+    }
+
+    /// What a block does between its products.
+    fn block(&mut self) -> Result<()> {
+        let tokens = self.tokens;
+        let mut x = tensor(&mut self.rec, &[tokens, HIDDEN], 1.0)?;
+        let weight = tensor(&mut self.rec, &[HIDDEN], 1.0)?;
+        let shape = format!("T {tokens}, {HIDDEN}");
+        let traffic = bytes(2 * x.len());
+        self.measure("rms_norm", shape.clone(), traffic, |rec| rms_norm(rec, &x, &weight, 1e-5).map(drop))?;
+        let positions = 2048.min(tokens);
+        let angles = table(&Rope { theta: 100_000.0, scaling: RopeScaling::None }, HEAD_DIM, positions);
+        let angles = self.rec.upload(&[positions, HEAD_DIM], angles)?;
+        self.measure("rope", shape.clone(), traffic, |rec| rope(rec, &mut x, &angles, HEAD_DIM, positions))?;
+        let (k, v) = (tensor(&mut self.rec, &[tokens, KV], 1.0)?, tensor(&mut self.rec, &[tokens, KV], 1.0)?);
+        for seq_len in [512, 2048].into_iter().filter(|&seq_len| seq_len <= tokens) {
+            let heads = HIDDEN / HEAD_DIM;
+            let causal = Heads { heads, kv_heads: KV / HEAD_DIM, head_dim: HEAD_DIM, seq_len, window: None };
+            // q·k and the sum over v, for each pair of a query and a key that it sees.
+            let pairs = tokens * (seq_len + 1) / 2;
+            let work = Work::Flops(4.0 * (heads * HEAD_DIM * pairs) as f64);
+            let shape = format!("T {tokens}, 9/3 heads of 64, length {seq_len}");
+            self.measure("attention", shape, work, |rec| attention(rec, &x, &k, &v, causal).map(drop))?;
+        }
+        let y = tensor(&mut self.rec, &[tokens, HIDDEN], 1e-3)?;
+        let traffic = bytes(3 * x.len());
+        self.measure("add", shape, traffic, |rec| add_assign(rec, &mut x, &y))?;
+        let gate = tensor(&mut self.rec, &[tokens, INNER], 1.0)?;
+        let up = tensor(&mut self.rec, &[tokens, INNER], 0.9)?;
+        let traffic = bytes(3 * gate.len());
+        let shape = format!("T {tokens}, {INNER}");
+        self.measure("silu_mul", shape, traffic, |rec| silu_mul(rec, &gate, &up).map(drop))
+    }
+
+    /// The embedding, and the scores of a slab of the vocabulary.
+    fn network_ends(&mut self) -> Result<()> {
+        let (tokens, rows) = (self.tokens, 2 * self.tokens);
+        let ids = (0..tokens).map(|token| (token * 7919 % rows) as u32).collect();
+        let ids: Tensor<u32> = self.rec.upload(&[tokens], ids)?;
+        let embedding = tensor(&mut self.rec, &[rows, HIDDEN], 1.0)?;
+        let mut out = self.rec.zeros(&[tokens, HIDDEN])?;
+        let shape = format!("T {tokens}, {HIDDEN} of {rows} rows");
+        let traffic = bytes(2 * out.len());
+        self.measure("gather", shape, traffic, |rec| gather(rec, &embedding, 0, &ids, &mut out))?;
+        let logits = tensor(&mut self.rec, &[tokens, rows], 10.0)?;
+        let mut state = nll::start(&mut self.rec, tokens)?;
+        let shape = format!("T {tokens}, {rows} entries");
+        let traffic = bytes(logits.len());
+        self.measure("nll", shape, traffic, |rec| nll::accumulate(rec, &logits, 0, &ids, &mut state))
+    }
+}
+
+/// XᵀX of 2n random tokens, its diagonal about `scale`.
+fn hessian(rec: &mut Recorder, n: usize, scale: f32) -> Result<Packed> {
+    let tokens = 2 * n;
+    let x = tensor(rec, &[tokens, n], (3.0 * scale / tokens as f32).sqrt())?;
+    let mut h = Packed::zeros(rec, n)?;
+    gram::accumulate(rec, &x, &mut h)?;
+    Ok(h)
+}
+
+/// An asymmetric grid with scales as a checkpoint stores them.
+fn spec(group_size: usize, search: Search) -> GridSpec {
+    GridSpec { bits: BITS, group_size, symmetry: Symmetry::Asymmetric, search, scale_type: ScaleType::F16 }
+}

@@ -1,0 +1,57 @@
+//! What a GPU refuses becomes an error value, and the recorder keeps its promises about memory and order.
+
+use aquatint::Error;
+use aquatint::device::{Choice, Device, Recorder, select};
+use pollster::block_on;
+
+use crate::common::{devices, read, recorder, software_gpu};
+
+#[test]
+fn an_array_that_cannot_be_bound_is_out_of_memory() {
+    let Some(gpu) = software_gpu() else { return };
+    let too_many = (gpu.largest_array() / 4 + 1) as usize;
+    match recorder(&gpu).empty::<f32>(&[too_many]) {
+        Err(Error::OutOfMemory { bytes, .. }) => assert!(bytes > gpu.largest_array()),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn uploads_and_clears_are_ordered_with_what_is_recorded() {
+    for device in devices() {
+        let mut rec = recorder(&device);
+        // Each round drops its tensors, so that the next one gets the same memory while copies are still unsubmitted.
+        for round in 0..20u32 {
+            let source = rec.upload(&[64, 64], vec![round as f32; 4096]).unwrap();
+            let copy = rec.duplicate(&source).unwrap();
+            drop(source);
+            let zeros = rec.zeros::<f32>(&[64, 64]).unwrap();
+            let other = rec.upload(&[64, 64], vec![-1.0; 4096]).unwrap();
+            let mut rows = rec.copy_rows(&copy, 3, 2).unwrap();
+            let one = rec.copy_rows(&other, 0, 1).unwrap();
+            rec.write_rows(&one, &mut rows, 1).unwrap();
+            assert!(read(&mut rec, &zeros).iter().all(|&v| v == 0.0), "{}", device.name());
+            assert!(read(&mut rec, &copy).iter().all(|&v| v == round as f32), "{}", device.name());
+            let rows = read(&mut rec, &rows);
+            assert!(rows[..64].iter().all(|&v| v == round as f32) && rows[64..].iter().all(|&v| v == -1.0));
+        }
+    }
+}
+
+#[test]
+fn a_shape_that_does_not_hold_the_values_is_an_error() {
+    let mut rec = Recorder::new(&Device::Cpu);
+    assert!(matches!(rec.upload(&[2, 3], vec![0.0f32; 5]), Err(Error::Shape { .. })));
+    let a = rec.upload(&[2, 3], vec![0.0f32; 6]).unwrap();
+    assert!(matches!(rec.copy_rows(&a, 1, 2), Err(Error::Shape { .. })));
+    assert!(a.reshape(&[4]).is_err());
+}
+
+#[test]
+fn automatic_choice_never_takes_a_software_adapter() {
+    let (device, reason) = block_on(select(&Choice::Auto)).unwrap();
+    if let Device::Gpu(_) = &device {
+        assert!(!device.name().contains("llvmpipe"), "{reason}");
+    }
+    assert!(matches!(block_on(select(&Choice::Index(99))), Err(Error::Input { .. })));
+}
