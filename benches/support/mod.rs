@@ -154,7 +154,7 @@ pub fn percent(share: f64) -> String {
     format!("{:.0} %", share * 100.0)
 }
 
-/// Rows of text, printed as a Markdown table with the first `LABELS` columns to the left and the others to the right.
+/// Rows of text, printed as a Markdown table: words to the left, numbers to the right.
 pub struct Table<const COLUMNS: usize> {
     rows: Vec<[String; COLUMNS]>,
     labels: usize,
@@ -182,8 +182,8 @@ impl<const COLUMNS: usize> Table<COLUMNS> {
             println!("|{}", cells.collect::<String>());
             if index == 0 {
                 let rules = widths.iter().enumerate().map(|(column, width)| {
-                    let rule = "-".repeat(width + 1);
-                    if column < self.labels { format!(" {rule}|") } else { format!(" {}:|", &rule[1..]) }
+                    let rule = "-".repeat(*width);
+                    if column < self.labels { format!(" {rule} |") } else { format!(" {rule}:|") }
                 });
                 println!("|{}", rules.collect::<String>());
             }
