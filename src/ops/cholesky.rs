@@ -40,7 +40,7 @@ impl Factor {
         &self.inverse
     }
 
-    /// `[n]`: processed column i is original column order[i].
+    /// `[n]`: processed column i is original column `order[i]`.
     pub fn order(&self) -> &Tensor<u32> {
         &self.order
     }
