@@ -44,7 +44,7 @@ impl Checkpoint {
         for entry in std::fs::read_dir(path).map_err(refuse)? {
             let file = entry.map_err(refuse)?.path();
             let name = file.file_name().unwrap_or_default().to_string_lossy();
-            if file.is_file() && (name == CONFIG_FILE || is_weight_file(&name) || is_sidecar(&name)) {
+            if file.is_file() && belongs(&name) {
                 sources.push(Box::new(super::MappedFile::open(&file)?));
             }
         }
@@ -346,8 +346,10 @@ fn widen(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
     })
 }
 
-fn is_weight_file(name: &str) -> bool {
-    name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")
+/// Whether a file of this name is part of a checkpoint; a model directory may hold others.
+pub fn belongs(name: &str) -> bool {
+    let weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+    name == CONFIG_FILE || weights || is_sidecar(name)
 }
 
 /// Whether a file goes along with the model: configuration other than `config.json`, tokenizer, templates, remote code, licence.
