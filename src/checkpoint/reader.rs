@@ -100,6 +100,16 @@ impl Checkpoint {
         &self.raw_config
     }
 
+    /// Numbers in the model; a quantized layer counts as the weight it stands for.
+    pub fn parameters(&self) -> u64 {
+        self.shapes.values().map(|shape| shape.iter().map(|&n| n as u64).product::<u64>()).sum()
+    }
+
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.files.sources.iter().map(|source| source.len()).sum()
+    }
+
     /// The tokenizer.
     pub async fn tokenizer(&self) -> Result<Tokenizer> {
         let label = self.files.label(TOKENIZER_FILE);

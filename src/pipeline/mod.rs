@@ -339,3 +339,13 @@ pub fn device_bytes(config: &ModelConfig, tokens: usize, chunk_tokens: usize) ->
     let statistics = 8 * widest * widest;
     (streams + 2 * weights + transient + statistics) * 4
 }
+
+/// The largest array of a run, in bytes: what the device must be able to bind.
+///
+/// A weight, D of the widest group, or one sequence's widest activation; longer things are cut into pieces.
+pub fn largest_array(config: &ModelConfig, seq_len: usize) -> u64 {
+    let weights = config.block_linears(0).into_iter().map(|linear| linear.rows as u64 * linear.columns as u64);
+    let correlations = config.block_linears(0).into_iter().map(|linear| (linear.columns as u64).pow(2));
+    let activation = seq_len as u64 * widest_activation(config) as u64;
+    weights.chain(correlations).chain([activation]).max().unwrap_or(0) * 4
+}
