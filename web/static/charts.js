@@ -132,12 +132,8 @@ function linear(from, to, start, end) {
 function vertical(axis, values) {
   const [bottom, top] = [HEIGHT - MARGIN.bottom, MARGIN.top];
   if (axis.scale === 'log') {
-    const low = Math.floor(Math.log10(Math.min(...values, 1)));
-    const high = Math.ceil(Math.log10(Math.max(...values, 10 ** (low + 1))));
-    const map = linear(low, high, bottom, top);
-    const step = Math.ceil((high - low) / 6);
-    const ticks = [];
-    for (let power = low; power <= high; power += step) ticks.push(10 ** power);
+    const ticks = logTicks(values.length > 0 ? values : [0.1, 1]);
+    const map = linear(Math.log10(ticks[0]), Math.log10(ticks.at(-1)), bottom, top);
     return { at: (value) => map(Math.log10(value)), ticks };
   }
   const min = axis.min ?? 0;
@@ -147,6 +143,18 @@ function vertical(axis, values) {
   const ticks = [];
   for (let i = 0; min + i * step <= max * (1 + 1e-9); i += 1) ticks.push(min + i * step);
   return { at: linear(min, max, bottom, top), ticks };
+}
+
+/** From below the least value to above the greatest: 1, 2 and 5 times powers of ten, or these powers alone where they are many. */
+function logTicks(values) {
+  const [least, most] = [Math.min(...values), Math.max(...values)];
+  const powers = (from, to) => Array.from({ length: to - from + 1 }, (_, i) => from + i);
+  const [low, high] = [Math.floor(Math.log10(least)), Math.ceil(Math.log10(most * 1.0001))];
+  if (high - low > 3) return powers(low, high).filter((power) => (power - low) % Math.ceil((high - low) / 7) === 0 || power === high).map((power) => 10 ** power);
+  const all = powers(low, high).flatMap((power) => [1, 2, 5].map((factor) => factor * 10 ** power));
+  const first = all.findLastIndex((tick) => tick <= least * 1.0001);
+  const last = all.findIndex((tick) => tick >= most && tick > all[first]);
+  return all.slice(first, last + 1);
 }
 
 /** 1, 2 or 5 times a power of ten, at least `least`. */

@@ -27,7 +27,7 @@ export class Client {
     worker.addEventListener('messageerror', () => this.die('It sent what this page cannot read'));
     worker.addEventListener('error', (event) => {
       event.preventDefault();
-      this.die(event.message ? event.message.replace(/^Uncaught /, '') : 'worker.js or the wasm could not be loaded');
+      this.die(event.message ? event.message.replace(/^Uncaught (\w*Error: )?/, '') : 'worker.js or the wasm could not be loaded');
     });
     return this.call('start');
   }

@@ -50,6 +50,7 @@ export class Message {
 function sentence(error) {
   const text = String(error.message || 'Something failed without saying why.').trim();
   const first = text.split('\n', 1)[0];
-  const capital = first.charAt(0).toUpperCase() + first.slice(1);
+  // A capital only where a plain word begins the sentence: "model.safetensors: found …" begins with a name.
+  const capital = /^[a-z]+ /.test(first) ? first.charAt(0).toUpperCase() + first.slice(1) : first;
   return /[.!?…]$/.test(capital) ? capital : `${capital}.`;
 }

@@ -2,7 +2,7 @@
 
 const UNITS = ['bytes', 'kB', 'MB', 'GB', 'TB'];
 
-/** 4518968 → "4.52 MB". */
+/** 4518968 → "4.52 MB", always three digits. */
 export function bytes(count) {
   if (count < 1000) return `${count} bytes`;
   let unit = 0;
@@ -11,7 +11,7 @@ export function bytes(count) {
     value /= 1000;
     unit += 1;
   }
-  return `${significant(value)} ${UNITS[unit]}`;
+  return `${value.toPrecision(3)} ${UNITS[unit]}`;
 }
 
 /** 2301440 → "2.3 million". */

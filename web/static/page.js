@@ -15,6 +15,7 @@ import { showStart, showStartFailure } from './status.js';
 const PLAN_DELAY = 200; // milliseconds after the last edit
 
 const state = {
+  started: false, // whether the worker has answered once
   gpu: undefined, // undefined until the worker said, null where there is none
   model: null,
   source: null, // what `model` was opened from
@@ -36,9 +37,9 @@ function onEvent(event) {
   else progress.take(event);
 }
 
-/** While a call is under way its rejection tells; otherwise this does. */
+/** While a call is under way, `start` too, its rejection tells; otherwise this does. */
 function onDeath(failure) {
-  if (!state.busy) busyWith('start', 'run', () => Promise.reject(failure));
+  if (state.started && !state.busy) busyWith('start', 'run', () => Promise.reject(failure));
 }
 
 /** Does `work` with the page's controls off. What fails is shown in `slot`; a worker that fell over is started anew. */
@@ -82,7 +83,7 @@ async function restart(kind) {
 
 async function startWorker() {
   const started = await client.start();
-  state.gpu = started.gpu;
+  Object.assign(state, { started: true, gpu: started.gpu });
   showStart(started);
 }
 
@@ -97,6 +98,7 @@ async function open(source, label) {
     summary.hidden = false;
     summary.replaceChildren(make('p', {}, `Opening ${label} …`));
     try {
+      await starting;
       await dropResult();
       adopt(await client.call('open', { source }), source);
     } finally {
@@ -308,4 +310,7 @@ listenForModels();
 listenForDrops();
 listenForRuns();
 refresh();
-startWorker().catch(showStartFailure).finally(refresh);
+const starting = startWorker().catch((failure) => {
+  state.gpu = null;
+  showStartFailure(failure);
+}).finally(refresh);

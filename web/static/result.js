@@ -71,7 +71,7 @@ export class ResultView {
     );
     byId('layer-table').tBodies[0].replaceChildren(...layers.map((layer) => row(
       layer.name,
-      layer.guarded ? `${decimal(layer.alpha)} (left uncorrected)` : decimal(layer.alpha),
+      layer.guarded ? `† ${decimal(layer.alpha)}` : decimal(layer.alpha),
       ...[layer.alphaOptimal, layer.errorFitted, layer.errorHeldOut, layer.errorUncorrected].map(decimal),
     )));
   }
@@ -84,7 +84,7 @@ export class ResultView {
     try {
       tar.href = this.url(tarBlob(this.name, files));
       tar.download = `${this.name}.tar`;
-      tar.textContent = `Download checkpoint (.tar, ${bytes(total)})`;
+      tar.textContent = `Download checkpoint, ${bytes(total)}`;
       tar.hidden = false;
     } catch (error) {
       tar.hidden = true;

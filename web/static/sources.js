@@ -33,7 +33,7 @@ export function pickedFiles(input) {
   return [...input.files].map((file) => ({ path: file.webkitRelativePath || file.name, file }));
 }
 
-/** The source {kind: 'files'} of the one folder among `found` that holds a config.json. Throws a sentence. */
+/** The source {kind: 'files', files, name} of the one folder, `name` or null, of `found` that holds a config.json. Throws a sentence. */
 export function modelFiles(found) {
   if (found.length === 0) throw new Error('There is no file in what you gave; choose the folder that holds the model’s config.json');
   const folderOf = (path) => path.slice(0, path.lastIndexOf('/') + 1);
@@ -49,13 +49,15 @@ export function modelFiles(found) {
     throw new Error(`There are ${nearest.length} models in what you gave (${names}${nearest.length > 3 ? ', …' : ''}); give one of them`);
   }
   const files = found.filter(({ path }) => folderOf(path) === nearest[0]).map(({ file }) => file);
-  return { kind: 'files', files };
+  return { kind: 'files', files, name: nearest[0].split('/').at(-2) ?? null };
 }
 
 /** The source that a hub id or an address names. Throws a sentence. */
 export function remoteSource(text, { hub, revision }) {
   const given = text.trim();
   const base = hub.trim().replace(/\/+$/, '');
+  if (given === '') throw new Error('Give the name of a model, such as HuggingFaceTB/SmolLM2-135M, or the address of its files');
+  if (!parseUrl(base)) throw new Error(`The hub “${base}” is not an address that begins with https://`);
   if (/^https?:\/\//i.test(given)) return addressSource(given, base);
   if (!/^[\w.-]+(\/[\w.-]+)?$/.test(given)) {
     throw new Error(`“${given}” is neither a model’s name such as HuggingFaceTB/SmolLM2-135M nor an address that begins with https://`);
@@ -65,15 +67,21 @@ export function remoteSource(text, { hub, revision }) {
 
 /** A model’s page on the hub is as good as its name; anything else is the folder that holds the files. */
 function addressSource(given, hub) {
-  let url;
-  try {
-    url = new URL(given);
-  } catch {
-    throw new Error(`“${given}” is not an address that a browser can read; check it for typing errors`);
-  }
-  const page = url.origin === new URL(hub).origin && url.pathname.match(/^\/([\w.-]+\/[\w.-]+)(?:\/tree\/([^/]+))?\/?$/);
+  const url = parseUrl(given);
+  if (!url) throw new Error(`“${given}” is not an address that a browser can read; check it for typing errors`);
+  const page = url.origin === parseUrl(hub).origin && url.pathname.match(/^\/([\w.-]+\/[\w.-]+)(?:\/tree\/([^/]+))?\/?$/);
   if (page) return { kind: 'hub', id: page[1], hub, revision: page[2] ? decodeURIComponent(page[2]) : 'main' };
   return { kind: 'url', base: given.replace(/\/config\.json$/, '').replace(/\/+$/, '') };
+}
+
+/** A URL of http or https, else null. */
+function parseUrl(text) {
+  try {
+    const url = new URL(text);
+    return /^https?:$/.test(url.protocol) ? url : null;
+  } catch {
+    return null;
+  }
 }
 
 /**
