@@ -16,6 +16,18 @@ use crate::progress::Progress;
 use crate::run::{Place, QUANTIZED, Request, steps};
 use crate::summary::{describe, plan};
 
+#[wasm_bindgen]
+extern "C" {
+    #[wasm_bindgen(js_namespace = console)]
+    fn error(message: &str);
+}
+
+/// A panic is a bug: the browser's console gets its words, and the worker dies of the trap that follows.
+#[wasm_bindgen(start)]
+fn announce_panics() {
+    std::panic::set_hook(Box::new(|panic| error(&panic.to_string())));
+}
+
 /// One page's work.
 #[wasm_bindgen]
 pub struct Session {

@@ -16,6 +16,7 @@ export class Client {
     this.pending = new Map();
     this.lastId = 0;
     this.worker = null;
+    this.page = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`; // so that a new worker finds the old one's result
   }
 
   /** Starts the worker, in place of one that runs already, and resolves with the answer to `start`. */
@@ -29,7 +30,7 @@ export class Client {
       event.preventDefault();
       this.die(event.message ? event.message.replace(/^Uncaught (\w*Error: )?/, '') : 'worker.js or the wasm could not be loaded');
     });
-    return this.call('start');
+    return this.call('start', { page: this.page });
   }
 
   /** Resolves with the worker's answer, rejects with a Failure. */
