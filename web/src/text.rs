@@ -6,6 +6,9 @@ use aquatint::{Calibration, Checkpoint, Error, Result, Sampling};
 /// At most this many windows are measured on.
 const MEASURED_WINDOWS: usize = 32;
 
+/// Bytes that are tokenized at once, about.
+const LONGEST_PIECE: usize = 512 << 10;
+
 /// A text as the page sends it. With `evaluation`, that is measured on; else the last tenth of `text`.
 #[derive(Debug, Default, serde::Deserialize)]
 pub struct TextArgs {
@@ -33,13 +36,27 @@ impl TextArgs {
         let (fitting, rest) = text.split_at(border);
         let measured = evaluation.as_deref().unwrap_or(rest);
         let tokenizer = model.tokenizer().await?;
-        let tokens = |name: String, text: &str| {
-            let file = TextFile { name, bytes: text.as_bytes().to_vec().into() };
-            Calibration::from_texts(&tokenizer, &[file], model.config().vocab_size)
+        let tokens = |name: &str, text: &str| {
+            let file = |text: &str| TextFile { name: name.clone(), bytes: text.as_bytes().to_vec().into() };
+            let files: Vec<TextFile> = pieces(text).into_iter().map(file).collect();
+            Calibration::from_texts(&tokenizer, &files, model.config().vocab_size)
         };
-        let evaluation = tokens(format!("the held-out part of {name}"), measured)?;
-        Ok(Texts { calibration: tokens(name, fitting)?, evaluation })
+        let evaluation = tokens(&format!("the held-out part of {name}"), measured)?;
+        Ok(Texts { calibration: tokens(&name, fitting)?, evaluation })
     }
+}
+
+/// Cuts a long text at line breaks: tokenizing takes a hundred times the memory of the text, and wasm memory never shrinks.
+fn pieces(mut text: &str) -> Vec<&str> {
+    let mut pieces = Vec::new();
+    while let Some(start) = text.as_bytes().get(LONGEST_PIECE..) {
+        let Some(offset) = start.iter().position(|&byte| byte == b'\n') else { break };
+        let (piece, rest) = text.split_at(LONGEST_PIECE + offset + 1);
+        pieces.push(piece);
+        text = rest;
+    }
+    pieces.push(text);
+    pieces
 }
 
 /// Where the last tenth begins: after the first line break in it.
