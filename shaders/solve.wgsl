@@ -75,7 +75,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         storageBarrier();
         finishing = true;
         var solved: array<vec4<f32>, 16>;
-        product(lane, tile * 64u, tile * 64u + 64u, &solved);
+        // Not by `tile`: browsers take a private variable for one that may differ between invocations.
+        let diagonal = (p.tile + group.x) * 64u;
+        product(lane, diagonal, diagonal + 64u, &solved);
         // The barrier at the end of the product stands between the last read of this tile and the first write.
         for (var i = 0u; i < 8u; i += 1u) {
             let row = row0 + tile_row(lane, i);

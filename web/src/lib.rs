@@ -6,6 +6,7 @@
 
 #![cfg(target_arch = "wasm32")]
 
+mod continuation;
 mod failure;
 mod files;
 mod options;

@@ -9,8 +9,9 @@ use js_sys::Function;
 use serde::Serialize;
 use wasm_bindgen::prelude::*;
 
+use crate::continuation;
 use crate::failure::{Failure, from_js, to_js};
-use crate::files::{JsFile, JsStorage, listing, open_checkpoint, remove_folder};
+use crate::files::{JsFile, JsStorage, listing, open_checkpoint, remove_folder, written_files};
 use crate::options::PageOptions;
 use crate::progress::Progress;
 use crate::run::{Place, QUANTIZED, Request, steps};
@@ -122,6 +123,19 @@ impl Session {
         Ok(to_js(&outcome?))
     }
 
+    /// Continues a prompt with the original or the quantized model.
+    pub async fn generate(&self, request: JsValue) -> Result<JsValue, JsValue> {
+        self.stop.set(false);
+        let request: continuation::Request = from_js(request, "generate")?;
+        let model = if request.which == "original" { self.model()? } else { Rc::new(self.quantized().await?) };
+        let mut rec = Recorder::new(&self.device().await?);
+        let continued = request.run(&mut rec, &model, &self.page, &self.stop).await;
+        if continued.is_err() {
+            self.device.take();
+        }
+        Ok(to_js(&continued.map_err(Failure::from)?))
+    }
+
     /// Stops what is going on at the next opportunity.
     pub fn cancel(&self) {
         self.stop.set(true);
@@ -138,6 +152,12 @@ impl Session {
         self.model.borrow().clone().ok_or_else(|| {
             Failure::from(Error::input("the model", "none", "an opened model", "choose one first"))
         })
+    }
+
+    /// The result, as it was written.
+    async fn quantized(&self) -> Result<Checkpoint, Failure> {
+        let files = written_files(&self.storage, QUANTIZED).await?;
+        Ok(open_checkpoint("the quantized model", files).await?)
     }
 
     /// The GPU, opened at first use. Also one that is emulated in software: in a browser there is nothing else.

@@ -10,6 +10,7 @@ import { mkdirSync, readFileSync, readdirSync, rmSync, statSync, truncateSync, c
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { chromium } from 'playwright-core';
+import { GPU, QUIET } from './flags.mjs';
 
 const { CHROMIUM, PAGE, PROGRAMS, FIXTURES, ARTEFACTS } = process.env;
 const MODEL = join(FIXTURES, 'tiny-llama');
@@ -19,14 +20,11 @@ const RUN = { bits: 3, samples: 16, seqLen: 64 };
 const MEASURED = 32;
 const LONG = 300_000; // milliseconds
 
-const GPU = ['--enable-unsafe-webgpu', '--use-webgpu-adapter=swiftshader', '--enable-unsafe-swiftshader'];
-const QUIET = ['--no-sandbox', '--disable-quic', '--no-first-run', '--disable-background-networking', '--disable-component-update', '--disable-sync'];
-
 const problems = []; // what the browser's console said
 const servers = [];
 
 function launch(flags) {
-  return chromium.launch({ executablePath: CHROMIUM, args: ['--headless=new', ...QUIET, ...flags] });
+  return chromium.launch({ executablePath: CHROMIUM, args: [...QUIET, ...flags] });
 }
 
 /** Serves a folder with the project's own server; resolves with its address. */

@@ -15,7 +15,7 @@ const LARGEST_GZIPPED: u64 = 3_000_000;
 /// Writes `aquatint_web.js` and `aquatint_web_bg.wasm` into `out`, and prints their size. Errors if they are too large.
 pub fn run(wasm: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     let mut bindgen = Bindgen::new();
-    bindgen.input_path(wasm).out_name("aquatint_web").typescript(false).remove_producers_section(true);
+    bindgen.input_path(wasm).out_name("aquatint_web").typescript(false).omit_default_module_path(false);
     bindgen.web(true)?.generate(out)?;
     let (mut bytes, mut gzipped) = (0, 0);
     for name in ["aquatint_web_bg.wasm", "aquatint_web.js"] {
