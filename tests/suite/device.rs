@@ -48,6 +48,47 @@ fn a_shape_that_does_not_hold_the_values_is_an_error() {
 }
 
 #[test]
+fn a_raised_flag_is_the_error_of_the_next_wait_and_of_no_later_one() {
+    let named = |place: &str| Error::NotFinite { place: place.to_string(), remedy: String::new() };
+    for device in devices() {
+        let mut rec = recorder(&device);
+        let value = rec.upload(&[3], vec![1.0f32, 2.0, 3.0]).unwrap();
+        let mut raise = |flags: &[u32]| -> Option<String> {
+            let raised = flags.iter().enumerate().find_map(|(i, &flag)| {
+                let flag = rec.upload(&[1], vec![flag]).unwrap();
+                rec.fail_if(flag, named(&format!("flag {i}"))).err()
+            });
+            assert!(raised.is_none() || matches!(device, Device::Cpu), "a GPU cannot know yet");
+            raised.or_else(|| block_on(rec.read(&value)).err()).map(|error| error.to_string())
+        };
+        assert_eq!(raise(&[0, 0, 0]), None, "{}", device.name());
+        for flag in [1, 1 << 31] {
+            assert!(raise(&[0, flag, 0, flag]).unwrap().starts_with("flag 1:"), "{}", device.name());
+            assert_eq!(raise(&[]), None, "{}", device.name());
+        }
+        assert_eq!(read(&mut rec, &value), [1.0, 2.0, 3.0]);
+        let two = rec.zeros(&[2]).unwrap();
+        assert!(matches!(rec.fail_if(two, named("")), Err(Error::Shape { .. })));
+    }
+}
+
+#[test]
+fn bytes_become_words_and_the_last_one_is_filled_up() {
+    let bytes: Vec<u8> = (1..=23).collect();
+    for device in devices() {
+        let mut rec = recorder(&device);
+        for length in (0..=9).chain([23]) {
+            let tensor = rec.upload_bytes(&bytes[..length]).unwrap();
+            let mut expected = bytes[..length].to_vec();
+            expected.resize(length.next_multiple_of(4), 0);
+            let expected: Vec<u32> =
+                expected.chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
+            assert_eq!(block_on(rec.read(&tensor)).unwrap(), expected, "{} {length}", device.name());
+        }
+    }
+}
+
+#[test]
 fn automatic_choice_never_takes_a_software_adapter() {
     let (device, reason) = block_on(select(&Choice::Auto)).unwrap();
     if let Device::Gpu(_) = &device {
