@@ -21,6 +21,7 @@ pub mod rope;
 pub mod rtn;
 pub mod silu_mul;
 pub mod solve;
+pub mod widen;
 
 /// Spreads `count` workgroups over two axes, since one axis may hold only 65535: `[x, y, 1]` with `x·y ≥ count`.
 /// The shader gets `x` and ignores indices of `count` and above: a short x leaves few of them.

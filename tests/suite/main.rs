@@ -32,3 +32,4 @@ mod small_model;
 mod solve;
 mod tiny_llama;
 mod vectors;
+mod widen;
