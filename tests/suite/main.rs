@@ -19,6 +19,7 @@ mod gptq;
 mod gram;
 mod grid;
 mod kl;
+mod load;
 mod matmul;
 mod nll;
 mod permute;
