@@ -4,6 +4,7 @@ use crate::Result;
 use crate::checkpoint::QuantizedLinear;
 use crate::device::Recorder;
 use crate::ops::add::add_scaled;
+use crate::ops::gram::Packed;
 use crate::ops::permute::zero_columns;
 use crate::quant::alpha::HeldOut;
 use crate::quant::correction::Corrector;
@@ -86,20 +87,7 @@ impl GroupQuantizer<'_> {
         gathered: Gathered,
     ) -> Result<(Prepared, Vec<Candidate>)> {
         let Gathered { fitting: mut all, held_out } = gathered;
-        let wants_auto = linears.iter().any(|linear| linear.alpha == Alpha::Auto);
-        let fitted = match (&all.error_correlation, wants_auto) {
-            (Some(d), true) => Some((self.corrector(rec, &all).await?, d)),
-            _ => None,
-        };
-        // Δ on the fitting tokens alone, before the held-out ones are merged in.
-        let mut fitted_corrections = Vec::new();
-        for linear in linears {
-            fitted_corrections.push(match (&fitted, linear.alpha) {
-                (Some((corrector, d)), Alpha::Auto) => Some(corrector.correction(rec, linear.weight, d)?),
-                _ => None,
-            });
-        }
-        drop(fitted);
+        let fitted_corrections = self.fitted_corrections(rec, linears, &all).await?;
         if let Some(held_out) = &held_out {
             all.merge(rec, held_out)?;
         }
@@ -109,14 +97,13 @@ impl GroupQuantizer<'_> {
         };
         let diagonal = Damping::of(rec, &all.hessian, self.place).await?;
         let corrector = match all.error_correlation {
-            Some(_) => Some(self.corrector(rec, &all).await?),
+            Some(_) => Some(self.corrector(rec, &all.hessian, &diagonal).await?),
             None => None,
         };
         let dead = rec.upload(&[all.hessian.n()], diagonal.dead())?;
         let mut candidates = Vec::new();
         for (linear, fitted) in linears.iter().zip(fitted_corrections) {
-            let mut weight = rec.duplicate(linear.weight)?;
-            zero_columns(rec, &mut weight, &dead)?;
+            let weight = without_dead(rec, linear.weight, &dead)?;
             let (alpha, optimal) = self.alpha(rec, linear, &held_out, fitted).await?;
             let corrected = match (&corrector, &all.error_correlation) {
                 (Some(corrector), Some(d)) if alpha > 0.0 => {
@@ -130,6 +117,27 @@ impl GroupQuantizer<'_> {
             candidates.push(Candidate { weight, corrected, optimal });
         }
         Ok((Prepared { all, diagonal, held_out }, candidates))
+    }
+
+    /// Δ on the fitting tokens alone, for each linear whose α is to be found with it.
+    async fn fitted_corrections(
+        &self,
+        rec: &mut Recorder,
+        linears: &[Linear<'_>],
+        fitting: &Statistics,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let wanted = |linear: &Linear<'_>| linear.alpha == Alpha::Auto;
+        let Some(d) = fitting.error_correlation.as_ref().filter(|_| linears.iter().any(wanted)) else {
+            return Ok(linears.iter().map(|_| None).collect());
+        };
+        let diagonal = Damping::of(rec, &fitting.hessian, self.place).await?;
+        let corrector = self.corrector(rec, &fitting.hessian, &diagonal).await?;
+        let dead = rec.upload(&[fitting.hessian.n()], diagonal.dead())?;
+        let mut correction = |linear: &Linear<'_>| {
+            let weight = without_dead(rec, linear.weight, &dead)?;
+            corrector.correction(rec, &weight, d)
+        };
+        linears.iter().map(|linear| wanted(linear).then(|| correction(linear)).transpose()).collect()
     }
 
     /// The α to apply, and α* where it was asked for.
@@ -222,9 +230,14 @@ impl GroupQuantizer<'_> {
         Ok(Outcome { stored, dequantized: rounded.dequantized, report, score_gain })
     }
 
-    async fn corrector(&self, rec: &mut Recorder, statistics: &Statistics) -> Result<Corrector> {
-        let diagonal = Damping::of(rec, &statistics.hessian, self.place).await?;
-        let rho = self.options.correction_damping;
-        Corrector::new(rec, &statistics.hessian, &diagonal, rho, self.place).await
+    async fn corrector(&self, rec: &mut Recorder, hessian: &Packed, diagonal: &Damping) -> Result<Corrector> {
+        Corrector::new(rec, hessian, diagonal, self.options.correction_damping, self.place).await
     }
+}
+
+/// W with the columns of dead inputs set to zero: what is corrected, and what GPTQ rounds.
+fn without_dead(rec: &mut Recorder, weight: &Tensor, dead: &Tensor<u32>) -> Result<Tensor> {
+    let mut weight = rec.duplicate(weight)?;
+    zero_columns(rec, &mut weight, dead)?;
+    Ok(weight)
 }
