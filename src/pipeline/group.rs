@@ -54,9 +54,18 @@ pub(super) struct Prepared {
 pub(super) struct Candidate {
     /// W without dead inputs.
     weight: Tensor,
-    /// W* and α, where the linear is corrected.
-    corrected: Option<(Tensor, f64)>,
+    corrected: Option<Corrected>,
     optimal: Option<f64>,
+}
+
+/// A linear's correction.
+#[derive(Debug)]
+struct Corrected {
+    /// W*.
+    weight: Tensor,
+    alpha: f64,
+    /// W·D over the held-out tokens, where there are any.
+    arriving: Option<Tensor>,
 }
 
 /// Corrects a group's linears and rounds them.
@@ -104,13 +113,18 @@ impl GroupQuantizer<'_> {
         let mut candidates = Vec::new();
         for (linear, fitted) in linears.iter().zip(fitted_corrections) {
             let weight = without_dead(rec, linear.weight, &dead)?;
-            let (alpha, optimal) = self.alpha(rec, linear, &held_out, fitted).await?;
+            let arriving = match &held_out {
+                Some(held_out) if linear.alpha != Alpha::Off => Some(held_out.arriving(rec, linear.weight)?),
+                _ => None,
+            };
+            let measure = held_out.as_ref().zip(arriving.as_ref());
+            let (alpha, optimal) = self.alpha(rec, linear.alpha, measure, fitted).await?;
             let corrected = match (&corrector, &all.error_correlation) {
                 (Some(corrector), Some(d)) if alpha > 0.0 => {
                     let correction = corrector.correction(rec, &weight, d)?;
                     let mut corrected = rec.duplicate(&weight)?;
                     add_scaled(rec, &mut corrected, alpha as f32, &correction)?;
-                    Some((corrected, alpha))
+                    Some(Corrected { weight: corrected, alpha, arriving })
                 }
                 _ => None,
             };
@@ -140,19 +154,19 @@ impl GroupQuantizer<'_> {
         linears.iter().map(|linear| wanted(linear).then(|| correction(linear)).transpose()).collect()
     }
 
-    /// The α to apply, and α* where it was asked for.
+    /// The α to apply, and α* where it was asked for. `measure`: what was held out, with W·D over it.
     async fn alpha(
         &self,
         rec: &mut Recorder,
-        linear: &Linear<'_>,
-        held_out: &Option<HeldOut>,
+        wanted: Alpha,
+        measure: Option<(&HeldOut, &Tensor)>,
         fitted: Option<Tensor>,
     ) -> Result<(f64, Option<f64>)> {
-        Ok(match (linear.alpha, held_out, fitted) {
+        Ok(match (wanted, measure, fitted) {
             (Alpha::Off, ..) => (0.0, None),
             (Alpha::Fixed(alpha), ..) => (alpha, None),
-            (Alpha::Auto, Some(held_out), Some(correction)) => {
-                let optimal = held_out.best_alpha(rec, linear.weight, &correction).await?;
+            (Alpha::Auto, Some((held_out, arriving)), Some(correction)) => {
+                let optimal = held_out.best_alpha(rec, arriving, &correction).await?;
                 (self.options.alpha.shrinkage * optimal, Some(optimal))
             }
             (Alpha::Auto, ..) => (0.0, None),
@@ -181,18 +195,18 @@ impl GroupQuantizer<'_> {
                 (Method::Rtn, None) => rounder.round(rec, linear.weight)?,
                 _ => rounder.round(rec, &candidate.weight)?,
             };
-            let Some((corrected, alpha)) = candidate.corrected else {
+            let Some(Corrected { weight: corrected, alpha, arriving }) = candidate.corrected else {
                 let mut outcome = self.outcome(rec, linear, &rounder, plain, None).await?;
                 outcome.report.alpha_optimal = candidate.optimal;
                 outcomes.push(outcome);
                 continue;
             };
             let rounded = rounder.round(rec, &corrected)?;
-            let gain = match held_out {
+            let gain = match held_out.as_ref().zip(arriving.as_ref()) {
                 None => None,
-                Some(held_out) => {
-                    let before = held_out.score(rec, linear.weight, &plain.dequantized).await?;
-                    Some(before - held_out.score(rec, linear.weight, &rounded.dequantized).await?)
+                Some((held_out, arriving)) => {
+                    let before = held_out.score(rec, linear.weight, arriving, &plain.dequantized).await?;
+                    Some(before - held_out.score(rec, linear.weight, arriving, &rounded.dequantized).await?)
                 }
             };
             let guarded = linear.alpha == Alpha::Auto && gain.is_some_and(|gain| gain < 0.0);

@@ -150,7 +150,8 @@ fn automatic_alpha() {
         let correction = corrector.correction(rec, &alive, &fitted.error_correlation.unwrap()).unwrap();
         let held_out = HeldOut::new(rec, held_out).unwrap().unwrap();
         let weight = v.upload(rec, "w");
-        let alpha = block_on(held_out.best_alpha(rec, &weight, &correction)).unwrap();
+        let arriving = held_out.arriving(rec, &weight).unwrap();
+        let alpha = block_on(held_out.best_alpha(rec, &arriving, &correction)).unwrap();
         let expected = v.wide("auto_alpha")[0];
         assert!((alpha - expected).abs() < 1e-4, "{} {}: {alpha}, not {expected}", device.name(), v.name);
     });
