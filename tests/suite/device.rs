@@ -25,8 +25,8 @@ fn uploads_and_clears_are_ordered_with_what_is_recorded() {
             let source = rec.upload(&[64, 64], vec![round as f32; 4096]).unwrap();
             let copy = rec.duplicate(&source).unwrap();
             drop(source);
-            let zeros = rec.zeros::<f32>(&[64, 64]).unwrap();
             let other = rec.upload(&[64, 64], vec![-1.0; 4096]).unwrap();
+            let zeros = rec.zeros::<f32>(&[64, 64]).unwrap();
             let mut rows = rec.copy_rows(&copy, 3, 2).unwrap();
             let one = rec.copy_rows(&other, 0, 1).unwrap();
             rec.write_rows(&one, &mut rows, 1).unwrap();
