@@ -14,7 +14,7 @@ mod writer;
 pub use gptq::{GptqSettings, PackedLayout, PackedPart, PackedTensors, QuantizedLinear, storable};
 pub use header::{TensorEntry, read_header};
 pub use plan::{DEFAULT_SHARD_LIMIT, Format, WritePlan};
-pub use reader::Checkpoint;
+pub use reader::{Checkpoint, belongs};
 pub use safetensors::Dtype;
 pub use sink::Sink;
 #[cfg(not(target_arch = "wasm32"))]

@@ -65,7 +65,7 @@ impl Checkpoint {
         for entry in std::fs::read_dir(path).map_err(refuse)? {
             let file = entry.map_err(refuse)?.path();
             let name = file.file_name().unwrap_or_default().to_string_lossy();
-            if file.is_file() && (name == CONFIG_FILE || is_weight_file(&name) || is_sidecar(&name)) {
+            if file.is_file() && belongs(&name) {
                 sources.push(Box::new(super::MappedFile::open(&file)?));
             }
         }
@@ -119,6 +119,16 @@ impl Checkpoint {
     /// `config.json` as it stands, keys in their order.
     pub fn raw_config(&self) -> &Map<String, Value> {
         &self.raw_config
+    }
+
+    /// Numbers in the model; a quantized layer counts as the weight it stands for.
+    pub fn parameters(&self) -> u64 {
+        self.shapes.values().map(|shape| shape.iter().map(|&n| n as u64).product::<u64>()).sum()
+    }
+
+    /// Bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.files.sources.iter().map(|source| source.len()).sum()
     }
 
     /// The tokenizer.
@@ -382,8 +392,10 @@ impl Checkpoint {
     }
 }
 
-fn is_weight_file(name: &str) -> bool {
-    name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json")
+/// Whether a file of this name is part of a checkpoint; a model directory may hold others.
+pub fn belongs(name: &str) -> bool {
+    let weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+    name == CONFIG_FILE || weights || is_sidecar(name)
 }
 
 /// Whether a file goes along with the model: configuration other than `config.json`, tokenizer, templates, remote code, licence.

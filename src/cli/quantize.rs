@@ -2,14 +2,13 @@
 
 use aquatint::calibration::TextFile;
 use aquatint::checkpoint::{
-    CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, GptqSettings, WritePlan, read_text_file,
+    CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, WritePlan, read_text_file,
 };
 use aquatint::device::Recorder;
-use aquatint::ops::grid::Symmetry;
 use aquatint::pipeline::quantize;
 use aquatint::quant::QuantizeOptions;
 use aquatint::report::Report;
-use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
+use aquatint::{Calibration, Checkpoint, Result, bundled};
 use indicatif::{HumanBytes, HumanDuration};
 
 use super::args::{CalibrationArgs, FormatArg, QuantizeArgs};
@@ -24,7 +23,7 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     let model = open_model(args.model.as_deref())?;
     let seq_len = args.text.seq_len.unwrap_or(DEFAULT_SEQ_LEN.min(model.config().max_position_embeddings));
     let options = args.method.options(&args.text, args.text.samples.unwrap_or(DEFAULT_SAMPLES), seq_len);
-    options.validate()?;
+    options.validate_for(model.config())?;
     let windows = calibration_windows(&model, &args.text, &options)?;
     let format = format(args.format, &options, &model);
     let plan = WritePlan::new(&model, format, &model.config().linear_names(), DEFAULT_SHARD_LIMIT)?;
@@ -63,24 +62,11 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
 fn format(format: FormatArg, options: &QuantizeOptions, model: &Checkpoint) -> Format {
     match format {
         FormatArg::Float => Format::Float,
-        FormatArg::Gptq => Format::Gptq(GptqSettings {
-            bits: options.bits,
-            group_size: options.group_size.resolve(model.config()),
-            symmetric: options.symmetry == Symmetry::Symmetric,
-            damping: options.rounding_damping,
-        }),
+        FormatArg::Gptq => Format::Gptq(options.gptq_settings(model.config())),
     }
 }
 
 fn calibration_windows(model: &Checkpoint, text: &CalibrationArgs, options: &QuantizeOptions) -> Result<Vec<Vec<u32>>> {
-    if options.seq_len > model.config().max_position_embeddings {
-        return Err(Error::input(
-            "--seq-len",
-            options.seq_len.to_string(),
-            format!("at most {}, the positions of {}", model.config().max_position_embeddings, model.name()),
-            "use shorter windows",
-        ));
-    }
     let files: Vec<TextFile> = if text.calibration.is_empty() {
         if model.directory().is_some() {
             eprintln!(

@@ -4,11 +4,12 @@
 //! `R = J·M·J` upper, and `R⁻¹` is the factor that GPTQ gets from an inverse and two Choleskys.
 
 use faer::linalg::cholesky::llt::factor::{LltRegularization, cholesky_in_place, cholesky_in_place_scratch};
-use faer::{MatMut, Par, dyn_stack};
+use faer::{MatMut, dyn_stack};
 use rayon::prelude::*;
 
 use crate::device::{Dispatch, Recorder};
 use crate::ops::gram::{self, Packed, TILE};
+use crate::ops::math::parallelism;
 use crate::ops::{spread, spread_elements};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -143,7 +144,7 @@ fn factor_cpu(h: &Packed, order: &[u32], ridge: f32, m: &mut Packed) -> bool {
         *diagonal = if *diagonal == 0.0 { 1.0 } else { *diagonal } + ridge;
     });
     let view = MatMut::from_column_major_slice_mut(&mut dense, n, n);
-    let (parallel, settings) = (Par::rayon(0), Default::default());
+    let (parallel, settings) = (parallelism(), Default::default());
     let mut memory = dyn_stack::MemBuffer::new(cholesky_in_place_scratch::<f32>(n, parallel, settings));
     let stack = dyn_stack::MemStack::new(&mut memory);
     let done = cholesky_in_place(view, LltRegularization::default(), parallel, stack, settings).is_ok();

@@ -126,7 +126,7 @@ fn convert(
 
 /// Tokens of one dispatch: few enough for one running sum and for no watchdog to bite on a slow GPU.
 fn token_ranges(tokens: usize, n: usize) -> impl Iterator<Item = [u32; 2]> {
-    let most = (100_000_000_000 / (n * n).max(1)).clamp(256, 2048);
+    let most = (1e11 / (n as f64).powi(2).max(1.0)).clamp(256.0, 2048.0) as usize;
     (0..tokens).step_by(most).map(move |first| [first as u32, tokens.min(first + most) as u32])
 }
 

@@ -64,6 +64,14 @@ pub(crate) fn sum(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f64 {
     total
 }
 
+/// How `faer` spreads one factorisation or solve: over rayon's threads where there are threads.
+pub(super) fn parallelism() -> faer::Par {
+    #[cfg(target_arch = "wasm32")]
+    return faer::Par::Seq;
+    #[cfg(not(target_arch = "wasm32"))]
+    return faer::Par::rayon(0);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,13 +1,14 @@
 //! Solves with a factored Hessian, for the correction `W* = W + α·W·D·(H + λI)⁻¹`.
 
 use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
-use faer::{MatMut, MatRef, Par};
+use faer::{MatMut, MatRef};
 use rayon::prelude::*;
 
 use crate::Result;
 use crate::device::{Dispatch, Recorder};
 use crate::ops::cholesky::Factor;
 use crate::ops::gram::{self, TILE};
+use crate::ops::math::parallelism;
 use crate::ops::spread_elements;
 use crate::tensor::Tensor;
 
@@ -112,7 +113,7 @@ fn step(
         inputs: &[factor.m().tiles().buffer(), factor.inverse().buffer()],
         outputs: &[y.buffer()],
         workgroups: [of[1] - of[0], m.div_ceil(TILE), 1],
-        work: 2.0 * (m * (of[1] - of[0]) * TILE * depth) as f64,
+        work: 2.0 * m as f64 * ((of[1] - of[0]) * TILE * depth) as f64,
     })
 }
 
@@ -137,8 +138,8 @@ fn solve_cpu(factor: &Factor, b: &mut [f32]) {
     });
     let lower = MatRef::from_row_major_slice(&lower, n, n);
     let mut view = MatMut::from_column_major_slice_mut(&mut right, n, rows);
-    solve_lower_triangular_in_place(lower, view.as_mut(), Par::rayon(0));
-    solve_upper_triangular_in_place(lower.transpose(), view, Par::rayon(0));
+    solve_lower_triangular_in_place(lower, view.as_mut(), parallelism());
+    solve_upper_triangular_in_place(lower.transpose(), view, parallelism());
     b.par_chunks_mut(n).zip(right.par_chunks(n)).for_each(|(b, right)| {
         for (value, &i) in right.iter().zip(&reversed) {
             b[i] = *value;

@@ -13,7 +13,7 @@ use futures::future::LocalBoxFuture;
 use crate::checkpoint::{Checkpoint, CheckpointWriter, QuantizedLinear};
 use crate::device::Recorder;
 use crate::model::block::{Block, Lane, Stage, widest_activation};
-use crate::model::config::LinearSpec;
+use crate::model::config::{LinearSpec, ModelConfig};
 use crate::model::network::{Network, Replacements};
 use crate::ops::reduce::{squared_difference, sum_squares, total};
 use crate::quant::{Alpha, Method, QuantizeOptions, Statistics};
@@ -109,7 +109,7 @@ impl<'a> Run<'a> {
             tokens,
             held_out: held_out_tokens,
             group_size,
-            bytes: planned_bytes(&network, tokens, per_chunk * options.seq_len),
+            bytes: device_bytes(config, tokens, per_chunk * options.seq_len),
         });
         network.check_head(rec).await?;
         let full = network.embed(rec, &chunks).await?;
@@ -328,14 +328,24 @@ fn take(rec: &mut Recorder, place: &mut Tensor) -> Result<Tensor> {
     Ok(std::mem::replace(place, rec.empty(&[0])?))
 }
 
-/// The device memory of a run at its peak, about: streams, one block twice, and the statistics of its widest group.
-fn planned_bytes(network: &Network<'_>, tokens: usize, chunk_tokens: usize) -> u64 {
-    let config = network.config();
-    let widest = widest_activation(config);
-    let streams = 2 * tokens * (config.hidden_size + widest);
-    let weights: usize = config.block_linears(0).iter().map(|linear| linear.rows * linear.columns).sum();
+/// The device memory of a run at its peak, in bytes, about: streams, one block twice, and the statistics of its widest group.
+pub fn device_bytes(config: &ModelConfig, tokens: usize, chunk_tokens: usize) -> u64 {
+    let [tokens, chunk_tokens] = [tokens, chunk_tokens].map(|count| count as u64);
+    let widest = widest_activation(config) as u64;
+    let streams = 2 * tokens * (config.hidden_size as u64 + widest);
+    let weights: u64 = config.block_linears(0).iter().map(|linear| linear.rows as u64 * linear.columns as u64).sum();
     let transient = 4 * chunk_tokens * widest;
     // H and D, fitted and held out, the factor and its unpacked forms.
     let statistics = 8 * widest * widest;
-    ((streams + 2 * weights + transient + statistics) * 4) as u64
+    (streams + 2 * weights + transient + statistics) * 4
+}
+
+/// The largest array of a run, in bytes: what the device must be able to bind.
+///
+/// A weight, D of the widest group, or one sequence's widest activation; longer things are cut into pieces.
+pub fn largest_array(config: &ModelConfig, seq_len: usize) -> u64 {
+    let weights = config.block_linears(0).into_iter().map(|linear| linear.rows as u64 * linear.columns as u64);
+    let correlations = config.block_linears(0).into_iter().map(|linear| (linear.columns as u64).pow(2));
+    let activation = seq_len as u64 * widest_activation(config) as u64;
+    weights.chain(correlations).chain([activation]).max().unwrap_or(0) * 4
 }

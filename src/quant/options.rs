@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::checkpoint::GptqSettings;
 use crate::model::ModelConfig;
 use crate::ops::grid::{ScaleType, Search, Symmetry};
 use crate::{Error, Result, Sampling};
@@ -216,6 +217,26 @@ impl QuantizeOptions {
             "auto, a positive number or -1",
             "use auto",
         )
+    }
+
+    /// As [`QuantizeOptions::validate`], and whether the windows fit the positions of the model.
+    pub fn validate_for(&self, config: &ModelConfig) -> Result<()> {
+        self.validate()?;
+        if self.seq_len <= config.max_position_embeddings {
+            return Ok(());
+        }
+        let expected = format!("at most {}, the positions of the model", config.max_position_embeddings);
+        Err(Error::input("--seq-len", self.seq_len.to_string(), expected, "use shorter windows"))
+    }
+
+    /// What a GPTQ checkpoint of `config` made with these options says about itself.
+    pub fn gptq_settings(&self, config: &ModelConfig) -> GptqSettings {
+        GptqSettings {
+            bits: self.bits,
+            group_size: self.group_size.resolve(config),
+            symmetric: self.symmetry == Symmetry::Symmetric,
+            damping: self.rounding_damping,
+        }
     }
 
     fn uses_auto_alpha(&self) -> bool {

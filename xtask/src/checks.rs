@@ -1,8 +1,9 @@
-//! `cargo xtask test`: the set-up, then formatting, lints, documentation and the tests. It stops at the first step that
-//! fails. The tests come last so that their closing lines close the output.
+//! `cargo xtask test`: the set-up, then formatting, lints, documentation, the web page in a browser, and the tests. It
+//! stops at the first step that fails. The tests come last so that their closing lines close the output.
 
 use std::process::{Command, ExitCode};
 
+use crate::browser;
 use crate::process::{self, Failure, Result};
 use crate::vulkan::{self, Readiness};
 
@@ -20,7 +21,17 @@ pub fn run() -> Result<ExitCode> {
         process::step("lints", &mut lints())?;
     }
     process::step("documentation", &mut documentation())?;
+    match browser::set_up()? {
+        browser::Readiness::Ready(chromium) => browser::run(&chromium)?,
+        browser::Readiness::Missing(advice) => notice(&format!("BROWSER TEST SKIPPED: {advice}")),
+    }
     process::last_step("tests", &mut tests(&readiness))
+}
+
+/// Says what nobody may overlook.
+fn notice(line: &str) {
+    let rule = "*".repeat(70);
+    eprintln!("xtask: {rule}\nxtask: {line}\nxtask: {rule}");
 }
 
 fn lints() -> Command {
@@ -38,9 +49,7 @@ fn tests(readiness: &Readiness) -> Command {
     let mut command = process::cargo(["test", "--release", "--workspace"]);
     command.env_remove(GPU_TESTS);
     if let Readiness::Missing(advice) = readiness {
-        eprintln!("xtask: **********************************************************************");
-        eprintln!("xtask: GPU TESTS SKIPPED: {advice}");
-        eprintln!("xtask: **********************************************************************");
+        notice(&format!("GPU TESTS SKIPPED: {advice}"));
         command.env(GPU_TESTS, "skip");
     }
     command

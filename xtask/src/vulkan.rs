@@ -4,8 +4,8 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
+use crate::packages::{self, System};
 use crate::process::{self, Failure, Result};
 
 /// Whether GPU tests can run.
@@ -27,45 +27,28 @@ pub fn set_up() -> Result<Readiness> {
         return Ok(Readiness::Ready);
     }
     let places = Places::of_this_machine();
-    let system = System::of_this_machine();
     let mut missing = places.missing();
-    if !missing.is_empty() && system == System::Debian {
-        match installer() {
-            Some(prefix) => missing = install(&prefix, &places),
-            None => eprintln!("xtask: not root, and sudo asks for a password: nothing can be installed from here"),
-        }
+    if !missing.is_empty() {
+        packages::install(&PACKAGES);
+        missing = places.missing();
     }
     if missing.is_empty() {
         eprintln!("xtask: set-up: Vulkan loader and software adapter found");
         return Ok(Readiness::Ready);
     }
-    let advice = format!("{} missing ({})", missing.join(" and "), system.advice());
+    let advice = format!("{} missing ({})", missing.join(" and "), advice(System::of_this_machine()));
     if process::in_ci() { Err(Failure::new(advice)) } else { Ok(Readiness::Missing(advice)) }
 }
 
-/// Installs the packages and returns what is missing afterwards. A failure is shown and not fatal: the reader may be
-/// offline, and everything but the GPU tests still runs.
-fn install(prefix: &[&str], places: &Places) -> Vec<&'static str> {
-    let update = vec!["apt-get", "update", "-qq"];
-    let install = [&["apt-get", "install", "-y", "-qq", "--no-install-recommends"][..], &PACKAGES].concat();
-    for arguments in [update, install] {
-        let line = [prefix, &["env", "DEBIAN_FRONTEND=noninteractive"], &arguments].concat();
-        if let Err(failure) = process::step("set-up", Command::new(line[0]).args(&line[1..])) {
-            failure.report();
-            break;
-        }
+/// The command that installs the loader and the adapter.
+fn advice(system: System) -> String {
+    match system {
+        System::Debian => format!("sudo apt-get update && sudo apt-get install -y {}", PACKAGES.join(" ")),
+        System::Fedora => "sudo dnf install vulkan-loader mesa-vulkan-drivers".into(),
+        System::Arch => "sudo pacman -S vulkan-icd-loader vulkan-swrast".into(),
+        System::Alpine => "sudo apk add vulkan-loader mesa-vulkan-swrast".into(),
+        System::Other => "install the Vulkan loader and Mesa's lavapipe driver".into(),
     }
-    places.missing()
-}
-
-/// What to write before a command that needs root: nothing for root, `sudo -n` where that asks for no password. `None`
-/// if neither is so.
-fn installer() -> Option<Vec<&'static str>> {
-    let id = Command::new("id").arg("-u").output().ok()?;
-    if id.stdout.trim_ascii() == b"0" {
-        return Some(vec![]);
-    }
-    process::succeeds(Command::new("sudo").args(["-n", "true"])).then(|| vec!["sudo", "-n"])
 }
 
 /// Where the loader's library and the adapters' manifests are looked for.
@@ -124,48 +107,6 @@ fn holds_lavapipe(place: &Path) -> bool {
     };
     is_manifest(place)
         || fs::read_dir(place).is_ok_and(|entries| entries.flatten().any(|entry| is_manifest(&entry.path())))
-}
-
-/// The kinds of system that differ in how the packages are installed.
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum System {
-    Debian,
-    Fedora,
-    Arch,
-    Alpine,
-    Other,
-}
-
-impl System {
-    fn of_this_machine() -> Self {
-        fs::read_to_string("/etc/os-release").map_or(Self::Other, |text| Self::from_os_release(&text))
-    }
-
-    /// Reads the `ID` and `ID_LIKE` lines of an os-release file.
-    fn from_os_release(text: &str) -> Self {
-        let values = text.lines().filter_map(|line| line.strip_prefix("ID=").or_else(|| line.strip_prefix("ID_LIKE=")));
-        let mut words = values.flat_map(|value| value.trim_matches(['"', '\'']).split_whitespace());
-        words
-            .find_map(|word| match word {
-                "debian" | "ubuntu" => Some(Self::Debian),
-                "fedora" | "rhel" | "centos" => Some(Self::Fedora),
-                "arch" => Some(Self::Arch),
-                "alpine" => Some(Self::Alpine),
-                _ => None,
-            })
-            .unwrap_or(Self::Other)
-    }
-
-    /// The command that installs the loader and the adapter.
-    fn advice(self) -> String {
-        match self {
-            Self::Debian => format!("sudo apt-get update && sudo apt-get install -y {}", PACKAGES.join(" ")),
-            Self::Fedora => "sudo dnf install vulkan-loader mesa-vulkan-drivers".into(),
-            Self::Arch => "sudo pacman -S vulkan-icd-loader vulkan-swrast".into(),
-            Self::Alpine => "sudo apk add vulkan-loader mesa-vulkan-swrast".into(),
-            Self::Other => "install the Vulkan loader and Mesa's lavapipe driver".into(),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -227,20 +168,9 @@ mod tests {
     }
 
     #[test]
-    fn systems_are_told_by_name_and_by_kinship() {
-        let told = |text| System::from_os_release(text);
-        assert_eq!(told("NAME=\"Debian GNU/Linux\"\nID=debian\n"), System::Debian);
-        assert_eq!(told("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n"), System::Debian);
-        assert_eq!(told("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n"), System::Fedora);
-        assert_eq!(told("ID=manjaro\nID_LIKE=arch\n"), System::Arch);
-        assert_eq!(told("ID=alpine\n"), System::Alpine);
-        assert_eq!(told("VERSION_ID=debian\nID=void\n"), System::Other);
-    }
-
-    #[test]
     fn advice_names_every_package() {
         for package in PACKAGES {
-            assert!(System::Debian.advice().contains(package));
+            assert!(advice(System::Debian).contains(package));
         }
     }
 }

@@ -1,0 +1,70 @@
+//! Errors on their way to the page: a kind to act on and a sentence to show, in the page's words.
+
+use aquatint::Error;
+use serde::Serialize;
+use wasm_bindgen::JsValue;
+
+/// What the worker's promise rejects with.
+#[derive(Serialize)]
+pub struct Failure {
+    kind: &'static str,
+    message: String,
+}
+
+/// What the page calls things that the library knows by the names of the command line, longest first.
+const WORDS: [(&str, &str); 12] = [
+    ("; run again, with --device cpu if it happens again", "; reload the page and run again, with fewer samples if it happens again"),
+    ("; use fewer or shorter samples, or --device cpu", "; choose fewer or shorter samples, or use the command line"),
+    ("; try --device cpu, and please report this", "; try another browser or the command line, and please report this"),
+    ("use shorter sequences or --device cpu", "choose a shorter length"),
+    (", or choose --out on another disk", ", or let this site store more"),
+    ("--calibration-text", "the calibration text"),
+    ("--format float", "the format \"float\""),
+    ("--group-size", "the group size"),
+    ("--seq-len", "the length"),
+    ("--samples", "the samples"),
+    ("--alpha", "α"),
+    ("--bits", "the bits"),
+];
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::Input { .. } | Error::NotFinite { .. } => "input",
+            Error::Io { .. } => "storage",
+            Error::OutOfMemory { .. } => "memory",
+            Error::DeviceLost { .. } => "lost",
+            Error::Gpu { .. } => "gpu",
+            Error::Cancelled => "cancelled",
+            _ => "internal",
+        };
+        let sentence = error.to_string();
+        let message = WORDS.iter().fold(sentence, |sentence, (theirs, ours)| sentence.replace(theirs, ours));
+        Self { kind, message }
+    }
+}
+
+impl Failure {
+    /// The sentence alone.
+    pub fn into_message(self) -> String {
+        self.message
+    }
+}
+
+impl From<Failure> for JsValue {
+    fn from(failure: Failure) -> Self {
+        to_js(&failure)
+    }
+}
+
+/// A value of ours as a plain object of JavaScript.
+pub fn to_js(value: &impl Serialize) -> JsValue {
+    let serializer = serde_wasm_bindgen::Serializer::json_compatible();
+    value.serialize(&serializer).unwrap_or_else(|error| JsValue::from_str(&error.to_string()))
+}
+
+/// A plain object of JavaScript as a value of ours. The page made it, so a misfit is a bug, not a user's mistake.
+pub fn from_js<T: serde::de::DeserializeOwned>(value: JsValue, what: &'static str) -> Result<T, Failure> {
+    serde_wasm_bindgen::from_value(value)
+        .map_err(|error| Failure { kind: "internal", message: format!("{what}: {error}; please report this") })
+}

@@ -1,0 +1,169 @@
+//! Files of the browser as the library's sources and sinks. JavaScript holds them (`static/sources.js`,
+//! `static/storage.js`); only the ranges in hand are ever in wasm memory.
+
+use std::borrow::Cow;
+use std::io;
+use std::ops::Range;
+use std::path::PathBuf;
+
+use aquatint::checkpoint::{Checkpoint, Sink, Source, belongs};
+use aquatint::{Error, Result};
+use futures::future::LocalBoxFuture;
+use js_sys::{Array, Uint8Array};
+use wasm_bindgen::prelude::*;
+
+#[wasm_bindgen]
+extern "C" {
+    /// A file that can be read by ranges: on disk, behind HTTP, or in the private file system.
+    pub type JsFile;
+    #[wasm_bindgen(method, getter)]
+    fn name(this: &JsFile) -> String;
+    #[wasm_bindgen(method, getter)]
+    fn size(this: &JsFile) -> f64;
+    #[wasm_bindgen(method, catch)]
+    async fn read(this: &JsFile, start: f64, end: f64) -> std::result::Result<JsValue, JsValue>;
+
+    /// The part of the private file system that belongs to this page.
+    pub type JsStorage;
+    /// Starts a folder, replacing one of that name.
+    #[wasm_bindgen(method, catch)]
+    async fn create(this: &JsStorage, folder: &str) -> std::result::Result<JsValue, JsValue>;
+    /// The files of a committed folder.
+    #[wasm_bindgen(method, catch)]
+    async fn files(this: &JsStorage, folder: &str) -> std::result::Result<JsValue, JsValue>;
+    /// Removes a folder, if it is there.
+    #[wasm_bindgen(method, catch)]
+    async fn remove(this: &JsStorage, folder: &str) -> std::result::Result<JsValue, JsValue>;
+
+    /// A folder being written.
+    type JsFolder;
+    /// Bytes left, NaN where unknown.
+    #[wasm_bindgen(method, getter)]
+    fn available(this: &JsFolder) -> f64;
+    #[wasm_bindgen(method, js_name = create, catch)]
+    async fn start_file(this: &JsFolder, file: &str) -> std::result::Result<JsValue, JsValue>;
+    #[wasm_bindgen(method, catch)]
+    fn write(this: &JsFolder, chunk: &[u8]) -> std::result::Result<(), JsValue>;
+    #[wasm_bindgen(method, catch)]
+    fn commit(this: &JsFolder) -> std::result::Result<(), JsValue>;
+    #[wasm_bindgen(method)]
+    fn abort(this: &JsFolder);
+
+    type JsError;
+    #[wasm_bindgen(method, getter)]
+    fn name(this: &JsError) -> Option<String>;
+    #[wasm_bindgen(method, getter)]
+    fn message(this: &JsError) -> Option<String>;
+}
+
+/// What JavaScript threw, as an error of input and output.
+fn thrown(value: JsValue) -> io::Error {
+    let error: JsError = value.unchecked_into();
+    let message = error.message().unwrap_or_else(|| "no reason was given".to_owned());
+    match error.name().as_deref() {
+        Some("QuotaExceededError") => io::Error::new(io::ErrorKind::StorageFull, message),
+        _ => io::Error::other(message),
+    }
+}
+
+struct RangeSource {
+    name: String,
+    file: JsFile,
+}
+
+impl Source for RangeSource {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn len(&self) -> u64 {
+        self.file.size() as u64
+    }
+
+    fn read(&self, range: Range<u64>) -> LocalBoxFuture<'_, Result<Cow<'_, [u8]>>> {
+        Box::pin(async move {
+            let bytes = self.file.read(range.start as f64, range.end as f64).await.map_err(|e| self.refused(thrown(e)))?;
+            let bytes: Uint8Array = bytes.unchecked_into();
+            if u64::from(bytes.length()) != range.end - range.start {
+                let found = format!("{} bytes for the range {range:?}", bytes.length());
+                return Err(self.refused(io::Error::new(io::ErrorKind::UnexpectedEof, found)));
+            }
+            Ok(Cow::Owned(bytes.to_vec()))
+        })
+    }
+}
+
+impl RangeSource {
+    fn refused(&self, source: io::Error) -> Error {
+        let remedy = "the file may have changed or the connection may be down; open the model again".to_owned();
+        Error::Io { path: PathBuf::from(&self.name), action: "read", source, remedy }
+    }
+}
+
+/// Opens the checkpoint that `files` hold; others among them are left alone. `place` names it in messages.
+pub async fn open_checkpoint(place: &str, files: Vec<JsFile>) -> Result<Checkpoint> {
+    let sources = files
+        .into_iter()
+        .map(|file| RangeSource { name: file.name(), file })
+        .filter(|source| belongs(&source.name))
+        .map(|source| Box::new(source) as Box<dyn Source>);
+    Checkpoint::from_sources(place, sources.collect()).await
+}
+
+struct FolderSink {
+    folder: JsFolder,
+}
+
+impl Sink for FolderSink {
+    fn name(&self) -> &str {
+        "this site's storage"
+    }
+
+    fn available(&self) -> io::Result<Option<u64>> {
+        let bytes = self.folder.available();
+        Ok(bytes.is_finite().then_some(bytes as u64))
+    }
+
+    fn create<'a>(&'a mut self, file: &'a str) -> LocalBoxFuture<'a, io::Result<()>> {
+        Box::pin(async move { self.folder.start_file(file).await.map(drop).map_err(thrown) })
+    }
+
+    fn write<'a>(&'a mut self, chunk: &'a [u8]) -> LocalBoxFuture<'a, io::Result<()>> {
+        Box::pin(async move { self.folder.write(chunk).map_err(thrown) })
+    }
+
+    fn commit(&mut self) -> LocalBoxFuture<'_, io::Result<()>> {
+        Box::pin(async move { self.folder.commit().map_err(thrown) })
+    }
+
+    fn abort(&mut self) {
+        self.folder.abort();
+    }
+}
+
+/// A sink that writes to a new folder.
+pub async fn create_folder(storage: &JsStorage, folder: &str) -> Result<Box<dyn Sink>> {
+    let folder = storage.create(folder).await.map_err(|e| storage_error("create a folder in", e))?;
+    Ok(Box::new(FolderSink { folder: folder.unchecked_into() }))
+}
+
+/// The files of a folder that was written.
+pub async fn written_files(storage: &JsStorage, folder: &str) -> Result<Vec<JsFile>> {
+    let files = storage.files(folder).await.map_err(|e| storage_error("list", e))?;
+    Ok(files.unchecked_into::<Array>().iter().map(JsCast::unchecked_into).collect())
+}
+
+/// Names and sizes of such files.
+pub fn listing(files: &[JsFile]) -> Vec<(String, u64)> {
+    files.iter().map(|file| (file.name(), file.size() as u64)).collect()
+}
+
+/// Removes a folder, if it is there.
+pub async fn remove_folder(storage: &JsStorage, folder: &str) -> Result<()> {
+    storage.remove(folder).await.map(drop).map_err(|e| storage_error("remove a folder of", e))
+}
+
+fn storage_error(action: &'static str, value: JsValue) -> Error {
+    let remedy = "private windows and strict settings may forbid it; open the page in an ordinary window".to_owned();
+    Error::Io { path: PathBuf::from("this site's storage"), action, source: thrown(value), remedy }
+}

@@ -1,0 +1,87 @@
+//! The page's options, and the library's that they stand for.
+
+use aquatint::checkpoint::{Checkpoint, Format};
+use aquatint::ops::grid::{Search, Symmetry};
+use aquatint::quant::options::default_symmetry;
+use aquatint::quant::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions};
+use aquatint::{Error, Result};
+use serde::Deserialize;
+
+/// A word, or a value.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged)]
+pub enum Choice<T> {
+    /// The value.
+    Value(T),
+    /// `auto` or `off`.
+    Word(String),
+}
+
+/// As the page sends them.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PageOptions {
+    method: String,
+    bits: u32,
+    group_size: Choice<i64>,
+    symmetric: Choice<bool>,
+    alpha: Choice<f64>,
+    samples: usize,
+    seq_len: usize,
+    seed: u64,
+    act_order: bool,
+    grid: String,
+    format: String,
+}
+
+impl PageOptions {
+    /// The library's options. Errors: `Error::Input` for a value that cannot be used with `model`.
+    pub fn resolve(&self, model: &Checkpoint) -> Result<QuantizeOptions> {
+        let options = QuantizeOptions {
+            method: match self.method.as_str() {
+                "gptq" => Method::Gptq,
+                "rtn" => Method::Rtn,
+                other => return Err(unknown("the method", other)),
+            },
+            bits: self.bits,
+            group_size: match &self.group_size {
+                Choice::Value(-1) => GroupSize::PerChannel,
+                Choice::Value(size) if *size > 0 => GroupSize::Columns(*size as usize),
+                Choice::Value(size) => return Err(unknown("the group size", &size.to_string())),
+                Choice::Word(_) => GroupSize::Auto,
+            },
+            symmetry: match self.symmetric {
+                Choice::Value(true) => Symmetry::Symmetric,
+                Choice::Value(false) => Symmetry::Asymmetric,
+                Choice::Word(_) => default_symmetry(self.bits),
+            },
+            grid: if self.grid == "minmax" { Search::MinMax } else { Search::Mse },
+            activation_order: if self.act_order { ActivationOrder::Descending } else { ActivationOrder::Natural },
+            alpha: AlphaPolicy { default: self.alpha()?, ..QuantizeOptions::default().alpha },
+            samples: self.samples,
+            seq_len: self.seq_len,
+            seed: self.seed,
+            ..QuantizeOptions::default()
+        };
+        options.validate_for(model.config())?;
+        Ok(options)
+    }
+
+    fn alpha(&self) -> Result<Alpha> {
+        match &self.alpha {
+            Choice::Value(0.0) => Ok(Alpha::Off),
+            Choice::Value(value) if (0.0..=1.0).contains(value) => Ok(Alpha::Fixed(*value)),
+            Choice::Value(value) => Err(unknown("α", &value.to_string())),
+            Choice::Word(word) => word.parse().map_err(|_| unknown("α", word)),
+        }
+    }
+
+    /// How layers are stored.
+    pub fn format(&self, options: &QuantizeOptions, model: &Checkpoint) -> Format {
+        if self.format == "float" { Format::Float } else { Format::Gptq(options.gptq_settings(model.config())) }
+    }
+}
+
+fn unknown(option: &str, found: &str) -> Error {
+    Error::input(option, format!("'{found}'"), "one of the values that the page offers", "choose one of these")
+}

@@ -1,0 +1,135 @@
+//! What a run tells the page while it goes on: the step in hand, how far it is, when it may end, and the error so far.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+use aquatint::model::block::Stage;
+use aquatint::pipeline::{Event, Observer, Phase};
+use js_sys::Function;
+use serde::Serialize;
+use wasm_bindgen::prelude::*;
+
+use crate::failure::to_js;
+
+#[wasm_bindgen]
+extern "C" {
+    #[wasm_bindgen(js_namespace = performance, js_name = now)]
+    fn milliseconds() -> f64;
+}
+
+/// Seconds since the worker started.
+pub fn seconds() -> f64 {
+    milliseconds() / 1000.0
+}
+
+/// The share of an evaluation that its blocks take; the rest is the head.
+const BLOCKS_OF_EVALUATION: f64 = 0.7;
+/// No end is foretold before this much of the whole is done.
+const FORETELL_FROM: f64 = 0.03;
+
+/// One part of a run.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    /// What the page calls it.
+    pub name: &'static str,
+    /// Which curve its block errors belong to, if any.
+    pub series: Option<&'static str>,
+    /// Its share of the work, in any unit.
+    pub work: f64,
+}
+
+/// The observer of all steps.
+pub struct Progress {
+    page: Function,
+    stop: Rc<Cell<bool>>,
+    steps: Vec<Step>,
+    current: usize,
+    started: f64,
+    blocks: usize,
+    block: usize,
+    done: f64,
+    phase: &'static str,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+enum Message<'a> {
+    Step { step: &'a str, index: usize, steps: usize },
+    Progress { step: &'a str, block: usize, blocks: usize, phase: &'a str, done: f64, overall: f64, eta: Option<f64> },
+    Point { series: &'a str, block: usize, error: f64 },
+}
+
+impl Progress {
+    /// Before the first step. `stop` is set from outside to cancel.
+    pub fn new(page: Function, stop: Rc<Cell<bool>>, steps: Vec<Step>) -> Self {
+        Self { page, stop, steps, current: 0, started: seconds(), blocks: 0, block: 0, done: 0.0, phase: "" }
+    }
+
+    /// Begins the step of this name.
+    pub fn begin(&mut self, name: &str) {
+        self.current = self.steps.iter().position(|step| step.name == name).unwrap_or(self.current);
+        (self.done, self.block, self.phase) = (0.0, 0, "load");
+        let step = self.steps[self.current].name;
+        self.send(&Message::Step { step, index: self.current, steps: self.steps.len() });
+    }
+
+    fn send(&self, message: &Message<'_>) {
+        // The page's handler does not throw; if it did, there would be nobody to tell.
+        let _ = self.page.call1(&JsValue::NULL, &to_js(message));
+    }
+
+    fn report(&self) {
+        let total: f64 = self.steps.iter().map(|step| step.work).sum();
+        let before: f64 = self.steps[..self.current].iter().map(|step| step.work).sum();
+        let Step { name, work, .. } = self.steps[self.current];
+        let overall = ((before + self.done * work) / total).min(1.0);
+        let elapsed = seconds() - self.started;
+        let eta = (overall > FORETELL_FROM).then(|| elapsed * (1.0 - overall) / overall);
+        let Self { block, blocks, phase, done, .. } = *self;
+        self.send(&Message::Progress { step: name, block, blocks, phase, done, overall, eta });
+    }
+
+    fn at(&mut self, block: usize, stage: Stage, within: f64) {
+        let stages = Stage::ALL.len() as f64;
+        let before = Stage::ALL.iter().position(|&other| other == stage).unwrap_or(0) as f64;
+        self.block = block;
+        self.done = (block as f64 + (before + within) / stages) / self.blocks.max(1) as f64;
+    }
+}
+
+impl Observer for Progress {
+    fn event(&mut self, event: &Event) {
+        match *event {
+            Event::Planned { blocks, .. } => self.blocks = blocks,
+            Event::Phase { block, stage, phase } => {
+                let phases = [Phase::Statistics, Phase::Correction, Phase::Rounding, Phase::Forward, Phase::Write];
+                let before = phases.iter().position(|&other| other == phase).unwrap_or(0);
+                self.phase = phase.label();
+                self.at(block, stage, before as f64 / phases.len() as f64);
+            }
+            Event::Group { block, stage } => self.at(block, stage, 1.0),
+            Event::Block { block, error } => {
+                if let Some(series) = self.steps[self.current].series {
+                    self.send(&Message::Point { series, block, error });
+                }
+            }
+            Event::EvaluationBlock { block, blocks } => {
+                (self.block, self.blocks, self.phase) = (block, blocks, Phase::Forward.label());
+                self.done = BLOCKS_OF_EVALUATION * block as f64 / blocks.max(1) as f64;
+            }
+            Event::EvaluationHead { scored, windows } => {
+                let share = scored as f64 / windows.max(1) as f64;
+                self.done = BLOCKS_OF_EVALUATION + (1.0 - BLOCKS_OF_EVALUATION) * share;
+            }
+        }
+        self.report();
+    }
+
+    fn seconds(&self) -> f64 {
+        seconds()
+    }
+
+    fn cancelled(&self) -> bool {
+        self.stop.get()
+    }
+}

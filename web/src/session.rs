@@ -1,0 +1,152 @@
+//! What the worker calls, one method per call of the page. All state of a page is here: device, model, result.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use aquatint::device::{AdapterSummary, Choice, Device, Recorder, adapters, select};
+use aquatint::{Checkpoint, Error};
+use js_sys::Function;
+use serde::Serialize;
+use wasm_bindgen::prelude::*;
+
+use crate::failure::{Failure, from_js, to_js};
+use crate::files::{JsFile, JsStorage, listing, open_checkpoint, remove_folder};
+use crate::options::PageOptions;
+use crate::progress::Progress;
+use crate::run::{Place, QUANTIZED, Request, steps};
+use crate::summary::{describe, plan};
+
+#[wasm_bindgen]
+extern "C" {
+    #[wasm_bindgen(js_namespace = console)]
+    fn error(message: &str);
+}
+
+/// A panic is a bug: the browser's console gets its words, and the worker dies of the trap that follows.
+#[wasm_bindgen(start)]
+fn announce_panics() {
+    std::panic::set_hook(Box::new(|panic| error(&panic.to_string())));
+}
+
+/// One page's work.
+#[wasm_bindgen]
+pub struct Session {
+    page: Function,
+    storage: JsStorage,
+    device: RefCell<Option<Device>>,
+    model: RefCell<Option<Rc<Checkpoint>>>,
+    /// Set by `cancel`, cleared when something starts.
+    stop: Rc<Cell<bool>>,
+}
+
+#[derive(Serialize)]
+struct Start {
+    version: &'static str,
+    gpu: Option<Gpu>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Gpu {
+    name: String,
+    backend: String,
+    software: bool,
+    largest_binding: u64,
+    largest_buffer: u64,
+    workgroup_memory: u32,
+}
+
+impl From<AdapterSummary> for Gpu {
+    fn from(adapter: AdapterSummary) -> Self {
+        Self {
+            name: adapter.name,
+            backend: adapter.backend,
+            software: adapter.software,
+            largest_binding: adapter.largest_binding,
+            largest_buffer: adapter.largest_buffer,
+            workgroup_memory: adapter.workgroup_memory,
+        }
+    }
+}
+
+#[wasm_bindgen]
+impl Session {
+    /// `page` takes events; `storage` is where results go.
+    #[wasm_bindgen(constructor)]
+    pub fn new(page: Function, storage: JsStorage) -> Self {
+        Self { page, storage, device: RefCell::default(), model: RefCell::default(), stop: Rc::default() }
+    }
+
+    /// The version and the GPU, if there is one.
+    pub async fn start(&self) -> Result<JsValue, JsValue> {
+        let gpu = adapters().await.into_iter().next().map(Gpu::from);
+        Ok(to_js(&Start { version: env!("CARGO_PKG_VERSION"), gpu }))
+    }
+
+    /// Opens a model, whose name in messages is `place`.
+    pub async fn open(&self, place: String, files: Vec<JsFile>) -> Result<JsValue, JsValue> {
+        self.model.take();
+        let sizes = listing(&files);
+        let model = open_checkpoint(&place, files).await.map_err(Failure::from)?;
+        let device = self.device().await.ok();
+        let summary = to_js(&describe(&model, sizes, device.as_ref()));
+        self.model.replace(Some(Rc::new(model)));
+        Ok(summary)
+    }
+
+    /// What a run with these options would take.
+    pub fn plan(&self, options: JsValue) -> Result<JsValue, JsValue> {
+        let options: PageOptions = from_js(options, "plan")?;
+        let model = self.model()?;
+        Ok(to_js(&plan(&model, &options, self.device.borrow().as_ref())))
+    }
+
+    /// Quantizes, compares and measures.
+    pub async fn run(&self, request: JsValue) -> Result<JsValue, JsValue> {
+        self.stop.set(false);
+        let mut request: Request = from_js(request, "run")?;
+        let model = self.model()?;
+        let options = request.options(&model).map_err(Failure::from)?;
+        let texts = request.texts(&model).await.map_err(Failure::from)?;
+        let measured = texts.measured(options.seq_len).map_err(Failure::from)?.len() * options.seq_len;
+        let steps = steps(&request, options.samples * options.seq_len, measured);
+        let mut progress = Progress::new(self.page.clone(), self.stop.clone(), steps);
+        let mut rec = Recorder::new(&self.device().await?);
+        let mut place =
+            Place { rec: &mut rec, model: &model, storage: &self.storage, progress: &mut progress };
+        let outcome = place.run(&request, &texts).await;
+        if outcome.is_err() {
+            // A device that failed is not used again; opening one costs little.
+            self.device.take();
+        }
+        Ok(to_js(&outcome?))
+    }
+
+    /// Stops what is going on at the next opportunity.
+    pub fn cancel(&self) {
+        self.stop.set(true);
+    }
+
+    /// Removes the written checkpoint.
+    pub async fn discard(&self) -> Result<(), JsValue> {
+        Ok(remove_folder(&self.storage, QUANTIZED).await.map_err(Failure::from)?)
+    }
+}
+
+impl Session {
+    fn model(&self) -> Result<Rc<Checkpoint>, Failure> {
+        self.model.borrow().clone().ok_or_else(|| {
+            Failure::from(Error::input("the model", "none", "an opened model", "choose one first"))
+        })
+    }
+
+    /// The GPU, opened at first use. Also one that is emulated in software: in a browser there is nothing else.
+    async fn device(&self) -> Result<Device, Failure> {
+        if let Some(device) = self.device.borrow().clone() {
+            return Ok(device);
+        }
+        let (device, _) = select(&Choice::Index(0)).await?;
+        self.device.replace(Some(device.clone()));
+        Ok(device)
+    }
+}

@@ -1,0 +1,131 @@
+//! What the page shows of a model before any work: what it is, how large, and whether it can be quantized here.
+
+use aquatint::checkpoint::{Checkpoint, DEFAULT_SHARD_LIMIT, WritePlan};
+use aquatint::device::Device;
+use aquatint::pipeline::{device_bytes, largest_array};
+use aquatint::quant::GroupSize;
+use serde::Serialize;
+
+use crate::failure::Failure;
+use crate::options::PageOptions;
+
+/// A model, opened.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelSummary {
+    name: String,
+    family: String,
+    parameters: u64,
+    blocks: usize,
+    hidden: usize,
+    intermediate: usize,
+    vocab: usize,
+    context: usize,
+    bytes: u64,
+    dtype: String,
+    group_sizes: Vec<i64>,
+    files: Vec<FileSize>,
+    problems: Vec<String>,
+}
+
+/// A file and its size.
+#[derive(Serialize)]
+pub struct FileSize {
+    /// File name.
+    pub name: String,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Names and sizes as the page reads them.
+pub fn file_sizes(listing: Vec<(String, u64)>) -> Vec<FileSize> {
+    listing.into_iter().map(|(name, bytes)| FileSize { name, bytes }).collect()
+}
+
+/// What a run with some options would take.
+#[derive(Serialize, Default)]
+#[serde(rename_all = "camelCase")]
+pub struct RunPlan {
+    device_bytes: u64,
+    largest_array: u64,
+    output_bytes: u64,
+    tokens: usize,
+    problems: Vec<String>,
+    warnings: Vec<String>,
+}
+
+/// Describes `model`. `device`: where it would run, if there is a GPU.
+pub fn describe(model: &Checkpoint, listing: Vec<(String, u64)>, device: Option<&Device>) -> ModelSummary {
+    let config = model.config();
+    let linears = config.block_linears(0);
+    let fits = |&size: &i64| size == -1 || linears.iter().all(|linear| linear.columns % size as usize == 0);
+    let mut problems = Vec::new();
+    if config.quantization.is_some() {
+        problems.push("This checkpoint is quantized already; open the original model.".to_owned());
+    }
+    let dtype_of = |name: &str| model.dtype(&format!("{name}.weight")).map(|dtype| dtype.to_string());
+    let dtype = linears.first().and_then(|linear| dtype_of(&linear.name).ok()).unwrap_or_default();
+    if let Some(problem) = device.and_then(|device| too_large(model, 2, device)) {
+        problems.push(problem);
+    }
+    ModelSummary {
+        name: model.name().to_owned(),
+        family: config.family.architecture().to_owned(),
+        parameters: model.parameters(),
+        blocks: config.num_hidden_layers,
+        hidden: config.hidden_size,
+        intermediate: config.intermediate_size,
+        vocab: config.vocab_size,
+        context: config.max_position_embeddings,
+        bytes: model.bytes(),
+        dtype,
+        group_sizes: [-1, 32, 64, 128].into_iter().filter(fits).collect(),
+        files: file_sizes(listing),
+        problems,
+    }
+}
+
+fn too_large(model: &Checkpoint, seq_len: usize, device: &Device) -> Option<String> {
+    let (needed, limit) = (largest_array(model.config(), seq_len), device.largest_array());
+    let [needed_mb, limit_mb] = [needed, limit].map(|bytes| bytes as f64 / 1e6);
+    (needed > limit).then(|| {
+        format!(
+            "One array of this model takes {needed_mb:.0} MB, and this browser's GPU gives at most {limit_mb:.0} MB to one; \
+             choose a smaller model or length, or use the command line."
+        )
+    })
+}
+
+/// What `options` would take with `model`.
+pub fn plan(model: &Checkpoint, options: &PageOptions, device: Option<&Device>) -> RunPlan {
+    let sentence = |error| Failure::from(error).into_message();
+    let resolved = match options.resolve(model) {
+        Ok(resolved) => resolved,
+        Err(error) => return RunPlan { problems: vec![sentence(error)], ..RunPlan::default() },
+    };
+    let config = model.config();
+    let tokens = resolved.samples * resolved.seq_len;
+    let mut plan = RunPlan {
+        device_bytes: device_bytes(config, tokens, resolved.seq_len.max(4096).min(tokens)),
+        largest_array: largest_array(config, resolved.seq_len),
+        tokens,
+        ..RunPlan::default()
+    };
+    let format = options.format(&resolved, model);
+    match WritePlan::new(model, format, &config.linear_names(), DEFAULT_SHARD_LIMIT) {
+        Ok(written) => plan.output_bytes = written.bytes(),
+        Err(error) => plan.problems.push(sentence(error)),
+    }
+    plan.problems.extend(device.and_then(|device| too_large(model, resolved.seq_len, device)));
+    if tokens < 2 * config.hidden_size.max(config.intermediate_size) {
+        plan.warnings.push(format!(
+            "{tokens} tokens are few for layers {} wide; more samples give a better model.",
+            config.intermediate_size
+        ));
+    }
+    let groups = resolved.group_size.resolve(config);
+    if resolved.group_size == GroupSize::Auto && groups.is_none() {
+        plan.warnings.push("No group size divides every layer, so there will be one grid per row.".to_owned());
+    }
+    plan
+}

@@ -1,0 +1,108 @@
+// The option form: what it says, what of it holds for a model, and what it adds up to.
+
+import { byId, make } from './dom.js';
+import { bytes, whole } from './format.js';
+
+const NUMBERS = ['samples', 'seq-len', 'seed', 'alpha-value'];
+
+export class Options {
+  /** `onChange` is called after every edit. */
+  constructor(onChange) {
+    this.form = byId('options-form');
+    this.estimate = byId('estimate');
+    this.form.addEventListener('submit', (event) => event.preventDefault());
+    this.form.addEventListener('input', () => {
+      this.settle();
+      onChange();
+    });
+    this.settle();
+  }
+
+  /** Fields that depend on others. */
+  settle() {
+    const alpha = byId('alpha').value;
+    byId('alpha-value').hidden = alpha !== 'number';
+    byId('alpha-value').disabled = alpha !== 'number';
+    byId('compare').disabled = alpha === 'off';
+    byId('act-order').disabled = byId('method').value === 'rtn';
+    byId('samples').min = alpha === 'auto' ? 2 : 1; // automatic α needs one sample to hold out
+    for (const id of NUMBERS) byId(id).ariaInvalid = byId(id).checkValidity() ? null : 'true';
+  }
+
+  /** Offers what `model` can take. */
+  fit(model) {
+    const sizes = model.groupSizes.filter((size) => size > 0);
+    const automatic = [128, 64, 32].find((size) => sizes.includes(size));
+    const select = byId('group-size');
+    const kept = select.value;
+    select.replaceChildren(
+      make('option', { value: 'auto' }, `Automatic (${automatic ?? 'one grid per row'})`),
+      ...sizes.map((size) => make('option', { value: String(size) }, `${size} weights`)),
+      ...(model.groupSizes.includes(-1) ? [make('option', { value: '-1' }, 'One grid per row')] : []),
+    );
+    select.value = [...select.options].some((option) => option.value === kept) ? kept : 'auto';
+    const length = byId('seq-len');
+    length.max = model.context;
+    if (Number(length.value) > model.context) length.value = model.context;
+    this.settle();
+  }
+
+  /** The first wrong entry as a sentence, or null. */
+  mistake() {
+    const wrong = NUMBERS.map(byId).find((input) => !input.disabled && !input.checkValidity());
+    if (!wrong) return null;
+    const label = wrong.labels[0]?.textContent ?? wrong.getAttribute('aria-label');
+    const kind = wrong.step === 'any' ? 'number' : 'whole number';
+    const found = wrong.value === '' ? 'is empty' : `is ${wrong.value}`;
+    return `${label} ${found}; give a ${kind} from ${wrong.min} to ${wrong.max}.`;
+  }
+
+  /** As the protocol wants them. Only after `mistake` gave null. */
+  read() {
+    const group = byId('group-size').value;
+    const symmetric = byId('symmetry').value;
+    const alpha = byId('alpha').value;
+    return {
+      method: byId('method').value,
+      bits: Number(byId('bits').value),
+      groupSize: group === 'auto' ? 'auto' : Number(group),
+      symmetric: symmetric === 'auto' ? 'auto' : symmetric === 'true',
+      alpha: alpha === 'number' ? Number(byId('alpha-value').value) : alpha,
+      samples: Number(byId('samples').value),
+      seqLen: Number(byId('seq-len').value),
+      seed: Number(byId('seed').value),
+      actOrder: byId('act-order').checked,
+      grid: byId('grid').value,
+      format: byId('format').value,
+    };
+  }
+
+  /** Whether the run without propagation is wanted, and makes sense. */
+  get compare() {
+    return byId('compare').checked && byId('alpha').value !== 'off';
+  }
+
+  /** Shows a plan, or with `null` nothing. */
+  showPlan(plan, gpu) {
+    this.estimate.hidden = plan === null;
+    if (plan === null) return;
+    const limit = gpu ? ` of the ${bytes(gpu.largestBinding)} that this GPU takes` : '';
+    const facts = `Needs ${bytes(plan.deviceBytes)} on the GPU, the largest array ${bytes(plan.largestArray)}${limit}. `
+      + `Writes ${bytes(plan.outputBytes)}. Calibrates on ${whole(plan.tokens)} tokens, roughly ${bytes(plan.tokens * 4)} of English.`;
+    this.estimate.replaceChildren(make('p', { className: 'figures' }, facts), ...notes(plan));
+  }
+
+  /** Shows a wrong entry in place of a plan. */
+  showMistake(text) {
+    this.estimate.hidden = false;
+    this.estimate.replaceChildren(make('p', { className: 'note strong' }, text));
+  }
+}
+
+/** Problems and warnings of a plan or a model as paragraphs. */
+export function notes({ problems = [], warnings = [] }) {
+  return [
+    ...problems.map((text) => make('p', { className: 'note strong' }, make('strong', {}, 'Will not work: '), text)),
+    ...warnings.map((text) => make('p', { className: 'note' }, make('strong', {}, 'Note: '), text)),
+  ];
+}

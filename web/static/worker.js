@@ -1,0 +1,97 @@
+// The worker: all GPU and file work of the page. It answers the page's calls (client.js) with the library compiled to wasm;
+// files come from worker-models.js and go to worker-storage.js.
+//
+// A call is {id, call, ...arguments}; the answer {id, ok} or {id, error: {kind, message}}. Events have no id.
+
+import init, { Session } from './aquatint_web.js';
+import { bundledText, openSource } from './worker-models.js';
+import { Storage } from './worker-storage.js';
+
+// Before anything is awaited, or the page's first message is lost.
+addEventListener('message', ({ data }) => answer(data));
+
+// A trap inside a promise leaves its call without an answer: as an error of the worker it reaches the page, which starts anew.
+addEventListener('unhandledrejection', ({ reason }) => setTimeout(() => { throw reason; }));
+
+let storage = null;
+let session = null;
+
+const calls = {
+  async start({ page }) {
+    const reason = whyNoGpu();
+    const [opened] = await Promise.all([openStorage(page), init()]);
+    storage = opened;
+    session = new Session(postMessage.bind(globalThis), storage);
+    if (reason !== 'ok') return { version: '', gpu: null, reason, storage: null };
+    const { version, gpu } = await session.start();
+    if (gpu) gpu.name ||= await adapterName();
+    return { version, gpu, reason: gpu ? 'ok' : 'no-adapter', storage: await storage.estimate() };
+  },
+
+  async open({ source }) {
+    const { name, files } = await openSource(source);
+    return session.open(name, files);
+  },
+
+  plan: ({ options }) => session.plan(options),
+
+  async run({ options, calibration, compare }) {
+    const text = calibration.kind === 'bundled' ? await bundledText() : calibration;
+    return session.run({ options, calibration: text, compare });
+  },
+
+  cancel() {
+    session.cancel();
+    return null;
+  },
+
+  async files() {
+    const files = await storage.files('quantized');
+    return files.map(({ name, blob }) => ({ name, file: blob }));
+  },
+
+  async discard() {
+    await session.discard();
+    return null;
+  },
+
+  generate: (request) => session.generate(request),
+};
+
+async function answer({ id, call, ...request }) {
+  try {
+    postMessage({ id, ok: await calls[call](request) });
+  } catch (error) {
+    postMessage({ id, error: described(error) });
+  }
+}
+
+/** A failure of the library or of the files is fit to show; anything else is a bug, told as one. */
+function described(error) {
+  if (typeof error.kind === 'string') return { kind: error.kind, message: error.message };
+  if (error instanceof WebAssembly.RuntimeError) {
+    const message = 'The program broke down (out of memory, or a bug); reload the page, choose fewer samples, and please report it if it happens again.';
+    return { kind: 'internal', message };
+  }
+  return { kind: 'internal', message: `Something unexpected happened (${error.message ?? error}); reload the page, and please report this.` };
+}
+
+function whyNoGpu() {
+  if (!isSecureContext) return 'insecure';
+  return navigator.gpu ? 'ok' : 'no-webgpu';
+}
+
+/** Browsers may keep the description to themselves and still tell maker and generation. */
+async function adapterName() {
+  const { vendor, architecture } = (await navigator.gpu.requestAdapter())?.info ?? {};
+  return [vendor, architecture].filter(Boolean).join(' ') || 'a GPU that the browser does not name';
+}
+
+/** Without private storage models can still be looked at; the run says what is missing. */
+async function openStorage(page) {
+  try {
+    return await Storage.open(page);
+  } catch (error) {
+    return Storage.missing(error);
+  }
+}

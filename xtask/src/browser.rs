@@ -1,0 +1,79 @@
+//! The browser test: the page in headless Chromium, driven by playwright-core (`web/tests/page.mjs`).
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::process::{self, Failure, Result};
+use crate::{packages, web};
+
+/// Where the test and the list of its packages are.
+const TESTS: &str = "web/tests";
+
+/// Whether the test can run.
+pub enum Readiness {
+    /// The browser's program.
+    Ready(PathBuf),
+    /// What is missing and how to get it.
+    Missing(String),
+}
+
+/// Looks for a Chromium, Node.js and npm, installs them on Debian and Ubuntu if that needs no password, and looks again.
+/// Errors: in CI, where nothing may be skipped, whatever is still missing.
+pub fn set_up() -> Result<Readiness> {
+    let missing = missing();
+    if !missing.is_empty() {
+        packages::install(&missing);
+    }
+    let missing = self::missing();
+    match chromium() {
+        Some(program) if missing.is_empty() => Ok(Readiness::Ready(program)),
+        _ => {
+            let advice = format!("missing for the browser test: {}", missing.join(", "));
+            if process::in_ci() { Err(Failure::new(advice)) } else { Ok(Readiness::Missing(advice)) }
+        }
+    }
+}
+
+/// The Debian packages of what is not there.
+fn missing() -> Vec<&'static str> {
+    let mut missing = Vec::new();
+    if chromium().is_none() {
+        missing.push("chromium");
+    }
+    for (program, package) in [("node", "nodejs"), ("npm", "npm")] {
+        if !process::succeeds(Command::new(program).arg("--version")) {
+            missing.push(package);
+        }
+    }
+    missing
+}
+
+/// A browser with WebGPU in software.
+fn chromium() -> Option<PathBuf> {
+    let named = std::env::var_os("CHROMIUM").map(PathBuf::from);
+    let usual = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].map(PathBuf::from);
+    named.into_iter().chain(usual).find(|program| program.is_file())
+}
+
+/// Builds the page, and the program to compare with, and runs the test.
+pub fn run(chromium: &Path) -> Result<()> {
+    let page = web::default_folder();
+    web::build(&page)?;
+    let programs = ["build", "--release", "--package", "aquatint", "--package", "aquatint-web-tool"];
+    process::step("programs", &mut process::cargo(programs))?;
+    let tests = process::root().join(TESTS);
+    let installed = process::target().join("web-tests");
+    // A copy, so that nothing is installed into the source tree.
+    let write = |error| Failure::new(format!("cannot write {}: {error}", installed.display()));
+    web::copy(&tests, &installed).map_err(write)?;
+    let mut packages = Command::new("npm");
+    packages.args(["ci", "--no-audit", "--no-fund", "--ignore-scripts"]).current_dir(&installed);
+    process::step("packages", &mut packages)?;
+    let mut units = Command::new("node");
+    process::step("page units", units.arg("--test").arg(tests.join("tar.test.mjs")))?;
+    let mut test = Command::new("node");
+    test.arg(installed.join("page.mjs")).env("CHROMIUM", chromium).env("PAGE", page);
+    test.env("PROGRAMS", process::target().join("release"));
+    test.env("FIXTURES", process::root().join("tests/fixtures")).env("ARTEFACTS", installed.join("artefacts"));
+    process::step("page", &mut test)
+}
