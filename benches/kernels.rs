@@ -12,6 +12,7 @@ use aquatint::Result;
 use aquatint::device::Recorder;
 use aquatint::model::config::{Rope, RopeScaling};
 use aquatint::model::rope::table;
+use aquatint::ops::Positions;
 use aquatint::ops::add::add_assign;
 use aquatint::ops::attention::{Heads, attention};
 use aquatint::ops::cholesky;
@@ -243,16 +244,19 @@ impl Bench {
         let positions = 2048.min(tokens);
         let angles = table(&Rope { theta: 100_000.0, scaling: RopeScaling::None }, HEAD_DIM, positions);
         let angles = self.rec.upload(&[positions, HEAD_DIM], angles)?;
-        self.measure("rope", shape.clone(), traffic, |rec| rope(rec, &mut x, &angles, HEAD_DIM, positions))?;
+        self.measure("rope", shape.clone(), traffic, |rec| {
+            rope(rec, &mut x, &angles, HEAD_DIM, Positions::whole(positions))
+        })?;
         let (k, v) = (tensor(&mut self.rec, &[tokens, KV], 1.0)?, tensor(&mut self.rec, &[tokens, KV], 1.0)?);
         for seq_len in [512, 2048].into_iter().filter(|&seq_len| seq_len <= tokens) {
             let heads = HIDDEN / HEAD_DIM;
-            let causal = Heads { heads, kv_heads: KV / HEAD_DIM, head_dim: HEAD_DIM, seq_len, window: None };
+            let causal = Heads { heads, kv_heads: KV / HEAD_DIM, head_dim: HEAD_DIM, window: None };
             // q·k and the sum over v, for each pair of a query and a key that it sees.
             let pairs = tokens * (seq_len + 1) / 2;
             let work = Work::Flops(4.0 * (heads * HEAD_DIM * pairs) as f64);
             let shape = format!("T {tokens}, 9/3 heads of 64, length {seq_len}");
-            self.measure("attention", shape, work, |rec| attention(rec, &x, &k, &v, causal).map(drop))?;
+            let positions = Positions::whole(seq_len);
+            self.measure("attention", shape, work, |rec| attention(rec, &x, &k, &v, causal, positions).map(drop))?;
         }
         let y = tensor(&mut self.rec, &[tokens, HIDDEN], 1e-3)?;
         let traffic = bytes(3 * x.len());

@@ -14,7 +14,12 @@ struct Params {
     heads: u32,
     kv_heads: u32,
     head_dim: u32,
+    // Queries per sequence.
     seq_len: u32,
+    // Position of a sequence's first query; its keys start at position 0.
+    first: u32,
+    // Rows of K and V per sequence, of which those before position `first + seq_len` are read.
+    capacity: u32,
     // Keys that a query sees at most, its own among them.
     window: u32,
     scale: f32,
@@ -45,23 +50,23 @@ var<workgroup> left: array<vec4<f32>, 256>;
 // [depth][quad of keys or columns]: K or V.
 var<workgroup> right: array<vec4<f32>, 256>;
 
-// Element `depth` of a head's row at `position`, the rows starting at `base`; 0 outside.
-fn load_q(base: u32, position: u32, depth: u32) -> f32 {
-    if position >= p.seq_len || depth >= p.head_dim {
+// Element `depth` of a head's row (for keys, at `position`), the rows starting at `base`; 0 outside.
+fn load_q(base: u32, row: u32, depth: u32) -> f32 {
+    if row >= p.seq_len || depth >= p.head_dim {
         return 0.0;
     }
-    return q[base + position * p.heads * p.head_dim + depth];
+    return q[base + row * p.heads * p.head_dim + depth];
 }
 
 fn load_k(base: u32, position: u32, depth: u32) -> f32 {
-    if position >= p.seq_len || depth >= p.head_dim {
+    if position >= p.first + p.seq_len || depth >= p.head_dim {
         return 0.0;
     }
     return k[base + position * p.kv_heads * p.head_dim + depth];
 }
 
 fn load_v(base: u32, position: u32, depth: u32) -> f32 {
-    if position >= p.seq_len || depth >= p.head_dim {
+    if position >= p.first + p.seq_len || depth >= p.head_dim {
         return 0.0;
     }
     return v[base + position * p.kv_heads * p.head_dim + depth];
@@ -77,9 +82,9 @@ fn total(a: vec4<f32>) -> f32 {
 
 // What an invocation works on.
 struct Place {
-    // The first query of the tile.
+    // The first row of the tile among the sequence's queries.
     first: u32,
-    // Where the head's row of the sequence's first token starts in Q and in the output, and in K and V.
+    // Where the head's part of the sequence's first row starts in Q and in the output, and in K and V.
     q_base: u32,
     kv_base: u32,
     x: u32,
@@ -124,7 +129,7 @@ fn scores(at: Place, key: u32) -> array<vec4<f32>, 4> {
         }
         workgroupBarrier();
     }
-    let query = at.first + at.y * 4u;
+    let query = p.first + at.first + at.y * 4u;
     s[0] = mask(s[0], query, key + at.x * 4u);
     s[1] = mask(s[1], query + 1u, key + at.x * 4u);
     s[2] = mask(s[2], query + 2u, key + at.x * 4u);
@@ -179,11 +184,11 @@ fn share_values(at: Place, key: u32, slab: u32) {
 }
 
 fn store(at: Place, row: u32, slab: u32, values: vec4<f32>) {
-    let position = at.first + at.y * 4u + row;
+    let query = at.first + at.y * 4u + row;
     for (var j = 0u; j < 4u; j += 1u) {
         let column = slab * TILE + at.x * 4u + j;
-        if position < p.seq_len && column < p.head_dim {
-            out[at.q_base + position * p.heads * p.head_dim + column] = values[j];
+        if query < p.seq_len && column < p.head_dim {
+            out[at.q_base + query * p.heads * p.head_dim + column] = values[j];
         }
     }
 }
@@ -196,17 +201,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     let first = index % p.tiles * TILE;
     let head = index / p.tiles % p.heads;
-    let start = index / p.tiles / p.heads * p.seq_len;
+    let sequence = index / p.tiles / p.heads;
     let kv_head = head / (p.heads / p.kv_heads);
-    let q_base = (start * p.heads + head) * p.head_dim;
-    let at = Place(first, q_base, (start * p.kv_heads + kv_head) * p.head_dim, lane % 16u, lane / 16u);
+    let q_base = (sequence * p.seq_len * p.heads + head) * p.head_dim;
+    let kv_base = (sequence * p.capacity * p.kv_heads + kv_head) * p.head_dim;
+    let at = Place(first, q_base, kv_base, lane % 16u, lane / 16u);
 
     var output: array<vec4<f32>, 4u * SLABS>;
     // Per query: the largest score so far, and this invocation's share of Σ exp(score − largest).
     var peak = vec4<f32>(HIDDEN);
     var sums = vec4<f32>(0.0);
-    let end = min(first + TILE, p.seq_len);
-    for (var key = max(first + 1u, p.window) - p.window; key < end; key += TILE) {
+    let end = p.first + min(first + TILE, p.seq_len);
+    for (var key = max(p.first + first + 1u, p.window) - p.window; key < end; key += TILE) {
         var s = scores(at, key);
         let before = peak;
         peak = max(peak, row_max(at, vec4<f32>(largest(s[0]), largest(s[1]), largest(s[2]), largest(s[3]))));

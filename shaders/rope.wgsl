@@ -5,6 +5,8 @@ struct Params {
     pairs_per_token: u32,
     pairs_per_head: u32,
     seq_len: u32,
+    // Position of a sequence's first token.
+    first: u32,
     // Invocations along x, since pairs are spread over two axes.
     stride: u32,
 }
@@ -20,7 +22,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     if pair >= p.pairs {
         return;
     }
-    let position = pair / p.pairs_per_token % p.seq_len;
+    let position = p.first + pair / p.pairs_per_token % p.seq_len;
     let i = pair % p.pairs_per_head;
     // A head has as many second elements as pairs before it, so its first elements start at twice that.
     let first = 2u * (pair - i) + i;

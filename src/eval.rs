@@ -127,7 +127,7 @@ async fn last_hidden(
         let (block, weights) = network.block(rec, index).await?;
         for chunk in &mut chunks {
             let hidden = std::mem::replace(chunk, rec.empty(&[0])?);
-            *chunk = block.forward(rec, &weights, &network.rope_table, hidden)?;
+            *chunk = block.forward(rec, &weights, &mut network.context(), hidden)?;
         }
         rec.submit()?;
         observer.event(&Event::EvaluationBlock { block: index + 1, blocks });

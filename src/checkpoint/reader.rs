@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::gptq::{PackedLayout, PackedTensors};
 use super::shards::{Files, Tensor};
 use super::source::{Source, pieces};
+use crate::model::config::fields::Fields;
 use crate::model::config::{QuantizationConfig, ZeroPointFormat};
 use crate::model::{ModelConfig, Tokenizer};
 use crate::ops::widen::Encoding;
@@ -19,6 +20,7 @@ use crate::{Error, Result};
 pub(super) const CONFIG_FILE: &str = "config.json";
 pub(super) const QUANTIZE_CONFIG_FILE: &str = "quantize_config.json";
 const TOKENIZER_FILE: &str = "tokenizer.json";
+const GENERATION_CONFIG_FILE: &str = "generation_config.json";
 
 /// A model directory, or the bundled model, or files a browser was given.
 ///
@@ -143,6 +145,17 @@ impl Checkpoint {
                 "download it, or save it with transformers",
             )),
         }
+    }
+
+    /// The token ids under `key`, such as `eos_token_id`, in generation_config.json, or else in config.json.
+    pub async fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
+        if let Some(Value::Object(object)) = self.files.json(GENERATION_CONFIG_FILE).await? {
+            let ids = Fields { subject: &self.files.label(GENERATION_CONFIG_FILE), object: &object }.token_ids(key)?;
+            if !ids.is_empty() {
+                return Ok(ids);
+            }
+        }
+        Fields { subject: &self.files.label(CONFIG_FILE), object: &self.raw_config }.token_ids(key)
     }
 
     /// Files beside the weights that belong to the model and go into every copy of it: tokenizer, chat template, licence …

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use aquatint::Sampling;
 use aquatint::device::Choice;
 use aquatint::ops::grid::{Search, Symmetry};
 use aquatint::quant::options::default_symmetry;
 use aquatint::quant::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions};
+use aquatint::{GenerateOptions, Sampling};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use regex::Regex;
 
@@ -26,6 +26,8 @@ pub enum Command {
     Quantize(Box<QuantizeArgs>),
     /// Measure perplexity on a text, of an ordinary or a quantized checkpoint.
     Eval(EvalArgs),
+    /// Continue a text, with an ordinary or a quantized checkpoint.
+    Generate(GenerateArgs),
     /// Quantize the bundled model four ways and print one table.
     Demo(DemoArgs),
 }
@@ -155,6 +157,29 @@ pub struct EvalArgs {
     /// Write the result.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// A checkpoint directory, quantized or not; left out, the bundled tiny LLaMA.
+    pub model: Option<PathBuf>,
+    /// Text to continue; - reads standard input, less a last line break.
+    #[arg(long, allow_hyphen_values = true, value_name = "TEXT")]
+    pub prompt: String,
+    /// Tokens to generate at most.
+    #[arg(long, default_value_t = GenerateOptions::default().tokens, value_name = "N")]
+    pub tokens: usize,
+    /// 0 takes the likeliest token each time; above 0 tokens are drawn, the more freely the higher.
+    #[arg(long, default_value_t = 0.0, allow_negative_numbers = true, value_name = "T")]
+    pub temperature: f64,
+    /// Seed of the draws.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+    /// Room for the tokens of prompt and continuation, at most what the model allows [default: as many as there will be].
+    #[arg(long, value_name = "N")]
+    pub context: Option<usize>,
+    #[command(flatten)]
+    pub device: DeviceArg,
 }
 
 #[derive(Debug, Args)]

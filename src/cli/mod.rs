@@ -5,6 +5,7 @@ mod console;
 mod demo;
 mod devices;
 mod eval;
+mod generate;
 mod quantize;
 
 use std::io::Write;
@@ -28,6 +29,7 @@ pub fn run() -> ExitCode {
         Command::Devices => devices::run(),
         Command::Quantize(args) => quantize::run(*args),
         Command::Eval(args) => eval::run(args),
+        Command::Generate(args) => generate::run(args),
         Command::Demo(args) => demo::run(args),
     };
     match result {

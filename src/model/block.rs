@@ -2,10 +2,12 @@
 //!
 //! The pipeline stops between `project` and `fold`, and between stages, to measure and to quantize; evaluation runs
 //! straight through. So every linear runs once per stream and token, and between stages a stream is two tensors.
+//! Text is generated with the same stages; its tokens come in pieces, and a cache keeps their keys and values.
 
 use super::ModelConfig;
 use crate::Result;
 use crate::device::Recorder;
+use crate::ops::Positions;
 use crate::ops::add::{add_assign, add_bias};
 use crate::ops::attention::{Heads, attention};
 use crate::ops::matmul::{Orientation, matmul};
@@ -74,7 +76,32 @@ pub struct Lane {
     pub input: Tensor,
 }
 
+/// What attention needs beside the tokens in hand.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// Of [`super::rope::table`], uploaded.
+    pub rope_table: &'a Tensor,
+    /// Where the tokens stand.
+    pub positions: Positions,
+    /// The block's keys and values of all earlier positions, which those of the tokens in hand join; `None` where every
+    /// sequence is in hand from its beginning.
+    pub cache: Option<&'a mut Cache>,
+}
+
+/// Keys and values of one sequence in one block, `[capacity, kv_heads·head_dim]` each: a row per position.
+#[derive(Debug)]
+pub struct Cache {
+    keys: Tensor,
+    values: Tensor,
+}
+
 impl Block {
+    /// An empty cache for sequences of up to `capacity` tokens.
+    pub fn cache(&self, rec: &mut Recorder, capacity: usize) -> Result<Cache> {
+        let shape = [capacity, self.heads.kv_heads * self.heads.head_dim];
+        Ok(Cache { keys: rec.empty(&shape)?, values: rec.empty(&shape)? })
+    }
+
     /// Starts the block: the input of q, k and v.
     pub fn enter(&self, rec: &mut Recorder, hidden: Tensor) -> Result<Lane> {
         let input = rms_norm(rec, &hidden, &self.attention_norm, self.epsilon)?;
@@ -86,7 +113,7 @@ impl Block {
         weights.iter().map(|weight| matmul(rec, Orientation::Nt, &lane.input, weight)).collect()
     }
 
-    /// From the outputs of `project` to the input of the next stage. `rope_table`: of [`super::rope::table`], uploaded.
+    /// From the outputs of `project` to the input of the next stage.
     ///
     /// After [`Stage::Down`], `lane.hidden` is the block's output and `lane.input` has no meaning.
     pub fn fold(
@@ -94,7 +121,7 @@ impl Block {
         rec: &mut Recorder,
         stage: Stage,
         mut outputs: Vec<Tensor>,
-        rope_table: &Tensor,
+        context: &mut Context<'_>,
         lane: &mut Lane,
     ) -> Result<()> {
         for (output, linear) in outputs.iter_mut().zip(stage.linears()) {
@@ -104,9 +131,17 @@ impl Block {
         }
         match (stage, outputs.as_mut_slice()) {
             (Stage::Attention, [q, k, v]) => {
-                self.rotate(rec, q, 0, rope_table)?;
-                self.rotate(rec, k, 1, rope_table)?;
-                lane.input = attention(rec, q, k, v, self.heads)?;
+                self.rotate(rec, q, 0, context)?;
+                self.rotate(rec, k, 1, context)?;
+                let (k, v) = match &mut context.cache {
+                    None => (&*k, &*v),
+                    Some(cache) => {
+                        rec.write_rows(k, &mut cache.keys, context.positions.first)?;
+                        rec.write_rows(v, &mut cache.values, context.positions.first)?;
+                        (&cache.keys, &cache.values)
+                    }
+                };
+                lane.input = attention(rec, q, k, v, self.heads, context.positions)?;
             }
             (Stage::Output, [o]) => {
                 add_assign(rec, &mut lane.hidden, o)?;
@@ -124,27 +159,27 @@ impl Block {
         &self,
         rec: &mut Recorder,
         weights: &[Tensor],
-        rope_table: &Tensor,
+        context: &mut Context<'_>,
         hidden: Tensor,
     ) -> Result<Tensor> {
         let mut lane = self.enter(rec, hidden)?;
         for stage in Stage::ALL {
             let outputs = self.project(rec, &weights[stage.linears()], &lane)?;
-            self.fold(rec, stage, outputs, rope_table, &mut lane)?;
+            self.fold(rec, stage, outputs, context, &mut lane)?;
         }
         Ok(lane.hidden)
     }
 
     /// Normalises (Qwen3) and rotates queries (`which` 0) or keys (1) in place.
-    fn rotate(&self, rec: &mut Recorder, x: &mut Tensor, which: usize, rope_table: &Tensor) -> Result<()> {
-        let Heads { head_dim, seq_len, .. } = self.heads;
+    fn rotate(&self, rec: &mut Recorder, x: &mut Tensor, which: usize, context: &Context<'_>) -> Result<()> {
+        let head_dim = self.heads.head_dim;
         if let Some(norms) = &self.head_norms {
             let shape = x.shape().to_vec();
             let per_head = std::mem::replace(x, rec.empty(&[0])?)
                 .reshape(&[shape.iter().product::<usize>() / head_dim, head_dim])?;
             *x = rms_norm(rec, &per_head, &norms[which], self.epsilon)?.reshape(&shape)?;
         }
-        rope(rec, x, rope_table, head_dim, seq_len)
+        rope(rec, x, context.rope_table, head_dim, context.positions)
     }
 }
 

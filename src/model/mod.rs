@@ -2,9 +2,11 @@
 
 pub mod block;
 pub mod config;
+pub mod decoder;
 pub mod network;
 pub mod rope;
 pub mod tokenizer;
 
 pub use config::ModelConfig;
+pub use decoder::Decoder;
 pub use tokenizer::Tokenizer;

@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 
-use super::block::{Block, widest_activation};
+use super::block::{Block, Context, widest_activation};
 use super::config::LinearSpec;
 use super::{ModelConfig, rope};
 use crate::checkpoint::{Checkpoint, QuantizedLinear};
 use crate::device::Recorder;
+use crate::ops::Positions;
 use crate::ops::attention::Heads;
 use crate::ops::embedding;
 use crate::ops::matmul::{Orientation, matmul};
@@ -19,11 +20,12 @@ pub type Replacements = HashMap<String, QuantizedLinear>;
 
 /// Tokens that are processed together, about: enough to fill a GPU, few enough to fit any binding.
 const CHUNK_TOKENS: usize = 4096;
+/// Name of the embedding matrix.
+const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Name of the last norm's weight.
+const FINAL_NORM: &str = "model.norm.weight";
 /// Vocabulary entries per slab, about.
 const SLAB_ROWS: usize = 16384;
-
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const FINAL_NORM: &str = "model.norm.weight";
 
 /// A model read from a checkpoint, block by block, for sequences of one length.
 pub struct Network<'a> {
@@ -31,15 +33,20 @@ pub struct Network<'a> {
     replacements: Option<&'a Replacements>,
     seq_len: usize,
     /// The rotary table for `seq_len` positions.
-    pub rope_table: Tensor,
+    pub(super) rope_table: Tensor,
 }
 
-/// The final norm and the rows of the output matrix, in slabs that fit a binding.
+/// A `[vocab, hidden]` matrix on a device, in slabs that fit a binding, each with its first entry.
+#[derive(Debug)]
+pub struct Vocabulary(Vec<(usize, Tensor)>);
+
+/// The final norm and the output matrix.
 #[derive(Debug)]
 pub struct Head {
     norm: Tensor,
     epsilon: f32,
-    slabs: Vec<(usize, Tensor)>,
+    /// The output matrix; of a tied model also the embedding.
+    pub(super) output: Vocabulary,
 }
 
 impl<'a> Network<'a> {
@@ -59,6 +66,11 @@ impl<'a> Network<'a> {
     /// The configuration.
     pub fn config(&self) -> &ModelConfig {
         self.checkpoint.config()
+    }
+
+    /// What a block is given with sequences of `seq_len` tokens.
+    pub fn context(&self) -> Context<'_> {
+        Context { rope_table: &self.rope_table, positions: Positions::whole(self.seq_len), cache: None }
     }
 
     /// How many sequences go into one chunk on the recorder's device.
@@ -109,7 +121,6 @@ impl<'a> Network<'a> {
                 heads: config.num_attention_heads,
                 kv_heads: config.num_key_value_heads,
                 head_dim: config.head_dim,
-                seq_len: self.seq_len,
                 window: config.sliding_window,
             },
             epsilon: config.rms_norm_eps,
@@ -166,14 +177,42 @@ impl<'a> Network<'a> {
 
     /// The head, all of it on the device.
     pub async fn head(&self, rec: &mut Recorder) -> Result<Head> {
-        let config = self.config();
-        let name = self.output_matrix();
+        let output = self.vocabulary(rec, self.output_matrix()).await?;
+        let norm = self.checkpoint.load(rec, FINAL_NORM).await?;
+        Ok(Head { norm, epsilon: self.config().rms_norm_eps, output })
+    }
+
+    /// The embedding, all of it on the device, or `None` where it is the head's output matrix.
+    pub async fn embedding(&self, rec: &mut Recorder) -> Result<Option<Vocabulary>> {
+        if self.config().tie_word_embeddings {
+            return Ok(None);
+        }
+        self.vocabulary(rec, EMBEDDING).await.map(Some)
+    }
+
+    async fn vocabulary(&self, rec: &mut Recorder, name: &str) -> Result<Vocabulary> {
         let rows = self.slab_rows(rec);
         let mut slabs = Vec::new();
-        for first in (0..config.vocab_size).step_by(rows) {
+        for first in (0..self.config().vocab_size).step_by(rows) {
             slabs.push((first, self.slab(rec, name, first, rows).await?));
         }
-        Ok(Head { norm: self.checkpoint.load(rec, FINAL_NORM).await?, epsilon: config.rms_norm_eps, slabs })
+        Ok(Vocabulary(slabs))
+    }
+}
+
+impl Vocabulary {
+    fn entries(&self) -> usize {
+        self.0.iter().map(|(_, slab)| slab.shape()[0]).sum()
+    }
+
+    /// The rows of `ids`, each below the size of the vocabulary: `[tokens, hidden]`.
+    pub fn gather(&self, rec: &mut Recorder, ids: &[u32]) -> Result<Tensor> {
+        let mut rows = rec.empty(&[ids.len(), self.0[0].1.shape()[1]])?;
+        let ids = rec.upload(&[ids.len()], ids.to_vec())?;
+        for (first, slab) in &self.0 {
+            embedding::gather(rec, slab, *first, &ids, &mut rows)?;
+        }
+        Ok(rows)
     }
 }
 
@@ -185,11 +224,23 @@ impl Head {
 
     /// First vocabulary entry of each slab.
     pub fn slab_starts(&self) -> impl Iterator<Item = usize> + '_ {
-        self.slabs.iter().map(|(first, _)| *first)
+        self.output.0.iter().map(|(first, _)| *first)
     }
 
     /// The logits of slab number `slab`: `[tokens, rows of the slab]`.
     pub fn logits(&self, rec: &mut Recorder, normalised: &Tensor, slab: usize) -> Result<Tensor> {
-        matmul(rec, Orientation::Nt, normalised, &self.slabs[slab].1)
+        matmul(rec, Orientation::Nt, normalised, &self.output.0[slab].1)
+    }
+
+    /// The logits of one token over the whole vocabulary, as a column. `hidden`: `[1, hidden]`, of the last block.
+    pub fn token_logits(&self, rec: &mut Recorder, hidden: &Tensor) -> Result<Tensor> {
+        let normalised = self.normalise(rec, hidden)?;
+        let mut all = rec.empty(&[self.output.entries(), 1])?;
+        for (slab, first) in self.slab_starts().enumerate() {
+            let logits = self.logits(rec, &normalised, slab)?;
+            let column = [logits.len(), 1];
+            rec.write_rows(&logits.reshape(&column)?, &mut all, first)?;
+        }
+        Ok(all)
     }
 }

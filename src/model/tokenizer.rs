@@ -1,4 +1,4 @@
-//! Text to token ids, through the `tokenizer.json` that comes with a checkpoint.
+//! Text to token ids and back, through the `tokenizer.json` that comes with a checkpoint.
 
 use crate::{Error, Result};
 
@@ -41,5 +41,66 @@ impl Tokenizer {
             )
         })?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`, special tokens left out. Bytes that are no whole character become U+FFFD.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, true).map_err(|e| {
+            Error::input(
+                &self.subject,
+                format!("tokens it cannot decode ({e})"),
+                "a decoder that fits its vocabulary",
+                "use the tokenizer.json the model was trained with",
+            )
+        })
+    }
+}
+
+/// The text of a growing sequence of tokens, in pieces that add up to it.
+///
+/// The text of a token depends on its neighbours: a character may be spread over several, and at the start of a text some
+/// decoders drop a space. So a piece is what the text gains, and it waits until its last character is whole.
+#[derive(Debug)]
+pub struct TextStream {
+    ids: Vec<u32>,
+    /// The tokens from here on are decoded: at least those of the last piece, so that the next one has a neighbour.
+    start: usize,
+    /// The text of the tokens before this one was given out.
+    told: usize,
+}
+
+impl TextStream {
+    /// A stream of the text that follows that of `ids`.
+    pub fn after(ids: Vec<u32>) -> Self {
+        Self { start: 0, told: ids.len(), ids }
+    }
+
+    /// All tokens, those that it started after among them.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Appends a token; the text that this completes, possibly none.
+    pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String> {
+        self.ids.push(id);
+        let piece = self.untold(tokenizer)?;
+        if piece.is_empty() || piece.ends_with(char::REPLACEMENT_CHARACTER) {
+            return Ok(String::new());
+        }
+        (self.start, self.told) = (self.told, self.ids.len());
+        Ok(piece)
+    }
+
+    /// What was held back, at the end of the text.
+    pub fn rest(&mut self, tokenizer: &Tokenizer) -> Result<String> {
+        let piece = self.untold(tokenizer)?;
+        (self.start, self.told) = (self.told, self.ids.len());
+        Ok(piece)
+    }
+
+    fn untold(&self, tokenizer: &Tokenizer) -> Result<String> {
+        let before = tokenizer.decode(&self.ids[self.start..self.told])?;
+        let text = tokenizer.decode(&self.ids[self.start..])?;
+        Ok(text.get(before.len()..).unwrap_or_default().to_owned())
     }
 }

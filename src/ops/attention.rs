@@ -1,4 +1,6 @@
 //! Causal grouped-query attention inside each sequence, with an optional sliding window.
+//!
+//! A sequence may come in pieces: keys and values then lie in a cache, which holds those of earlier tokens too.
 
 use faer::linalg::matmul::matmul as product;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -6,11 +8,11 @@ use rayon::prelude::*;
 
 use crate::device::{Dispatch, Recorder};
 use crate::ops::math::{exp, maximum, sum, vectorised};
-use crate::ops::spread;
+use crate::ops::{Positions, spread};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
-/// How the columns of Q, K and V divide into heads, and their rows into sequences.
+/// How the columns of Q, K and V divide into heads, and which keys a query sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heads {
     /// Query heads.
@@ -19,8 +21,6 @@ pub struct Heads {
     pub kv_heads: usize,
     /// Columns per head, at most 256.
     pub head_dim: usize,
-    /// Tokens per sequence.
-    pub seq_len: usize,
     /// How many of the last keys, its own among them, a query sees; all if `None`.
     pub window: Option<usize>,
 }
@@ -31,17 +31,23 @@ impl Heads {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 
-    fn check(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
-        let Self { heads, kv_heads, head_dim, seq_len, window } = *self;
-        let [tokens, _] = q.matrix("attention")?;
+    /// Rows of K and V that belong to each sequence; its tokens may be fewer.
+    fn check(&self, q: &Tensor, k: &Tensor, v: &Tensor, positions: Positions) -> Result<usize> {
+        let Self { heads, kv_heads, head_dim, window } = *self;
+        let ([tokens, _], [rows, _]) = (q.matrix("attention")?, k.matrix("attention")?);
         let divides = |part: usize, whole: usize| part > 0 && whole.is_multiple_of(part);
-        let head_dim_fits = (1..=256).contains(&head_dim);
-        if !head_dim_fits || heads == 0 || window == Some(0) || !divides(kv_heads, heads) || !divides(seq_len, tokens) {
-            return Err(Error::shape("attention", format!("{self:?} for {tokens} tokens")));
+        let heads_fit = (1..=256).contains(&head_dim) && heads > 0 && divides(kv_heads, heads) && window != Some(0);
+        let sequences = tokens.checked_div(positions.seq_len).unwrap_or(0);
+        let capacity = rows.checked_div(sequences).unwrap_or(0);
+        let whole = divides(positions.seq_len, tokens) && divides(sequences, rows);
+        if !heads_fit || !whole || capacity < positions.end() {
+            let detail = format!("{self:?}, {positions:?} for {tokens} tokens and {rows} keys");
+            return Err(Error::shape("attention", detail));
         }
         q.expect_shape("attention", &[tokens, heads * head_dim])?;
-        k.expect_shape("attention", &[tokens, kv_heads * head_dim])?;
-        v.expect_shape("attention", &[tokens, kv_heads * head_dim])
+        k.expect_shape("attention", &[rows, kv_heads * head_dim])?;
+        v.expect_shape("attention", &[rows, kv_heads * head_dim])?;
+        Ok(capacity)
     }
 }
 
@@ -55,44 +61,52 @@ struct Params {
     kv_heads: u32,
     head_dim: u32,
     seq_len: u32,
+    first: u32,
+    capacity: u32,
     window: u32,
     scale: f32,
 }
 
-/// `out[i] = Σ_j softmax_j(q[i]·k[j] / √head_dim)·v[j]` per head, over the keys `i − window < j ≤ i` of i's sequence.
+/// `out[i] = Σ_j softmax_j(q[i]·k[j] / √head_dim)·v[j]` per head, over the keys `i − window < j ≤ i` of i's sequence,
+/// where i and j are positions.
 ///
-/// `q`: `[tokens, heads·head_dim]`; `k`, `v`: `[tokens, kv_heads·head_dim]`, where tokens is a multiple of seq_len.
-/// Returns `[tokens, heads·head_dim]`. Errors: `Error::Shape` if they do not fit `heads`.
-pub fn attention(rec: &mut Recorder, q: &Tensor, k: &Tensor, v: &Tensor, heads: Heads) -> Result<Tensor> {
-    heads.check(q, k, v)?;
+/// `q`: `[sequences·seq_len, heads·head_dim]`, the tokens that `positions` says. `k`, `v`:
+/// `[sequences·capacity, kv_heads·head_dim]`: those of every position of a sequence up to the last of `q`, and then,
+/// unread, whatever a cache has room for. Returns the shape of `q`. Errors: `Error::Shape` if they do not fit.
+pub fn attention(
+    rec: &mut Recorder,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    heads: Heads,
+    positions: Positions,
+) -> Result<Tensor> {
+    let capacity = heads.check(q, k, v, positions)?;
     let mut out = rec.empty(q.shape())?;
-    if rec.is_gpu() {
-        dispatch(rec, [q, k, v], heads, &mut out)?;
+    if !rec.is_gpu() {
+        Twin { q: q.host(), k: matrix(k), v: matrix(v), heads, positions, capacity }.run(out.host_mut());
         return Ok(out);
     }
-    Twin { q: q.host(), k: matrix(k), v: matrix(v), heads }.run(out.host_mut());
-    Ok(out)
-}
-
-/// Records the variant of the shader that has registers for this head_dim.
-fn dispatch(rec: &mut Recorder, [q, k, v]: [&Tensor; 3], heads: Heads, out: &mut Tensor) -> Result<()> {
-    let Heads { heads, kv_heads, head_dim, seq_len, window } = heads;
+    let Positions { first, seq_len } = positions;
     let tiles = seq_len.div_ceil(64);
-    let count = q.shape()[0] / seq_len * heads * tiles;
+    let count = q.shape()[0] / seq_len * heads.heads * tiles;
     let workgroups = spread(count);
     let params = Params {
         count: count as u32,
         stride: workgroups[0] as u32,
         tiles: tiles as u32,
-        heads: heads as u32,
-        kv_heads: kv_heads as u32,
-        head_dim: head_dim as u32,
+        heads: heads.heads as u32,
+        kv_heads: heads.kv_heads as u32,
+        head_dim: heads.head_dim as u32,
         seq_len: seq_len as u32,
-        window: window.unwrap_or(seq_len).min(seq_len) as u32,
-        scale: 1.0 / (head_dim as f32).sqrt(),
+        first: first as u32,
+        capacity: capacity as u32,
+        window: heads.window.map_or(positions.end(), |window| window.min(positions.end())) as u32,
+        scale: 1.0 / (heads.head_dim as f32).sqrt(),
     };
     rec.dispatch(Dispatch {
-        kernel: match head_dim {
+        // The variant that has registers for this head_dim.
+        kernel: match heads.head_dim {
             ..=64 => "attention_64",
             65..=128 => "attention_128",
             _ => "attention_256",
@@ -101,9 +115,10 @@ fn dispatch(rec: &mut Recorder, [q, k, v]: [&Tensor; 3], heads: Heads, out: &mut
         inputs: &[q.buffer(), k.buffer(), v.buffer()],
         outputs: &[out.buffer()],
         workgroups,
-        // Half of the keys on average; a window only makes it less.
-        work: 2.0 * q.len() as f64 * seq_len as f64,
-    })
+        // All earlier keys and half of the new ones on average; a window only makes it less.
+        work: 4.0 * q.len() as f64 * (first as f64 + seq_len as f64 / 2.0),
+    })?;
+    Ok(out)
 }
 
 fn matrix(tensor: &Tensor) -> MatRef<'_, f32> {
@@ -120,37 +135,37 @@ struct Twin<'a> {
     k: MatRef<'a, f32>,
     v: MatRef<'a, f32>,
     heads: Heads,
+    positions: Positions,
+    capacity: usize,
 }
 
 impl<'a> Twin<'a> {
     fn run(&self, out: &mut [f32]) {
         let width = self.heads.heads * self.heads.head_dim;
-        let seq_len = self.heads.seq_len;
-        out.par_chunks_mut(seq_len * width).enumerate().for_each(|(sequence, out)| {
+        out.par_chunks_mut(self.positions.seq_len * width).enumerate().for_each(|(sequence, out)| {
             out.par_chunks_mut(QUERIES * width).enumerate().for_each(|(block, out)| {
-                self.block(sequence * seq_len, block * QUERIES, out);
+                self.block(sequence, block * QUERIES, out);
             });
         });
     }
 
-    /// Rows `first..` of the sequence that starts at token `start`, as many as `out` has.
-    fn block(&self, start: usize, first: usize, out: &mut [f32]) {
+    /// Rows `row..` of a sequence's queries, as many as `out` has.
+    fn block(&self, sequence: usize, row: usize, out: &mut [f32]) {
         let Heads { heads, kv_heads, head_dim, .. } = self.heads;
         let (width, group) = (heads * head_dim, heads / kv_heads);
         let queries = out.len() / width;
+        let first = self.positions.first + row;
         let (first_key, keys) = (self.heads.first_key(first), first + queries);
+        let (q_start, k_start) = (sequence * self.positions.seq_len + row, sequence * self.capacity + first_key);
         let span = group * head_dim;
         let scale = 1.0 / (head_dim as f32).sqrt();
         let mut stacked = vec![0.0; queries * span];
         let mut scores = vec![0.0; queries * group * (keys - first_key)];
         for kv_head in 0..kv_heads {
-            for (stacked, q) in
-                stacked.chunks_exact_mut(span).zip(self.q[(start + first) * width..].chunks_exact(width))
-            {
+            for (stacked, q) in stacked.chunks_exact_mut(span).zip(self.q[q_start * width..].chunks_exact(width)) {
                 stacked.copy_from_slice(&q[kv_head * span..][..span]);
             }
-            let part =
-                |x: MatRef<'a, f32>| x.submatrix(start + first_key, kv_head * head_dim, keys - first_key, head_dim);
+            let part = |x: MatRef<'a, f32>| x.submatrix(k_start, kv_head * head_dim, keys - first_key, head_dim);
             let (k, v) = (part(self.k), part(self.v));
             let s = MatMut::from_row_major_slice_mut(&mut scores, queries * group, keys - first_key);
             let q = MatRef::from_row_major_slice(&stacked, queries * group, head_dim);
@@ -169,6 +184,7 @@ impl<'a> Twin<'a> {
     }
 
     /// Turns each row of scores into exp(score − maximum), 0 for keys that it does not see; returns the rows' sums.
+    /// `first`: position of the first row.
     fn softmax(&self, scores: &mut [f32], first: usize, first_key: usize, keys: usize) -> Vec<f32> {
         let group = self.heads.heads / self.heads.kv_heads;
         let row = |(row, scores): (usize, &mut [f32])| {

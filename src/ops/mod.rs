@@ -23,6 +23,27 @@ pub mod silu_mul;
 pub mod solve;
 pub mod widen;
 
+/// Where tokens stand: in sequences of `seq_len` tokens, the first of each at position `first`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Positions {
+    /// Tokens that a sequence has before those in hand: 0 unless it is computed in pieces.
+    pub first: usize,
+    /// Tokens per sequence.
+    pub seq_len: usize,
+}
+
+impl Positions {
+    /// Sequences of `seq_len` tokens from their beginning.
+    pub fn whole(seq_len: usize) -> Self {
+        Self { first: 0, seq_len }
+    }
+
+    /// The position after the last token.
+    pub fn end(&self) -> usize {
+        self.first + self.seq_len
+    }
+}
+
 /// Spreads `count` workgroups over two axes, since one axis may hold only 65535: `[x, y, 1]` with `x·y ≥ count`.
 /// The shader gets `x` and ignores indices of `count` and above: a short x leaves few of them.
 pub(crate) fn spread(count: usize) -> [usize; 3] {

@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::device::{Dispatch, Recorder};
-use crate::ops::spread_elements;
+use crate::ops::{Positions, spread_elements};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -14,6 +14,7 @@ struct Params {
     pairs_per_token: u32,
     pairs_per_head: u32,
     seq_len: u32,
+    first: u32,
     stride: u32,
 }
 
@@ -22,22 +23,24 @@ struct Params {
 /// With h = head_dim / 2, position p and 0 ≤ i < h:
 /// `x[i] ← x[i]·cos[p, i] − x[i + h]·sin[p, i]`, `x[i + h] ← x[i + h]·cos[p, i] + x[i]·sin[p, i]`.
 ///
-/// `x`: `[tokens, heads·head_dim]`, where token t stands at position `t mod seq_len`. `table`: `[positions, head_dim]`,
-/// each row the h cosines and then the h sines. Errors: `Error::Shape` if they do not fit.
-pub fn rope(rec: &mut Recorder, x: &mut Tensor, table: &Tensor, head_dim: usize, seq_len: usize) -> Result<()> {
+/// `x`: `[tokens, heads·head_dim]`, where token t stands at position `first + t mod seq_len`. `table`:
+/// `[longest, head_dim]`, each row the h cosines and then the h sines of a position. Errors: `Error::Shape` if they do
+/// not fit.
+pub fn rope(rec: &mut Recorder, x: &mut Tensor, table: &Tensor, head_dim: usize, positions: Positions) -> Result<()> {
     let [_, width] = x.matrix("rope")?;
-    let [positions, columns] = table.matrix("rope")?;
+    let [longest, columns] = table.matrix("rope")?;
     let even = head_dim > 0 && head_dim.is_multiple_of(2);
-    if !even || !width.is_multiple_of(head_dim) || columns != head_dim || seq_len == 0 || seq_len > positions {
+    let inside = positions.seq_len > 0 && positions.end() <= longest;
+    if !even || !width.is_multiple_of(head_dim) || columns != head_dim || !inside {
         let (x, table) = (x.shape(), table.shape());
-        let detail = format!("x {x:?}, table {table:?}, head_dim {head_dim}, seq_len {seq_len}");
+        let detail = format!("x {x:?}, table {table:?}, head_dim {head_dim}, {positions:?}");
         return Err(Error::shape("rope", detail));
     }
     if x.is_empty() {
         return Ok(());
     }
     if !rec.is_gpu() {
-        cpu(x.host_mut(), width, table.host(), head_dim, seq_len);
+        cpu(x.host_mut(), width, table.host(), head_dim, positions);
         return Ok(());
     }
     let pairs = x.len() / 2;
@@ -46,7 +49,8 @@ pub fn rope(rec: &mut Recorder, x: &mut Tensor, table: &Tensor, head_dim: usize,
         pairs: pairs as u32,
         pairs_per_token: (width / 2) as u32,
         pairs_per_head: (head_dim / 2) as u32,
-        seq_len: seq_len as u32,
+        seq_len: positions.seq_len as u32,
+        first: positions.first as u32,
         stride,
     };
     rec.dispatch(Dispatch {
@@ -59,9 +63,10 @@ pub fn rope(rec: &mut Recorder, x: &mut Tensor, table: &Tensor, head_dim: usize,
     })
 }
 
-fn cpu(x: &mut [f32], width: usize, table: &[f32], head_dim: usize, seq_len: usize) {
+fn cpu(x: &mut [f32], width: usize, table: &[f32], head_dim: usize, positions: Positions) {
     x.par_chunks_mut(width).enumerate().with_min_len(64).for_each(|(token, x)| {
-        let (cos, sin) = table[token % seq_len * head_dim..][..head_dim].split_at(head_dim / 2);
+        let position = positions.first + token % positions.seq_len;
+        let (cos, sin) = table[position * head_dim..][..head_dim].split_at(head_dim / 2);
         for head in x.chunks_exact_mut(head_dim) {
             let (first, second) = head.split_at_mut(head_dim / 2);
             for (((a, b), cos), sin) in first.iter_mut().zip(second).zip(cos).zip(sin) {

@@ -260,8 +260,8 @@ impl<'a> Run<'a> {
             for ((exact, approximate), sums) in exact.iter().zip(&approximate).zip(&mut sums) {
                 sums[part].add(rec, exact, approximate).await?;
             }
-            open.block.fold(rec, stage, exact, &self.network.rope_table, full)?;
-            open.block.fold(rec, stage, approximate, &self.network.rope_table, quantized)?;
+            open.block.fold(rec, stage, exact, &mut self.network.context(), full)?;
+            open.block.fold(rec, stage, approximate, &mut self.network.context(), quantized)?;
         }
         for (outcome, [fitted, held_out]) in outcomes.iter_mut().zip(&sums) {
             outcome.report.error_fitted = fitted.relative(&outcome.report.name)?;

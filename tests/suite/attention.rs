@@ -1,61 +1,84 @@
-//! Causal grouped-query attention against its definition in float64.
+//! Causal grouped-query attention against its definition in float64, of whole sequences and of pieces with a cache.
 
 use crate::common::{devices, random, read, recorder, relative_error};
 use aquatint::device::{Device, Recorder};
+use aquatint::ops::Positions;
 use aquatint::ops::attention::{Heads, attention};
 
-fn heads(heads: usize, kv_heads: usize, head_dim: usize, seq_len: usize) -> Heads {
-    Heads { heads, kv_heads, head_dim, seq_len, window: None }
+fn heads(heads: usize, kv_heads: usize, head_dim: usize) -> Heads {
+    Heads { heads, kv_heads, head_dim, window: None }
+}
+
+/// Which tokens the queries are, and how many rows of K and V each sequence has.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    positions: Positions,
+    capacity: usize,
+}
+
+fn whole(seq_len: usize) -> Layout {
+    Layout { positions: Positions::whole(seq_len), capacity: seq_len }
 }
 
 /// One query head at one token: softmax over the keys that it sees, then the weighted sum of their values.
-fn one_head(q: &[f32], k: &[f32], v: &[f32], h: Heads, token: usize, head: usize) -> Vec<f64> {
+fn one_head([q, k, v]: [&[f32]; 3], h: Heads, layout: Layout, token: usize, head: usize) -> Vec<f64> {
     let dim = h.head_dim;
-    let position = token % h.seq_len;
-    let sees = |j: usize| j <= position && h.window.is_none_or(|window| j + window > position);
-    let row = |j: usize| ((token - position + j) * h.kv_heads + head / (h.heads / h.kv_heads)) * dim;
+    let Positions { first, seq_len } = layout.positions;
+    let (sequence, position) = (token / seq_len, first + token % seq_len);
+    let sees = |j: &usize| h.window.is_none_or(|window| j + window > position);
+    let row = |j: usize| ((sequence * layout.capacity + j) * h.kv_heads + head / (h.heads / h.kv_heads)) * dim;
     let query = &q[(token * h.heads + head) * dim..][..dim];
     let score = |j: usize| {
         let product: f64 = query.iter().zip(&k[row(j)..]).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
         product / (dim as f64).sqrt()
     };
-    let scores: Vec<(usize, f64)> = (0..h.seq_len).filter(|&j| sees(j)).map(|j| (j, score(j))).collect();
+    let scores: Vec<(usize, f64)> = (0..=position).filter(sees).map(|j| (j, score(j))).collect();
     let max = scores.iter().map(|s| s.1).fold(f64::NEG_INFINITY, f64::max);
     let total: f64 = scores.iter().map(|s| (s.1 - max).exp()).sum();
     (0..dim).map(|i| scores.iter().map(|&(j, s)| (s - max).exp() / total * f64::from(v[row(j) + i])).sum()).collect()
 }
 
-fn compare(rec: &mut Recorder, h: Heads, sequences: usize, spread: f32) {
-    let tokens = sequences * h.seq_len;
+/// Random keys or values, NaN in the rows of a cache that no token has reached yet.
+fn cached(seed: u64, h: Heads, layout: Layout, sequences: usize) -> Vec<f32> {
+    let width = h.kv_heads * h.head_dim;
+    let mut values = random(seed, sequences * layout.capacity * width);
+    for rows in values.chunks_exact_mut(layout.capacity * width) {
+        rows[layout.positions.end() * width..].fill(f32::NAN);
+    }
+    values
+}
+
+fn compare(rec: &mut Recorder, h: Heads, layout: Layout, sequences: usize, spread: f32) {
+    let (tokens, rows) = (sequences * layout.positions.seq_len, sequences * layout.capacity);
     let (q_width, kv_width) = (h.heads * h.head_dim, h.kv_heads * h.head_dim);
     let q: Vec<f32> = random(1, tokens * q_width).iter().map(|x| x * spread).collect();
-    let (k, v) = (random(2, tokens * kv_width), random(3, tokens * kv_width));
+    let (k, v) = (cached(2, h, layout, sequences), cached(3, h, layout, sequences));
     let q_tensor = rec.upload(&[tokens, q_width], q.clone()).unwrap();
-    let k_tensor = rec.upload(&[tokens, kv_width], k.clone()).unwrap();
-    let v_tensor = rec.upload(&[tokens, kv_width], v.clone()).unwrap();
-    let out = attention(rec, &q_tensor, &k_tensor, &v_tensor, h).unwrap();
+    let k_tensor = rec.upload(&[rows, kv_width], k.clone()).unwrap();
+    let v_tensor = rec.upload(&[rows, kv_width], v.clone()).unwrap();
+    let out = attention(rec, &q_tensor, &k_tensor, &v_tensor, h, layout.positions).unwrap();
     assert_eq!(out.shape(), [tokens, q_width]);
     let expected: Vec<f64> =
-        (0..tokens * h.heads).flat_map(|row| one_head(&q, &k, &v, h, row / h.heads, row % h.heads)).collect();
+        (0..tokens * h.heads).flat_map(|row| one_head([&q, &k, &v], h, layout, row / h.heads, row % h.heads)).collect();
     let error = relative_error(&read(rec, &out), &expected);
     // A score of size s has an absolute error of about s·ε, which is the relative error of its exponential.
     let bound = 1e-6 * f64::from(spread);
-    assert!(error < bound, "{} {h:?}, {sequences} sequences: {error}", rec.device().name());
+    assert!(error < bound, "{} {h:?}, {layout:?}, {sequences} sequences: {error}", rec.device().name());
 }
 
 #[test]
 fn every_grouping_of_heads_and_length() {
     for device in devices() {
         let mut rec = recorder(&device);
-        for (h, sequences) in [
-            (heads(1, 1, 4, 1), 1),
-            (heads(9, 3, 6, 1), 5),
-            (heads(9, 3, 6, 21), 2),
-            (heads(2, 1, 64, 65), 2),
-            (heads(3, 3, 17, 64), 1),
-            (heads(4, 2, 32, 150), 1),
+        for (h, seq_len, sequences) in [
+            (heads(1, 1, 4), 1, 1),
+            (heads(9, 3, 6), 1, 5),
+            (heads(9, 3, 6), 21, 2),
+            (heads(2, 1, 64), 65, 2),
+            (heads(3, 3, 17), 64, 1),
+            (heads(4, 2, 32), 150, 1),
         ] {
-            compare(&mut rec, h, sequences, 1.0);
+            compare(&mut rec, h, whole(seq_len), sequences, 1.0);
         }
     }
 }
@@ -65,7 +88,7 @@ fn wide_heads() {
     for device in devices() {
         let mut rec = recorder(&device);
         for head_dim in [65, 80, 128, 129, 256] {
-            compare(&mut rec, heads(2, 1, head_dim, 135), 1, 1.0);
+            compare(&mut rec, heads(2, 1, head_dim), whole(135), 1, 1.0);
         }
     }
 }
@@ -75,7 +98,50 @@ fn a_window_hides_old_keys() {
     for device in devices() {
         let mut rec = recorder(&device);
         for (seq_len, window) in [(21, 1), (21, 5), (150, 3), (150, 64), (150, 70), (150, 149), (21, 21), (21, 500)] {
-            compare(&mut rec, Heads { window: Some(window), ..heads(2, 1, 6, seq_len) }, 2, 1.0);
+            compare(&mut rec, Heads { window: Some(window), ..heads(2, 1, 6) }, whole(seq_len), 2, 1.0);
+        }
+    }
+}
+
+#[test]
+fn queries_see_what_a_cache_holds_and_no_more() {
+    for device in devices() {
+        let mut rec = recorder(&device);
+        for (first, seq_len, capacity) in
+            [(0, 3, 10), (1, 1, 2), (70, 1, 100), (64, 1, 65), (37, 70, 150), (130, 65, 195)]
+        {
+            let layout = Layout { positions: Positions { first, seq_len }, capacity };
+            for (h, sequences) in [(heads(9, 3, 6), 1), (heads(2, 1, 32), 3), (heads(2, 1, 80), 1)] {
+                compare(&mut rec, h, layout, sequences, 1.0);
+                for window in [1, 5, 66] {
+                    compare(&mut rec, Heads { window: Some(window), ..h }, layout, sequences, 1.0);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_sequence_in_pieces_is_the_sequence_at_once() {
+    const TOKENS: usize = 141;
+    for device in devices() {
+        let mut rec = recorder(&device);
+        for h in [heads(6, 2, 8), Heads { window: Some(9), ..heads(6, 2, 8) }] {
+            let (q_width, kv_width) = (h.heads * h.head_dim, h.kv_heads * h.head_dim);
+            let q = rec.upload(&[TOKENS, q_width], random(1, TOKENS * q_width)).unwrap();
+            let k = rec.upload(&[TOKENS, kv_width], random(2, TOKENS * kv_width)).unwrap();
+            let v = rec.upload(&[TOKENS, kv_width], random(3, TOKENS * kv_width)).unwrap();
+            let at_once = attention(&mut rec, &q, &k, &v, h, Positions::whole(TOKENS)).unwrap();
+            let at_once: Vec<f64> = read(&mut rec, &at_once).into_iter().map(f64::from).collect();
+            let mut pieces = Vec::new();
+            for (first, end) in [(0, 1), (1, 68), (68, 69), (69, TOKENS)] {
+                let part = rec.copy_rows(&q, first, end - first).unwrap();
+                let positions = Positions { first, seq_len: end - first };
+                let out = attention(&mut rec, &part, &k, &v, h, positions).unwrap();
+                pieces.extend(read(&mut rec, &out));
+            }
+            let error = relative_error(&pieces, &at_once);
+            assert!(error < 1e-6, "{} {h:?}: {error}", device.name());
         }
     }
 }
@@ -83,14 +149,14 @@ fn a_window_hides_old_keys() {
 #[test]
 fn large_scores_do_not_overflow() {
     for device in devices() {
-        compare(&mut recorder(&device), heads(2, 2, 16, 90), 1, 300.0);
+        compare(&mut recorder(&device), heads(2, 2, 16), whole(90), 1, 300.0);
     }
 }
 
 #[test]
 fn more_workgroups_than_an_axis_is_given() {
     for device in devices() {
-        compare(&mut recorder(&device), heads(2, 1, 2, 1), 2_100, 1.0);
+        compare(&mut recorder(&device), heads(2, 1, 2), whole(1), 2_100, 1.0);
     }
 }
 
@@ -98,11 +164,11 @@ fn more_workgroups_than_an_axis_is_given() {
 fn later_tokens_and_other_sequences_change_nothing() {
     for device in devices() {
         let mut rec = recorder(&device);
-        let h = heads(1, 1, 8, 70);
+        let h = heads(1, 1, 8);
         let run = |rec: &mut Recorder, k: Vec<f32>| {
             let q = rec.upload(&[140, 8], random(1, 140 * 8)).unwrap();
             let k = rec.upload(&[140, 8], k).unwrap();
-            let out = attention(rec, &q, &k, &k, h).unwrap();
+            let out = attention(rec, &q, &k, &k, h, Positions::whole(70)).unwrap();
             read(rec, &out)
         };
         let k = random(2, 140 * 8);
@@ -120,15 +186,24 @@ fn heads_that_do_not_fit_are_an_error() {
     let mut rec = recorder(&Device::Cpu);
     let q = rec.zeros(&[6, 12]).unwrap();
     let k = rec.zeros(&[6, 4]).unwrap();
-    let fits = heads(3, 1, 4, 3);
-    assert!(attention(&mut rec, &q, &k, &k, fits).is_ok());
-    for wrong in [
-        Heads { kv_heads: 2, ..fits },
-        Heads { kv_heads: 3, ..fits },
-        Heads { seq_len: 4, ..fits },
-        Heads { head_dim: 2, ..fits },
-        Heads { window: Some(0), ..fits },
+    let fits = heads(3, 1, 4);
+    let three = Positions::whole(3);
+    for (heads, positions, is_right) in [
+        (fits, three, true),
+        (Heads { kv_heads: 2, ..fits }, three, false),
+        (Heads { kv_heads: 3, ..fits }, three, false),
+        (Heads { head_dim: 2, ..fits }, three, false),
+        (Heads { window: Some(0), ..fits }, three, false),
+        (fits, Positions::whole(4), false),
+        (fits, Positions::whole(0), false),
+        (fits, Positions { first: 1, seq_len: 3 }, false),
     ] {
-        assert!(attention(&mut rec, &q, &k, &k, wrong).is_err(), "{wrong:?}");
+        let result = attention(&mut rec, &q, &k, &k, heads, positions);
+        assert_eq!(result.is_ok(), is_right, "{heads:?}, {positions:?}");
+    }
+    // A cache for two sequences must divide into two.
+    for (rows, is_right) in [(5, false), (6, true), (7, false), (8, true)] {
+        let cache = rec.zeros(&[rows, 4]).unwrap();
+        assert_eq!(attention(&mut rec, &q, &cache, &cache, fits, three).is_ok(), is_right, "{rows} rows");
     }
 }

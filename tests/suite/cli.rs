@@ -1,7 +1,7 @@
 //! The command line as a user meets it: what it writes, what it says, and that bad input leaves nothing behind.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -86,6 +86,8 @@ fn both_formats_are_written_whole_and_read_back() {
         let corrected = report["layers"].as_array().unwrap().iter().filter(|l| l["alpha"].as_f64().unwrap() > 0.0);
         assert!(corrected.count() > 28, "most layers are corrected");
         perplexities.push(perplexity(&out, scratch.path()));
+        let said = succeed(&["generate", text(&out), "--prompt", "The city", "--tokens", "8", "--device", "cpu"]);
+        assert!(said.len() > 8, "{said}");
     }
     // The same codes; `float` rounds s·(q − z) once more, to f16.
     assert!((perplexities[0] / perplexities[1] - 1.0).abs() < 1e-3, "{perplexities:?}");
@@ -126,6 +128,41 @@ fn a_model_agrees_with_itself() {
     };
     assert!(number("KL ").abs() < 1e-5, "{said}");
     assert_eq!(number("top-1 agreement "), 100.0);
+}
+
+#[test]
+fn a_text_is_continued_from_an_option_or_standard_input() {
+    let options = ["--tokens", "24", "--device", "cpu"];
+    let output = aquatint(&[&["generate", "--prompt", "The city of Paris is"][..], &options].concat());
+    let (said, summary) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(output.status.success(), "{summary}");
+    assert!(said.starts_with(" the ") && said.ends_with('\n'), "{said}");
+    assert!(summary.contains("24 tokens in ") && summary.contains("tokens/s; stopped: token limit"), "{summary}");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_aquatint"))
+        .args([&["generate", "--prompt", "-"][..], &options].concat())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"The city of Paris is\n").unwrap();
+    assert_eq!(String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap(), said);
+}
+
+#[test]
+fn a_text_that_cannot_be_continued() {
+    let base = ["generate", "--device", "cpu", "--prompt", "The city of Paris is"];
+    for (more, parts) in [
+        (["--temperature", "-1"], ["--temperature", "-1"]),
+        (["--temperature", "nan"], ["--temperature", "NaN"]),
+        (["--tokens", "0"], ["--tokens", "0"]),
+        (["--context", "0"], ["--context", "0"]),
+        (["--context", "8"], ["--prompt", "8 tokens"]),
+    ] {
+        refuse(&[&base[..], &more].concat(), &parts);
+    }
+    let long = "word ".repeat(600);
+    refuse(&["generate", "--device", "cpu", "--prompt", &long], &["--prompt", "512"]);
 }
 
 #[test]

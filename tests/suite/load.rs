@@ -9,6 +9,7 @@ use crate::common::{devices, recorder};
 use crate::small_model::{Model, Stored};
 use aquatint::checkpoint::{Checkpoint, MemorySource, Source};
 use aquatint::device::Recorder;
+use aquatint::model::decoder::Decoder;
 use aquatint::model::network::{Network, Replacements};
 use aquatint::pipeline::quantize;
 use aquatint::quant::QuantizeOptions;
@@ -188,6 +189,10 @@ fn a_broken_tensor_is_named_wherever_it_is_used() {
             assert_eq!(found, expected(name), "{}", device.name());
             let found = error_of(&mut rec, async |rec: &mut Recorder| network.check_head(rec).await);
             assert_eq!(found, expected(name), "{}", device.name());
+        }
+        for name in ["model.embed_tokens.weight", "model.layers.0.self_attn.v_proj.weight", "lm_head.weight"] {
+            let loaded = block_on(Decoder::load(&mut rec, &broken(name), None, 8));
+            assert_eq!(loaded.unwrap_err().to_string(), expected(name), "{}", device.name());
         }
         let checkpoint = broken("model.embed_tokens.weight");
         let network = Network::new(&mut rec, &checkpoint, None, 8).unwrap();

@@ -15,6 +15,7 @@ mod dequantize;
 mod device;
 mod embedding;
 mod families;
+mod generate;
 mod gptq;
 mod gram;
 mod grid;

@@ -2,6 +2,7 @@
 
 use crate::common::{devices, random, read, recorder, relative_error};
 use aquatint::device::Device;
+use aquatint::ops::Positions;
 use aquatint::ops::rope::rope;
 
 /// The table of a model with base 10000, f32 as a checkpoint's loader makes it.
@@ -16,11 +17,11 @@ fn table(positions: usize, head_dim: usize) -> Vec<f32> {
         .collect()
 }
 
-fn reference(x: &[f32], table: &[f32], [heads, head_dim, seq_len]: [usize; 3]) -> Vec<f64> {
+fn reference(x: &[f32], table: &[f32], [heads, head_dim]: [usize; 2], positions: Positions) -> Vec<f64> {
     let half = head_dim / 2;
     let turned = |at: usize| {
         let (token, i) = (at / (heads * head_dim), at % head_dim);
-        let row = &table[token % seq_len * head_dim..][..head_dim];
+        let row = &table[(positions.first + token % positions.seq_len) * head_dim..][..head_dim];
         let (cos, sin) = (f64::from(row[i % half]), f64::from(row[half + i % half]));
         let here = f64::from(x[at]);
         if i < half { here * cos - f64::from(x[at + half]) * sin } else { here * cos + f64::from(x[at - half]) * sin }
@@ -32,18 +33,29 @@ fn reference(x: &[f32], table: &[f32], [heads, head_dim, seq_len]: [usize; 3]) -
 fn turns_each_pair_by_its_position() {
     for device in devices() {
         let mut rec = recorder(&device);
-        for (case, [sequences, seq_len, heads, head_dim]) in
-            [[1, 1, 1, 2], [1, 5, 3, 6], [2, 21, 1, 64], [3, 65, 9, 10], [41, 200, 4, 64]].into_iter().enumerate()
+        for (case, [sequences, first, seq_len, heads, head_dim]) in [
+            [1, 0, 1, 1, 2],
+            [1, 0, 5, 3, 6],
+            [2, 0, 21, 1, 64],
+            [3, 0, 65, 9, 10],
+            [41, 0, 200, 4, 64],
+            [1, 300, 1, 3, 8],
+            [2, 7, 33, 5, 6],
+        ]
+        .into_iter()
+        .enumerate()
         {
+            let positions = Positions { first, seq_len };
+            let longest = positions.end() + 3;
             let tokens = sequences * seq_len;
             let values = random(case as u64, tokens * heads * head_dim);
-            let angles = table(seq_len + 3, head_dim);
+            let angles = table(longest, head_dim);
             let mut x = rec.upload(&[tokens, heads * head_dim], values.clone()).unwrap();
-            let t = rec.upload(&[seq_len + 3, head_dim], angles.clone()).unwrap();
-            rope(&mut rec, &mut x, &t, head_dim, seq_len).unwrap();
-            let expected = reference(&values, &angles, [heads, head_dim, seq_len]);
+            let t = rec.upload(&[longest, head_dim], angles.clone()).unwrap();
+            rope(&mut rec, &mut x, &t, head_dim, positions).unwrap();
+            let expected = reference(&values, &angles, [heads, head_dim], positions);
             let error = relative_error(&read(&mut rec, &x), &expected);
-            assert!(error < 1e-6, "{} {sequences}×{seq_len}, {heads}×{head_dim}: {error}", device.name());
+            assert!(error < 1e-6, "{} {sequences} of {positions:?}, {heads}×{head_dim}: {error}", device.name());
         }
     }
 }
@@ -53,8 +65,12 @@ fn an_odd_head_and_a_short_table_are_errors() {
     let mut rec = recorder(&Device::Cpu);
     let mut x = rec.zeros(&[4, 6]).unwrap();
     let odd = rec.zeros(&[4, 3]).unwrap();
-    assert!(rope(&mut rec, &mut x, &odd, 3, 4).is_err());
+    assert!(rope(&mut rec, &mut x, &odd, 3, Positions::whole(4)).is_err());
     let short = rec.zeros(&[3, 6]).unwrap();
-    assert!(rope(&mut rec, &mut x, &short, 6, 4).unwrap_err().to_string().contains("table [3, 6]"));
-    assert!(rope(&mut rec, &mut x, &short, 6, 3).is_ok());
+    for (first, seq_len) in [(0, 4), (2, 2)] {
+        let refused = rope(&mut rec, &mut x, &short, 6, Positions { first, seq_len }).unwrap_err();
+        assert!(refused.to_string().contains("table [3, 6]"));
+    }
+    assert!(rope(&mut rec, &mut x, &short, 6, Positions::whole(3)).is_ok());
+    assert!(rope(&mut rec, &mut x, &short, 6, Positions { first: 1, seq_len: 2 }).is_ok());
 }

@@ -37,7 +37,7 @@ impl TextArgs {
         let measured = evaluation.as_deref().unwrap_or(rest);
         let tokenizer = model.tokenizer().await?;
         let tokens = |name: &str, text: &str| {
-            let file = |text: &str| TextFile { name: name.clone(), bytes: text.as_bytes().to_vec().into() };
+            let file = |text: &str| TextFile { name: name.to_owned(), bytes: text.as_bytes().to_vec().into() };
             let files: Vec<TextFile> = pieces(text).into_iter().map(file).collect();
             Calibration::from_texts(&tokenizer, &files, model.config().vocab_size)
         };

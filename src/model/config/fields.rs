@@ -60,6 +60,17 @@ impl<'a> Fields<'a> {
         value.as_bool().map(Some).ok_or_else(|| self.refuse(key, "true or false"))
     }
 
+    /// One token id or a list of them; none where the field is absent.
+    pub fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
+        let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let ids = match self.get(key) {
+            None => Some(Vec::new()),
+            Some(Value::Array(list)) => list.iter().map(id).collect(),
+            Some(value) => id(value).map(|id| vec![id]),
+        };
+        ids.ok_or_else(|| self.refuse(key, "a token id or a list of token ids"))
+    }
+
     /// A string, or `None` where the field is absent.
     pub fn text(&self, key: &str) -> Result<Option<&'a str>> {
         let Some(value) = self.get(key) else { return Ok(None) };
