@@ -3,6 +3,7 @@
 mod bits;
 mod gptq;
 mod header;
+mod load;
 mod plan;
 mod reader;
 mod shards;

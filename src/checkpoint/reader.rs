@@ -4,16 +4,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use half::{bf16, f16};
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
 use super::gptq::{PackedLayout, PackedTensors};
 use super::shards::{Files, Tensor};
-use super::source::Source;
+use super::source::{Source, pieces};
 use crate::model::config::fields::Fields;
 use crate::model::config::{QuantizationConfig, ZeroPointFormat};
 use crate::model::{ModelConfig, Tokenizer};
+use crate::ops::widen::Encoding;
+use crate::tensor::recycled;
 use crate::{Error, Result};
 
 pub(super) const CONFIG_FILE: &str = "config.json";
@@ -32,6 +33,26 @@ pub struct Checkpoint {
     raw_config: Map<String, Value>,
     tensors: BTreeMap<String, Tensor>,
     shapes: HashMap<String, Vec<usize>>,
+}
+
+/// A tensor's elements, or those of some rows, in their file.
+pub(super) struct Floats<'a> {
+    name: &'a str,
+    /// Index of the file.
+    pub file: usize,
+    pub encoding: Encoding,
+    /// Bytes from the start of the file.
+    range: Range<u64>,
+}
+
+impl Floats<'_> {
+    /// Pieces of at most `size` bytes, but of one element at least: their place in the file, and which elements they are.
+    pub fn pieces(&self, size: u64) -> impl Iterator<Item = (Range<u64>, Range<usize>)> {
+        let (start, width) = (self.range.start, self.encoding.size() as u64);
+        let element = move |byte: u64| ((byte - start) / width) as usize;
+        let pieces = pieces(self.range.clone(), (size / width).max(1) * width);
+        pieces.map(move |piece| (piece.clone(), element(piece.start)..element(piece.end)))
+    }
 }
 
 impl Checkpoint {
@@ -169,28 +190,42 @@ impl Checkpoint {
     pub async fn read(&self, name: &str) -> Result<Vec<f32>> {
         match self.packed_module(name) {
             Some(module) => self.read_packed(module, name).await,
-            None => {
-                let tensor = self.tensor(name)?;
-                self.read_floats(name, tensor, tensor.range.clone()).await
-            }
+            None => self.read_floats(&self.floats(name)?).await,
         }
     }
 
     /// Rows `rows` of the tensor `name`, along its first dimension, as f32.
     pub async fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
-        let shape = self.shape(name)?;
-        let width: usize = shape.iter().skip(1).product();
-        if rows.start > rows.end || shape.first().is_none_or(|&count| rows.end > count) {
-            return Err(Error::shape("read_rows", format!("rows {rows:?} of {name} with shape {shape:?}")));
+        match self.packed_module(name) {
+            Some(module) => {
+                let width = self.row_width(name, &rows)?;
+                let weight = self.read_packed(module, name).await?;
+                Ok(weight[rows.start * width..rows.end * width].to_vec())
+            }
+            None => self.read_floats(&self.float_rows(name, rows)?).await,
         }
-        if let Some(module) = self.packed_module(name) {
-            let weight = self.read_packed(module, name).await?;
-            return Ok(weight[rows.start * width..rows.end * width].to_vec());
-        }
+    }
+
+    /// Where the elements of the float tensor `name` lie.
+    pub(super) fn floats<'a>(&self, name: &'a str) -> Result<Floats<'a>> {
         let tensor = self.tensor(name)?;
-        let stride = (width * tensor.dtype.bitsize() / 8) as u64;
-        let start = tensor.range.start;
-        self.read_floats(name, tensor, start + rows.start as u64 * stride..start + rows.end as u64 * stride).await
+        Ok(Floats { name, file: tensor.file, encoding: self.encoding(name, tensor)?, range: tensor.range.clone() })
+    }
+
+    /// Where those of its rows `rows` lie.
+    pub(super) fn float_rows<'a>(&self, name: &'a str, rows: Range<usize>) -> Result<Floats<'a>> {
+        let floats = self.floats(name)?;
+        let stride = (self.row_width(name, &rows)? * floats.encoding.size()) as u64;
+        let at = |row: usize| floats.range.start + row as u64 * stride;
+        Ok(Floats { range: at(rows.start)..at(rows.end), ..floats })
+    }
+
+    /// Elements per row of a tensor that has the rows `rows`.
+    fn row_width(&self, name: &str, rows: &Range<usize>) -> Result<usize> {
+        match self.shape(name)? {
+            [count, width @ ..] if rows.start <= rows.end && rows.end <= *count => Ok(width.iter().product()),
+            shape => Err(Error::shape("rows of a tensor", format!("rows {rows:?} of {name} with shape {shape:?}"))),
+        }
     }
 
     /// Names of all stored tensors, sorted.
@@ -240,8 +275,15 @@ impl Checkpoint {
     fn check_tensor(&self, name: &str, shape: &[usize]) -> Result<&Tensor> {
         let tensor = self.tensor(name)?;
         self.check_shape(name, tensor, shape)?;
+        self.encoding(name, tensor).map(|_| tensor)
+    }
+
+    /// How the elements are stored, of a tensor of floats.
+    fn encoding(&self, name: &str, tensor: &Tensor) -> Result<Encoding> {
         match tensor.dtype {
-            Dtype::F32 | Dtype::F16 | Dtype::BF16 => Ok(tensor),
+            Dtype::F32 => Ok(Encoding::F32),
+            Dtype::F16 => Ok(Encoding::F16),
+            Dtype::BF16 => Ok(Encoding::Bf16),
             other => Err(Error::input(
                 self.files.label_at(tensor.file),
                 format!("tensor {name} of type {other}"),
@@ -302,7 +344,7 @@ impl Checkpoint {
             qweight: self.read_words(&format!("{module}.qweight")).await?,
             qzeros: self.read_words(&format!("{module}.qzeros")).await?,
             g_idx: self.read_words(&format!("{module}.g_idx")).await?,
-            scales: self.read_floats(&scales, self.tensor(&scales)?, self.tensor(&scales)?.range.clone()).await?,
+            scales: self.read_floats(&self.floats(&scales)?).await?,
         };
         self.check_symmetry(module, &layout, &tensors.qzeros)?;
         layout.dequantize(&tensors).ok_or_else(|| {
@@ -343,30 +385,24 @@ impl Checkpoint {
         Ok(bytes.as_chunks::<4>().0.iter().map(|&word| u32::from_le_bytes(word)).collect())
     }
 
-    async fn read_floats(&self, name: &str, tensor: &Tensor, range: Range<u64>) -> Result<Vec<f32>> {
-        let label = self.files.label_at(tensor.file);
-        let bytes = self.file(tensor.file).read(range).await?;
-        let values = widen(&bytes, tensor.dtype).ok_or_else(|| {
-            let found = format!("tensor {name} of type {}", tensor.dtype);
-            Error::input(&label, found, "F32, F16 or BF16", "use a checkpoint with float weights")
-        })?;
-        if values.iter().all(|value| value.is_finite()) {
-            return Ok(values);
+    async fn read_floats(&self, floats: &Floats<'_>) -> Result<Vec<f32>> {
+        let source = self.file(floats.file);
+        let bytes = (floats.range.end - floats.range.start) as usize;
+        let mut values = recycled(bytes / floats.encoding.size());
+        for (piece, elements) in floats.pieces(source.piece()) {
+            if !floats.encoding.decode(&source.read(piece).await?, &mut values[elements]) {
+                return Err(self.not_finite(floats));
+            }
         }
-        let remedy = "download the file again; if it stays so, the model itself is broken".to_owned();
-        Err(Error::NotFinite { place: format!("{label}, tensor {name}"), remedy })
+        Ok(values)
     }
-}
 
-/// Little-endian floats as f32, or `None` if `dtype` is none of the three.
-fn widen(bytes: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
-    let halves = bytes.as_chunks::<2>().0.iter().copied();
-    Some(match dtype {
-        Dtype::F32 => bytes.as_chunks::<4>().0.iter().copied().map(f32::from_le_bytes).collect(),
-        Dtype::F16 => halves.map(|half| f16::from_le_bytes(half).to_f32()).collect(),
-        Dtype::BF16 => halves.map(|half| bf16::from_le_bytes(half).to_f32()).collect(),
-        _ => return None,
-    })
+    /// The error of a tensor that holds a NaN or an infinity.
+    pub(super) fn not_finite(&self, floats: &Floats<'_>) -> Error {
+        let place = format!("{}, tensor {}", self.files.label_at(floats.file), floats.name);
+        let remedy = "download the file again; if it stays so, the model itself is broken".to_owned();
+        Error::NotFinite { place, remedy }
+    }
 }
 
 /// Whether a file of this name is part of a checkpoint; a model directory may hold others.

@@ -20,8 +20,19 @@ pub trait Source {
         self.len() == 0
     }
 
+    /// How many bytes to read at once where a tensor or a file is worked through: what that takes of host memory.
+    fn piece(&self) -> u64 {
+        8 << 20
+    }
+
     /// The bytes of `range`, which lies inside the file. Borrowed where the source is mapped.
     fn read(&self, range: Range<u64>) -> LocalBoxFuture<'_, Result<Cow<'_, [u8]>>>;
+}
+
+/// `range` cut into pieces of `size` bytes, the last one perhaps shorter.
+pub(super) fn pieces(range: Range<u64>, size: u64) -> impl Iterator<Item = Range<u64>> {
+    let count = (range.end - range.start).div_ceil(size);
+    (0..count).map(move |i| range.start + i * size).map(move |start| start..range.end.min(start + size))
 }
 
 /// A file that is in memory already, such as one compiled into the program.

@@ -11,12 +11,9 @@ use super::gptq::QuantizedLinear;
 use super::plan::{Format, Item, WritePlan};
 use super::reader::Checkpoint;
 use super::sink::Sink;
-use super::source::Source;
+use super::source::{Source, pieces};
 use crate::model::config::LinearSpec;
 use crate::{Error, Result};
-
-/// Bytes copied at once.
-const CHUNK: u64 = 8 << 20;
 
 /// A checkpoint being written.
 ///
@@ -154,12 +151,9 @@ impl Output {
     }
 
     async fn copy(&mut self, source: &dyn Source, range: Range<u64>) -> Result<()> {
-        let mut start = range.start;
-        while start < range.end {
-            let end = range.end.min(start + CHUNK);
-            let chunk = source.read(start..end).await?;
+        for piece in pieces(range, source.piece()) {
+            let chunk = source.read(piece).await?;
             self.write(&chunk).await?;
-            start = end;
         }
         Ok(())
     }

@@ -32,6 +32,8 @@ struct Recording {
     uniform_bytes: Vec<u8>,
     pending: Option<Pending>,
     work: f64,
+    /// Flags that nobody has looked at yet, each with the error that it raises.
+    flags: Vec<(Tensor<u32>, Error)>,
 }
 
 /// What is recorded and not yet submitted. Copies go between passes, so the pass opens at the next dispatch.
@@ -110,11 +112,25 @@ impl Recorder {
         }
         let tensor: Tensor<T> = self.empty(shape)?;
         let Some(r) = &mut self.recording else { unreachable!("checked above") };
-        // A write goes ahead of what is recorded and not yet submitted, which may still use this pooled buffer.
-        r.submit()?;
-        if !values.is_empty() {
-            r.gpu.queue.write_buffer(tensor.buffer().raw(), 0, bytemuck::cast_slice(&values));
+        r.write(tensor.buffer(), 0, bytemuck::cast_slice(&values))?;
+        Ok(tensor)
+    }
+
+    /// Little-endian bytes as words, four to each; where the last is not full, zeros follow.
+    pub fn upload_bytes(&mut self, bytes: &[u8]) -> Result<Tensor<u32>> {
+        let (whole, rest) = bytes.as_chunks::<4>();
+        let mut last = [0; 4];
+        last[..rest.len()].copy_from_slice(rest);
+        let last = if rest.is_empty() { &[][..] } else { &[last] };
+        let shape = [whole.len() + last.len()];
+        if self.recording.is_none() {
+            let words = whole.iter().chain(last).map(|&word| u32::from_le_bytes(word)).collect();
+            return Ok(Tensor::on_host(&shape, words));
         }
+        let tensor: Tensor<u32> = self.empty(&shape)?;
+        let Some(r) = &mut self.recording else { unreachable!("checked above") };
+        r.write(tensor.buffer(), 0, whole.as_flattened())?;
+        r.write(tensor.buffer(), whole.len() as u64 * 4, last.as_flattened())?;
         Ok(tensor)
     }
 
@@ -167,16 +183,28 @@ impl Recorder {
         recording.encoder().copy_buffer_to_buffer(from, from_start, to, to_start, len);
     }
 
+    /// Makes it an error if an op has set `flag`, of one element, to anything but 0.
+    ///
+    /// Errors: `error`, on the CPU. On a GPU the next wait of this recorder returns it in place of a value.
+    pub fn fail_if(&mut self, flag: Tensor<u32>, error: Error) -> Result<()> {
+        flag.expect_shape("fail_if", &[1])?;
+        match &mut self.recording {
+            Some(r) => r.flags.push((flag, error)),
+            None if flag.host() == [0] => {}
+            None => return Err(error),
+        }
+        Ok(())
+    }
+
     /// Waits for all that was recorded and returns the elements of `tensor`.
     ///
-    /// Errors: whatever the GPU reported since the last wait.
+    /// Errors: whatever the GPU reported since the last wait, and the first of [`Recorder::fail_if`] since then.
     pub async fn read<T: Element>(&mut self, tensor: &Tensor<T>) -> Result<Vec<T>> {
         let Some(r) = &mut self.recording else { return Ok(tensor.host().to_vec()) };
         if tensor.is_empty() {
             return Ok(Vec::new());
         }
-        let bytes = r.read(tensor.buffer()).await?;
-        Ok(bytemuck::pod_collect_to_vec(&bytes[..tensor.len() * 4]))
+        r.read(tensor).await
     }
 
     /// Submits what was recorded, without waiting.
@@ -184,7 +212,7 @@ impl Recorder {
         self.recording.as_mut().map_or(Ok(()), Recording::submit)
     }
 
-    /// Submits what was recorded and waits for it. Errors: whatever the GPU reported since the last wait.
+    /// Submits what was recorded and waits for it. Errors: as [`Recorder::read`].
     pub async fn finish(&mut self) -> Result<()> {
         if self.is_gpu() {
             let marker = self.zeros::<u32>(&[1])?;
@@ -215,7 +243,7 @@ impl Recording {
             usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        Self { gpu, uniforms, uniform_bytes: Vec::new(), pending: None, work: 0.0 }
+        Self { gpu, uniforms, uniform_bytes: Vec::new(), pending: None, work: 0.0, flags: Vec::new() }
     }
 
     fn open(&mut self) -> &mut Pending {
@@ -292,8 +320,22 @@ impl Recording {
         self.gpu.check(0, "a submission")
     }
 
-    async fn read(&mut self, buffer: &Buffer) -> Result<Vec<u8>> {
-        let size = buffer.size();
+    /// Writes into a buffer that was just allocated.
+    fn write(&mut self, buffer: &Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
+        // A write goes ahead of what is recorded and not yet submitted, which may still use this pooled buffer.
+        self.submit()?;
+        if !bytes.is_empty() {
+            self.gpu.queue.write_buffer(buffer.raw(), offset, bytes);
+        }
+        Ok(())
+    }
+
+    /// The elements of `tensor`, once every flag is seen to be down.
+    async fn read<T: Element>(&mut self, tensor: &Tensor<T>) -> Result<Vec<T>> {
+        let buffer = tensor.buffer();
+        let flags = self.flags.iter().map(|(flag, _)| (flag.buffer().raw().clone(), 4));
+        let parts: Vec<_> = std::iter::once((buffer.raw().clone(), buffer.size())).chain(flags).collect();
+        let size = parts.iter().map(|(_, size)| size).sum();
         let staging = self.gpu.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("read-back"),
             size,
@@ -302,7 +344,11 @@ impl Recording {
         });
         self.gpu.check(size, "a read-back")?;
         self.close_pass();
-        self.encoder().copy_buffer_to_buffer(buffer.raw(), 0, &staging, 0, size);
+        let mut end = 0;
+        for (part, size) in &parts {
+            self.encoder().copy_buffer_to_buffer(part, 0, &staging, end, *size);
+            end += size;
+        }
         self.submit()?;
         let (sender, receiver) = futures::channel::oneshot::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
@@ -314,7 +360,12 @@ impl Recording {
         let mapped = receiver.await.map_err(|e| refused(e.to_string()))?;
         self.gpu.check(size, "a read-back")?;
         mapped.map_err(|e| refused(e.to_string()))?;
-        let bytes = staging.get_mapped_range(..).map_err(|e| refused(e.to_string()))?.to_vec();
-        Ok(bytes)
+        let bytes = staging.get_mapped_range(..).map_err(|e| refused(e.to_string()))?;
+        let (values, flags) = bytes.split_at(buffer.size() as usize);
+        let errors = std::mem::take(&mut self.flags).into_iter().map(|(_, error)| error);
+        match flags.as_chunks().0.iter().zip(errors).find(|(flag, _)| **flag != [0; 4]) {
+            Some((_, error)) => Err(error),
+            None => Ok(bytemuck::pod_collect_to_vec(values)),
+        }
     }
 }

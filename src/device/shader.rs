@@ -41,6 +41,7 @@ const SOURCES: &[(&str, &str)] = sources![
     "silu_mul",
     "solve",
     "solve_order",
+    "widen",
     "zero_columns",
 ];
 

@@ -55,6 +55,8 @@ impl Decoder {
             layers.push(Layer { block, weights, cache });
         }
         let (embedding, head) = (network.embedding(rec).await?, network.head(rec).await?);
+        // A GPU says now, not at the first token, whether all of the weights are finite.
+        rec.finish().await?;
         let rope_table = network.rope_table;
         Ok(Self { embedding, layers, head, rope_table, vocab_size: config.vocab_size, len: 0 })
     }

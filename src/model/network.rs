@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::block::{Block, Context, widest_activation};
+use super::config::LinearSpec;
 use super::{ModelConfig, rope};
 use crate::checkpoint::{Checkpoint, QuantizedLinear};
 use crate::device::Recorder;
@@ -21,6 +22,8 @@ pub type Replacements = HashMap<String, QuantizedLinear>;
 const CHUNK_TOKENS: usize = 4096;
 /// Name of the embedding matrix.
 const EMBEDDING: &str = "model.embed_tokens.weight";
+/// Name of the last norm's weight.
+const FINAL_NORM: &str = "model.norm.weight";
 /// Vocabulary entries per slab, about.
 const SLAB_ROWS: usize = 16384;
 
@@ -85,38 +88,33 @@ impl<'a> Network<'a> {
         Ok((CHUNK_TOKENS / self.seq_len).clamp(1, fitting as usize))
     }
 
-    async fn weight(&self, name: &str) -> Result<Vec<f32>> {
-        match self.replacements.and_then(|r| r.get(name)) {
-            Some(linear) => Ok(linear.dequantize()),
-            None => self.checkpoint.read(&format!("{name}.weight")).await,
+    async fn weight(&self, rec: &mut Recorder, linear: &LinearSpec) -> Result<Tensor> {
+        match self.replacements.and_then(|r| r.get(&linear.name)) {
+            Some(replacement) => rec.upload(&[linear.rows, linear.columns], replacement.dequantize()),
+            None => self.checkpoint.load(rec, &format!("{}.weight", linear.name)).await,
         }
     }
 
-    async fn vector(&self, rec: &mut Recorder, name: &str) -> Result<Tensor> {
-        let values = self.checkpoint.read(name).await?;
-        rec.upload(&[values.len()], values)
-    }
-
-    /// Block `index` and its seven linear weights.
+    /// Block `index` and its seven linear weights. Errors: as [`Checkpoint::load`], and so for all that is read here.
     pub async fn block(&self, rec: &mut Recorder, index: usize) -> Result<(Block, Vec<Tensor>)> {
         let config = self.config();
         let at = |name: &str| format!("model.layers.{index}.{name}.weight");
         let (mut weights, mut biases) = (Vec::new(), [const { None }; 7]);
         for (linear, bias) in config.block_linears(index).iter().zip(&mut biases) {
-            weights.push(rec.upload(&[linear.rows, linear.columns], self.weight(&linear.name).await?)?);
+            weights.push(self.weight(rec, linear).await?);
             if linear.bias {
-                *bias = Some(self.vector(rec, &format!("{}.bias", linear.name)).await?);
+                *bias = Some(self.checkpoint.load(rec, &format!("{}.bias", linear.name)).await?);
             }
         }
         let head_norms = if config.qk_norm {
-            let query = self.vector(rec, &at("self_attn.q_norm")).await?;
-            Some([query, self.vector(rec, &at("self_attn.k_norm")).await?])
+            let query = self.checkpoint.load(rec, &at("self_attn.q_norm")).await?;
+            Some([query, self.checkpoint.load(rec, &at("self_attn.k_norm")).await?])
         } else {
             None
         };
         let block = Block {
-            attention_norm: self.vector(rec, &at("input_layernorm")).await?,
-            mlp_norm: self.vector(rec, &at("post_attention_layernorm")).await?,
+            attention_norm: self.checkpoint.load(rec, &at("input_layernorm")).await?,
+            mlp_norm: self.checkpoint.load(rec, &at("post_attention_layernorm")).await?,
             head_norms,
             biases,
             heads: Heads {
@@ -139,8 +137,7 @@ impl<'a> Network<'a> {
     /// Vocabulary entries `first..first + rows` of a `[vocab, hidden]` matrix.
     async fn slab(&self, rec: &mut Recorder, name: &str, first: usize, rows: usize) -> Result<Tensor> {
         let last = (first + rows).min(self.config().vocab_size);
-        let values = self.checkpoint.read_rows(name, first..last).await?;
-        rec.upload(&[last - first, self.config().hidden_size], values)
+        self.checkpoint.load_rows(rec, name, first..last).await
     }
 
     /// The embeddings of chunks of windows, each window of `seq_len` tokens: `[tokens, hidden]` per chunk.
@@ -165,14 +162,15 @@ impl<'a> Network<'a> {
         if self.config().tie_word_embeddings { EMBEDDING } else { "lm_head.weight" }
     }
 
-    /// Reads the head and keeps nothing: a run that quantizes never needs it, but its numbers go into the result.
-    ///
-    /// Errors: `Error::NotFinite`, as for every weight that is read.
-    pub async fn check_head(&self) -> Result<()> {
-        self.checkpoint.read("model.norm.weight").await?;
-        let vocab = self.config().vocab_size;
-        for first in (0..vocab).step_by(SLAB_ROWS) {
-            self.checkpoint.read_rows(self.output_matrix(), first..vocab.min(first + SLAB_ROWS)).await?;
+    /// Reads what [`Network::embed`] leaves of the head and keeps nothing: a run that quantizes never needs it, but its
+    /// numbers go into the result.
+    pub async fn check_head(&self, rec: &mut Recorder) -> Result<()> {
+        self.checkpoint.load(rec, FINAL_NORM).await?;
+        if !self.config().tie_word_embeddings {
+            let rows = self.slab_rows(rec);
+            for first in (0..self.config().vocab_size).step_by(rows) {
+                self.slab(rec, self.output_matrix(), first, rows).await?;
+            }
         }
         Ok(())
     }
@@ -180,7 +178,7 @@ impl<'a> Network<'a> {
     /// The head, all of it on the device.
     pub async fn head(&self, rec: &mut Recorder) -> Result<Head> {
         let output = self.vocabulary(rec, self.output_matrix()).await?;
-        let norm = self.vector(rec, "model.norm.weight").await?;
+        let norm = self.checkpoint.load(rec, FINAL_NORM).await?;
         Ok(Head { norm, epsilon: self.config().rms_norm_eps, output })
     }
 

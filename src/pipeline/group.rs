@@ -4,6 +4,7 @@ use crate::Result;
 use crate::checkpoint::QuantizedLinear;
 use crate::device::Recorder;
 use crate::ops::add::add_scaled;
+use crate::ops::gram::Packed;
 use crate::ops::permute::zero_columns;
 use crate::quant::alpha::HeldOut;
 use crate::quant::correction::Corrector;
@@ -53,9 +54,18 @@ pub(super) struct Prepared {
 pub(super) struct Candidate {
     /// W without dead inputs.
     weight: Tensor,
-    /// W* and α, where the linear is corrected.
-    corrected: Option<(Tensor, f64)>,
+    corrected: Option<Corrected>,
     optimal: Option<f64>,
+}
+
+/// A linear's correction.
+#[derive(Debug)]
+struct Corrected {
+    /// W*.
+    weight: Tensor,
+    alpha: f64,
+    /// W·D over the held-out tokens, where there are any.
+    arriving: Option<Tensor>,
 }
 
 /// Corrects a group's linears and rounds them.
@@ -86,20 +96,7 @@ impl GroupQuantizer<'_> {
         gathered: Gathered,
     ) -> Result<(Prepared, Vec<Candidate>)> {
         let Gathered { fitting: mut all, held_out } = gathered;
-        let wants_auto = linears.iter().any(|linear| linear.alpha == Alpha::Auto);
-        let fitted = match (&all.error_correlation, wants_auto) {
-            (Some(d), true) => Some((self.corrector(rec, &all).await?, d)),
-            _ => None,
-        };
-        // Δ on the fitting tokens alone, before the held-out ones are merged in.
-        let mut fitted_corrections = Vec::new();
-        for linear in linears {
-            fitted_corrections.push(match (&fitted, linear.alpha) {
-                (Some((corrector, d)), Alpha::Auto) => Some(corrector.correction(rec, linear.weight, d)?),
-                _ => None,
-            });
-        }
-        drop(fitted);
+        let fitted_corrections = self.fitted_corrections(rec, linears, &all).await?;
         if let Some(held_out) = &held_out {
             all.merge(rec, held_out)?;
         }
@@ -109,21 +106,25 @@ impl GroupQuantizer<'_> {
         };
         let diagonal = Damping::of(rec, &all.hessian, self.place).await?;
         let corrector = match all.error_correlation {
-            Some(_) => Some(self.corrector(rec, &all).await?),
+            Some(_) => Some(self.corrector(rec, &all.hessian, &diagonal).await?),
             None => None,
         };
         let dead = rec.upload(&[all.hessian.n()], diagonal.dead())?;
         let mut candidates = Vec::new();
         for (linear, fitted) in linears.iter().zip(fitted_corrections) {
-            let mut weight = rec.duplicate(linear.weight)?;
-            zero_columns(rec, &mut weight, &dead)?;
-            let (alpha, optimal) = self.alpha(rec, linear, &held_out, fitted).await?;
+            let weight = without_dead(rec, linear.weight, &dead)?;
+            let arriving = match &held_out {
+                Some(held_out) if linear.alpha != Alpha::Off => Some(held_out.arriving(rec, linear.weight)?),
+                _ => None,
+            };
+            let measure = held_out.as_ref().zip(arriving.as_ref());
+            let (alpha, optimal) = self.alpha(rec, linear.alpha, measure, fitted).await?;
             let corrected = match (&corrector, &all.error_correlation) {
                 (Some(corrector), Some(d)) if alpha > 0.0 => {
                     let correction = corrector.correction(rec, &weight, d)?;
                     let mut corrected = rec.duplicate(&weight)?;
                     add_scaled(rec, &mut corrected, alpha as f32, &correction)?;
-                    Some((corrected, alpha))
+                    Some(Corrected { weight: corrected, alpha, arriving })
                 }
                 _ => None,
             };
@@ -132,19 +133,40 @@ impl GroupQuantizer<'_> {
         Ok((Prepared { all, diagonal, held_out }, candidates))
     }
 
-    /// The α to apply, and α* where it was asked for.
+    /// Δ on the fitting tokens alone, for each linear whose α is to be found with it.
+    async fn fitted_corrections(
+        &self,
+        rec: &mut Recorder,
+        linears: &[Linear<'_>],
+        fitting: &Statistics,
+    ) -> Result<Vec<Option<Tensor>>> {
+        let wanted = |linear: &Linear<'_>| linear.alpha == Alpha::Auto;
+        let Some(d) = fitting.error_correlation.as_ref().filter(|_| linears.iter().any(wanted)) else {
+            return Ok(linears.iter().map(|_| None).collect());
+        };
+        let diagonal = Damping::of(rec, &fitting.hessian, self.place).await?;
+        let corrector = self.corrector(rec, &fitting.hessian, &diagonal).await?;
+        let dead = rec.upload(&[fitting.hessian.n()], diagonal.dead())?;
+        let mut correction = |linear: &Linear<'_>| {
+            let weight = without_dead(rec, linear.weight, &dead)?;
+            corrector.correction(rec, &weight, d)
+        };
+        linears.iter().map(|linear| wanted(linear).then(|| correction(linear)).transpose()).collect()
+    }
+
+    /// The α to apply, and α* where it was asked for. `measure`: what was held out, with W·D over it.
     async fn alpha(
         &self,
         rec: &mut Recorder,
-        linear: &Linear<'_>,
-        held_out: &Option<HeldOut>,
+        wanted: Alpha,
+        measure: Option<(&HeldOut, &Tensor)>,
         fitted: Option<Tensor>,
     ) -> Result<(f64, Option<f64>)> {
-        Ok(match (linear.alpha, held_out, fitted) {
+        Ok(match (wanted, measure, fitted) {
             (Alpha::Off, ..) => (0.0, None),
             (Alpha::Fixed(alpha), ..) => (alpha, None),
-            (Alpha::Auto, Some(held_out), Some(correction)) => {
-                let optimal = held_out.best_alpha(rec, linear.weight, &correction).await?;
+            (Alpha::Auto, Some((held_out, arriving)), Some(correction)) => {
+                let optimal = held_out.best_alpha(rec, arriving, &correction).await?;
                 (self.options.alpha.shrinkage * optimal, Some(optimal))
             }
             (Alpha::Auto, ..) => (0.0, None),
@@ -173,18 +195,18 @@ impl GroupQuantizer<'_> {
                 (Method::Rtn, None) => rounder.round(rec, linear.weight)?,
                 _ => rounder.round(rec, &candidate.weight)?,
             };
-            let Some((corrected, alpha)) = candidate.corrected else {
+            let Some(Corrected { weight: corrected, alpha, arriving }) = candidate.corrected else {
                 let mut outcome = self.outcome(rec, linear, &rounder, plain, None).await?;
                 outcome.report.alpha_optimal = candidate.optimal;
                 outcomes.push(outcome);
                 continue;
             };
             let rounded = rounder.round(rec, &corrected)?;
-            let gain = match held_out {
+            let gain = match held_out.as_ref().zip(arriving.as_ref()) {
                 None => None,
-                Some(held_out) => {
-                    let before = held_out.score(rec, linear.weight, &plain.dequantized).await?;
-                    Some(before - held_out.score(rec, linear.weight, &rounded.dequantized).await?)
+                Some((held_out, arriving)) => {
+                    let before = held_out.score(rec, linear.weight, arriving, &plain.dequantized).await?;
+                    Some(before - held_out.score(rec, linear.weight, arriving, &rounded.dequantized).await?)
                 }
             };
             let guarded = linear.alpha == Alpha::Auto && gain.is_some_and(|gain| gain < 0.0);
@@ -222,9 +244,14 @@ impl GroupQuantizer<'_> {
         Ok(Outcome { stored, dequantized: rounded.dequantized, report, score_gain })
     }
 
-    async fn corrector(&self, rec: &mut Recorder, statistics: &Statistics) -> Result<Corrector> {
-        let diagonal = Damping::of(rec, &statistics.hessian, self.place).await?;
-        let rho = self.options.correction_damping;
-        Corrector::new(rec, &statistics.hessian, &diagonal, rho, self.place).await
+    async fn corrector(&self, rec: &mut Recorder, hessian: &Packed, diagonal: &Damping) -> Result<Corrector> {
+        Corrector::new(rec, hessian, diagonal, self.options.correction_damping, self.place).await
     }
+}
+
+/// W with the columns of dead inputs set to zero: what is corrected, and what GPTQ rounds.
+fn without_dead(rec: &mut Recorder, weight: &Tensor, dead: &Tensor<u32>) -> Result<Tensor> {
+    let mut weight = rec.duplicate(weight)?;
+    zero_columns(rec, &mut weight, dead)?;
+    Ok(weight)
 }

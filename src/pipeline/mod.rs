@@ -111,7 +111,7 @@ impl<'a> Run<'a> {
             group_size,
             bytes: device_bytes(config, tokens, per_chunk * options.seq_len),
         });
-        network.check_head().await?;
+        network.check_head(rec).await?;
         let full = network.embed(rec, &chunks).await?;
         let quantized = full.iter().map(|chunk| rec.duplicate(chunk)).collect::<Result<_>>()?;
         let report = Report {

@@ -23,24 +23,29 @@ impl HeldOut {
         Ok(statistics.error_correlation.map(|error_correlation| Self { hessian, error_correlation }))
     }
 
+    /// W·D_v, what both questions about a linear start from. `weight`: W `[m, n]`, like the result.
+    pub fn arriving(&self, rec: &mut Recorder, weight: &Tensor) -> Result<Tensor> {
+        matmul(rec, Orientation::Nn, weight, &self.error_correlation)
+    }
+
     /// α* = clip(⟨W·D_v, Δ⟩ / ⟨Δ·H_v, Δ⟩, 0, 1), the minimiser of the held-out ‖WX − (W + αΔ)X̂‖²; 0 where Δ is 0.
     ///
-    /// `correction`: Δ fitted on the other tokens, `[m, n]` like `weight`.
-    pub async fn best_alpha(&self, rec: &mut Recorder, weight: &Tensor, correction: &Tensor) -> Result<f64> {
-        let arriving = matmul(rec, Orientation::Nn, weight, &self.error_correlation)?;
+    /// `arriving`: W·D_v; `correction`: Δ fitted on the other tokens, `[m, n]` both.
+    pub async fn best_alpha(&self, rec: &mut Recorder, arriving: &Tensor, correction: &Tensor) -> Result<f64> {
         let curved = matmul(rec, Orientation::Nn, correction, &self.hessian)?;
-        let (slope, curvature) = (dot(rec, &arriving, correction)?, dot(rec, &curved, correction)?);
+        let (slope, curvature) = (dot(rec, arriving, correction)?, dot(rec, &curved, correction)?);
         let (slope, curvature) = (total(rec, &slope).await?, total(rec, &curvature).await?);
         Ok(if curvature > 0.0 { (slope / curvature).clamp(0.0, 1.0) } else { 0.0 })
     }
 
     /// ⟨E·H_v, E⟩ + 2⟨E, W·D_v⟩ with E = W − Q: the held-out ‖WX − QX̂‖² less ‖Wδ‖², which no choice of Q changes.
-    pub async fn score(&self, rec: &mut Recorder, weight: &Tensor, rounded: &Tensor) -> Result<f64> {
+    ///
+    /// `weight`: W, `arriving`: W·D_v, `rounded`: Q, `[m, n]` all three.
+    pub async fn score(&self, rec: &mut Recorder, weight: &Tensor, arriving: &Tensor, rounded: &Tensor) -> Result<f64> {
         let mut error = rec.duplicate(weight)?;
         add_scaled(rec, &mut error, -1.0, rounded)?;
         let curved = matmul(rec, Orientation::Nn, &error, &self.hessian)?;
-        let arriving = matmul(rec, Orientation::Nn, weight, &self.error_correlation)?;
-        let (own, crossed) = (dot(rec, &curved, &error)?, dot(rec, &arriving, &error)?);
+        let (own, crossed) = (dot(rec, &curved, &error)?, dot(rec, arriving, &error)?);
         Ok(total(rec, &own).await? + 2.0 * total(rec, &crossed).await?)
     }
 }

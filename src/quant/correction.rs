@@ -5,7 +5,6 @@ use crate::device::Recorder;
 use crate::ops::cholesky::{self, Factor};
 use crate::ops::gram::Packed;
 use crate::ops::matmul::{Orientation, matmul};
-use crate::ops::permute::zero_columns;
 use crate::ops::solve::solve_rows;
 use crate::quant::Damping;
 use crate::tensor::Tensor;
@@ -15,8 +14,6 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub struct Corrector {
     factor: Factor,
-    /// 1 for each input that none of the tokens excited.
-    dead: Tensor<u32>,
 }
 
 impl Corrector {
@@ -25,9 +22,8 @@ impl Corrector {
     /// Errors: `Error::NotFinite` naming `place` if H + λI has no Cholesky factor, which λ > 0 rules out in exact arithmetic.
     pub async fn new(rec: &mut Recorder, hessian: &Packed, diagonal: &Damping, rho: f64, place: &str) -> Result<Self> {
         let order: Vec<u32> = (0..hessian.n() as u32).collect();
-        let dead = rec.upload(&[hessian.n()], diagonal.dead())?;
         match cholesky::factor(rec, hessian, &order, diagonal.ridge(rho)).await? {
-            Some(factor) => Ok(Self { factor, dead }),
+            Some(factor) => Ok(Self { factor }),
             None => Err(Error::NotFinite {
                 place: format!("{place}: the Cholesky factor of the damped Hessian"),
                 remedy: "raise --correction-damping, or calibrate on more text".to_string(),
@@ -35,19 +31,12 @@ impl Corrector {
         }
     }
 
-    /// W with the columns of dead inputs set to zero: what is corrected, and what GPTQ rounds.
-    pub fn without_dead(&self, rec: &mut Recorder, weight: &Tensor) -> Result<Tensor> {
-        let mut weight = rec.duplicate(weight)?;
-        zero_columns(rec, &mut weight, &self.dead)?;
-        Ok(weight)
-    }
-
     /// Δ = W·D·(H + λI)⁻¹, by two triangular solves; the ridge pulls W* to W, so D is never merged into H.
     ///
-    /// `weight`: W `[m, n]`, its dead inputs count as zero; `error_correlation`: D `[n, n]`, δ on the rows. The result is `[m, n]`.
+    /// `weight`: W `[m, n]` with the columns of dead inputs set to zero; `error_correlation`: D `[n, n]`, δ on the rows. The
+    /// result is `[m, n]`.
     pub fn correction(&self, rec: &mut Recorder, weight: &Tensor, error_correlation: &Tensor) -> Result<Tensor> {
-        let weight = self.without_dead(rec, weight)?;
-        let arriving = matmul(rec, Orientation::Nn, &weight, error_correlation)?;
+        let arriving = matmul(rec, Orientation::Nn, weight, error_correlation)?;
         solve_rows(rec, &self.factor, arriving)
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
+use crate::common::{devices, recorder};
 use crate::small_model::{Model, Stored, random_layer};
 use aquatint::checkpoint::{
     Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Dtype, Existing, Format, GptqSettings,
@@ -83,6 +84,17 @@ fn a_gptq_checkpoint_reads_back_exactly_at_every_width() {
                 let name = format!("{}.weight", layer.name);
                 assert!(read.is_quantized(&name));
                 assert_eq!(block_on(read.read(&name)).unwrap(), layer.dequantize(), "{name} {settings:?}");
+            }
+            let layer = &layers[5];
+            let name = format!("{}.weight", layer.name);
+            for device in devices() {
+                let mut rec = recorder(&device);
+                let whole = block_on(read.load(&mut rec, &name)).unwrap();
+                let rows = block_on(read.load_rows(&mut rec, &name, 3..5)).unwrap();
+                assert_eq!((whole.shape(), rows.shape()), (&[layer.rows, layer.columns][..], &[2, layer.columns][..]));
+                let weight = layer.dequantize();
+                assert_eq!(block_on(rec.read(&whole)).unwrap(), weight, "{}", device.name());
+                assert_eq!(block_on(rec.read(&rows)).unwrap(), weight[3 * layer.columns..5 * layer.columns]);
             }
             let norm = "model.layers.3.input_layernorm.weight";
             assert_eq!(block_on(read.read(norm)).unwrap(), block_on(source.read(norm)).unwrap());

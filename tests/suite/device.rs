@@ -25,8 +25,8 @@ fn uploads_and_clears_are_ordered_with_what_is_recorded() {
             let source = rec.upload(&[64, 64], vec![round as f32; 4096]).unwrap();
             let copy = rec.duplicate(&source).unwrap();
             drop(source);
-            let zeros = rec.zeros::<f32>(&[64, 64]).unwrap();
             let other = rec.upload(&[64, 64], vec![-1.0; 4096]).unwrap();
+            let zeros = rec.zeros::<f32>(&[64, 64]).unwrap();
             let mut rows = rec.copy_rows(&copy, 3, 2).unwrap();
             let one = rec.copy_rows(&other, 0, 1).unwrap();
             rec.write_rows(&one, &mut rows, 1).unwrap();
@@ -45,6 +45,47 @@ fn a_shape_that_does_not_hold_the_values_is_an_error() {
     let a = rec.upload(&[2, 3], vec![0.0f32; 6]).unwrap();
     assert!(matches!(rec.copy_rows(&a, 1, 2), Err(Error::Shape { .. })));
     assert!(a.reshape(&[4]).is_err());
+}
+
+#[test]
+fn a_raised_flag_is_the_error_of_the_next_wait_and_of_no_later_one() {
+    let named = |place: &str| Error::NotFinite { place: place.to_string(), remedy: String::new() };
+    for device in devices() {
+        let mut rec = recorder(&device);
+        let value = rec.upload(&[3], vec![1.0f32, 2.0, 3.0]).unwrap();
+        let mut raise = |flags: &[u32]| -> Option<String> {
+            let raised = flags.iter().enumerate().find_map(|(i, &flag)| {
+                let flag = rec.upload(&[1], vec![flag]).unwrap();
+                rec.fail_if(flag, named(&format!("flag {i}"))).err()
+            });
+            assert!(raised.is_none() || matches!(device, Device::Cpu), "a GPU cannot know yet");
+            raised.or_else(|| block_on(rec.read(&value)).err()).map(|error| error.to_string())
+        };
+        assert_eq!(raise(&[0, 0, 0]), None, "{}", device.name());
+        for flag in [1, 1 << 31] {
+            assert!(raise(&[0, flag, 0, flag]).unwrap().starts_with("flag 1:"), "{}", device.name());
+            assert_eq!(raise(&[]), None, "{}", device.name());
+        }
+        assert_eq!(read(&mut rec, &value), [1.0, 2.0, 3.0]);
+        let two = rec.zeros(&[2]).unwrap();
+        assert!(matches!(rec.fail_if(two, named("")), Err(Error::Shape { .. })));
+    }
+}
+
+#[test]
+fn bytes_become_words_and_the_last_one_is_filled_up() {
+    let bytes: Vec<u8> = (1..=23).collect();
+    for device in devices() {
+        let mut rec = recorder(&device);
+        for length in (0..=9).chain([23]) {
+            let tensor = rec.upload_bytes(&bytes[..length]).unwrap();
+            let mut expected = bytes[..length].to_vec();
+            expected.resize(length.next_multiple_of(4), 0);
+            let expected: Vec<u32> =
+                expected.chunks(4).map(|word| u32::from_le_bytes(word.try_into().unwrap())).collect();
+            assert_eq!(block_on(rec.read(&tensor)).unwrap(), expected, "{} {length}", device.name());
+        }
+    }
 }
 
 #[test]

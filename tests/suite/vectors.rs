@@ -146,10 +146,12 @@ fn automatic_alpha() {
         let held_out = statistics(rec, v, fit..tokens);
         let damping = block_on(Damping::of(rec, &fitted.hessian, "test")).unwrap();
         let corrector = block_on(Corrector::new(rec, &fitted.hessian, &damping, 0.01, "test")).unwrap();
-        let weight = v.upload(rec, "w");
-        let correction = corrector.correction(rec, &weight, &fitted.error_correlation.unwrap()).unwrap();
+        let alive = v.weight_without_dead(rec, &damping);
+        let correction = corrector.correction(rec, &alive, &fitted.error_correlation.unwrap()).unwrap();
         let held_out = HeldOut::new(rec, held_out).unwrap().unwrap();
-        let alpha = block_on(held_out.best_alpha(rec, &weight, &correction)).unwrap();
+        let weight = v.upload(rec, "w");
+        let arriving = held_out.arriving(rec, &weight).unwrap();
+        let alpha = block_on(held_out.best_alpha(rec, &arriving, &correction)).unwrap();
         let expected = v.wide("auto_alpha")[0];
         assert!((alpha - expected).abs() < 1e-4, "{} {}: {alpha}, not {expected}", device.name(), v.name);
     });
