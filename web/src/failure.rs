@@ -13,7 +13,10 @@ pub struct Failure {
 
 /// What the page calls things that the library knows by the names of the command line, longest first.
 const WORDS: [(&str, &str); 12] = [
-    ("; run again, with --device cpu if it happens again", "; reload the page and run again, with fewer samples if it happens again"),
+    (
+        "; run again, with --device cpu if it happens again",
+        "; reload the page and run again, with fewer samples if it happens again",
+    ),
     ("; use fewer or shorter samples, or --device cpu", "; choose fewer or shorter samples, or use the command line"),
     ("; try --device cpu, and please report this", "; try another browser or the command line, and please report this"),
     ("use shorter sequences or --device cpu", "choose a shorter length"),

@@ -82,7 +82,8 @@ impl Source for RangeSource {
 
     fn read(&self, range: Range<u64>) -> LocalBoxFuture<'_, Result<Cow<'_, [u8]>>> {
         Box::pin(async move {
-            let bytes = self.file.read(range.start as f64, range.end as f64).await.map_err(|e| self.refused(thrown(e)))?;
+            let bytes =
+                self.file.read(range.start as f64, range.end as f64).await.map_err(|e| self.refused(thrown(e)))?;
             let bytes: Uint8Array = bytes.unchecked_into();
             if u64::from(bytes.length()) != range.end - range.start {
                 let found = format!("{} bytes for the range {range:?}", bytes.length());

@@ -174,7 +174,11 @@ impl Place<'_> {
         let tokens_calibrated = options.samples * options.seq_len;
         let memory = Memory {
             wasm_peak: wasm_bytes(),
-            device_estimate: pipeline::device_bytes(self.model.config(), tokens_calibrated, tokens_calibrated.min(4096)),
+            device_estimate: pipeline::device_bytes(
+                self.model.config(),
+                tokens_calibrated,
+                tokens_calibrated.min(4096),
+            ),
         };
         let perplexity = Perplexity { original, quantized, plain, tokens };
         let bytes = Bytes { before: self.model.bytes(), after };
@@ -213,8 +217,7 @@ impl Place<'_> {
         let plan = WritePlan::new(self.model, format, &self.model.config().linear_names(), DEFAULT_SHARD_LIMIT)?;
         let sink = create_folder(self.storage, folder).await?;
         let mut writer = CheckpointWriter::new(self.model, plan, sink)?;
-        let report =
-            pipeline::quantize(self.rec, self.model, &windows, options, &mut writer, self.progress).await?;
+        let report = pipeline::quantize(self.rec, self.model, &windows, options, &mut writer, self.progress).await?;
         writer.finish().await?;
         self.rec.trim();
         Ok(report)

@@ -113,8 +113,7 @@ impl Session {
         let steps = steps(&request, options.samples * options.seq_len, measured);
         let mut progress = Progress::new(self.page.clone(), self.stop.clone(), steps);
         let mut rec = Recorder::new(&self.device().await?);
-        let mut place =
-            Place { rec: &mut rec, model: &model, storage: &self.storage, progress: &mut progress };
+        let mut place = Place { rec: &mut rec, model: &model, storage: &self.storage, progress: &mut progress };
         let outcome = place.run(&request, &texts).await;
         if outcome.is_err() {
             // A device that failed is not used again; opening one costs little.
@@ -149,9 +148,10 @@ impl Session {
 
 impl Session {
     fn model(&self) -> Result<Rc<Checkpoint>, Failure> {
-        self.model.borrow().clone().ok_or_else(|| {
-            Failure::from(Error::input("the model", "none", "an opened model", "choose one first"))
-        })
+        self.model
+            .borrow()
+            .clone()
+            .ok_or_else(|| Failure::from(Error::input("the model", "none", "an opened model", "choose one first")))
     }
 
     /// The result, as it was written.

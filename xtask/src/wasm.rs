@@ -36,7 +36,10 @@ pub fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Result<
     let rustc = debian_compiler()?;
     let linker = host(&sysroot).map(|host| sysroot.join("lib/rustlib").join(host).join("bin/rust-lld"));
     let Some(linker) = linker.filter(|linker| linker.is_file()) else {
-        return Err(Failure::new(format!("no rust-lld in {}; install Rust by rustup (https://rustup.rs)", sysroot.display())));
+        return Err(Failure::new(format!(
+            "no rust-lld in {}; install Rust by rustup (https://rustup.rs)",
+            sysroot.display()
+        )));
     };
     // Building the standard library is an unstable feature of cargo, which this variable opens for this build alone.
     command.env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1").env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker);
