@@ -63,14 +63,14 @@ pub fn describe(model: &Checkpoint, listing: Vec<(String, u64)>, device: Option<
     if config.quantization.is_some() {
         problems.push("This checkpoint is quantized already; open the original model.".to_owned());
     }
-    let dtype_of = |name: &str| model.dtype(&format!("{name}.weight")).map(|dtype| dtype.to_string());
+    let dtype_of = |name: &str| model.dtype(&format!("{name}.weight")).map(|dtype| dtype.to_string().to_lowercase());
     let dtype = linears.first().and_then(|linear| dtype_of(&linear.name).ok()).unwrap_or_default();
     if let Some(problem) = device.and_then(|device| too_large(model, 2, device)) {
         problems.push(problem);
     }
     ModelSummary {
         name: model.name().to_owned(),
-        family: config.family.architecture().to_owned(),
+        family: config.family.model_type().to_owned(),
         parameters: model.parameters(),
         blocks: config.num_hidden_layers,
         hidden: config.hidden_size,
