@@ -1,12 +1,12 @@
 // Every shader through the browser's own compiler, whose rules on uniform control flow are stricter than naga's.
 //
-// Environment: CHROMIUM; standard input: the JSON of `cargo run --example shaders`.
+// Environment: CHROMIUM. Argument: a file with the output of `cargo run --example shaders`.
 
 import { readFileSync } from 'node:fs';
 import { chromium } from 'playwright-core';
 import { GPU, QUIET } from './flags.mjs';
 
-const shaders = JSON.parse(readFileSync(0, 'utf8'));
+const shaders = JSON.parse(readFileSync(process.argv[2], 'utf8'));
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: [...QUIET, ...GPU] });
 const page = await browser.newPage();
 await page.goto('chrome://version'); // any page that may use the GPU

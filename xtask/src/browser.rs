@@ -71,6 +71,12 @@ pub fn run(chromium: &Path) -> Result<()> {
     process::step("packages", &mut packages)?;
     let mut units = Command::new("node");
     process::step("page units", units.arg("--test").arg(tests.join("tar.test.mjs")))?;
+    let mut list = process::cargo(["run", "--quiet", "--release", "--package", "aquatint", "--example", "shaders"]);
+    let list = list.output().map_err(|error| Failure::new(format!("cannot list the shaders: {error}")))?;
+    std::fs::write(installed.join("shaders.json"), list.stdout).map_err(write)?;
+    let mut shaders = Command::new("node");
+    shaders.arg(installed.join("shaders.mjs")).arg(installed.join("shaders.json")).env("CHROMIUM", chromium);
+    process::step("shaders", &mut shaders)?;
     let mut test = Command::new("node");
     test.arg(installed.join("page.mjs")).env("CHROMIUM", chromium).env("PAGE", page);
     test.env("PROGRAMS", process::target().join("release"));
