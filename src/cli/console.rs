@@ -34,7 +34,8 @@ impl Console {
     fn start(quiet: bool) -> Self {
         let interrupted = Arc::new(AtomicBool::new(false));
         let flag = interrupted.clone();
-        // Fails only if a handler is set already: the second Ctrl-C handler of a process is this same one.
+        // Fails if a handler is set already, which is this same one, or if whoever started the program had it ignore Ctrl-C, as
+        // shells do for jobs in the background.
         let _ = ctrlc::try_set_handler(move || {
             if flag.swap(true, Ordering::Relaxed) {
                 std::process::exit(130);

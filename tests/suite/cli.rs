@@ -174,11 +174,19 @@ fn devices_are_listed_and_a_wrong_one_is_named() {
 }
 
 #[cfg(unix)]
+const BINARY: &str = env!("CARGO_BIN_EXE_aquatint");
+
+#[cfg(unix)]
 #[test]
 fn an_interrupt_leaves_nothing_behind() {
     let scratch = TempDir::new().unwrap();
     let out = scratch.path().join("out");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_aquatint"))
+    // Tests started in the background of a script inherit an ignored SIGINT, which the program respects.
+    let mut command = if cfg!(target_os = "linux") { Command::new("env") } else { Command::new(BINARY) };
+    if cfg!(target_os = "linux") {
+        command.args(["--default-signal=INT", BINARY]);
+    }
+    let mut child = command
         .args(["quantize", "--out", text(&out), "--samples", "64", "--seq-len", "512", "--device", "cpu"])
         .stderr(Stdio::piped())
         .stdout(Stdio::null())

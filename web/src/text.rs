@@ -56,6 +56,8 @@ fn pieces(mut text: &str) -> Vec<&str> {
         text = rest;
     }
     pieces.push(text);
+    // What is left may be a line break and nothing else, which would count as a file without text.
+    pieces.retain(|piece| !piece.trim().is_empty());
     pieces
 }
 

@@ -59,8 +59,9 @@ fn chromium() -> Option<PathBuf> {
 pub fn run(chromium: &Path) -> Result<()> {
     let page = web::default_folder();
     web::build(&page)?;
-    let programs = ["build", "--release", "--package", "aquatint", "--package", "aquatint-web-tool"];
-    process::step("programs", &mut process::cargo(programs))?;
+    // All of the workspace, as the tests after this build it: other selections have other features and compile everything again.
+    process::step("programs", &mut process::cargo(["build", "--release", "--workspace", "--bins", "--examples"]))?;
+    let programs = process::target().join("release");
     let tests = process::root().join(TESTS);
     let installed = process::target().join("web-tests");
     // A copy, so that nothing is installed into the source tree.
@@ -71,15 +72,15 @@ pub fn run(chromium: &Path) -> Result<()> {
     process::step("packages", &mut packages)?;
     let mut units = Command::new("node");
     process::step("page units", units.arg("--test").arg(tests.join("tar.test.mjs")))?;
-    let mut list = process::cargo(["run", "--quiet", "--release", "--package", "aquatint", "--example", "shaders"]);
-    let list = list.output().map_err(|error| Failure::new(format!("cannot list the shaders: {error}")))?;
+    let list = Command::new(programs.join("examples/shaders")).output();
+    let list = list.map_err(|error| Failure::new(format!("cannot list the shaders: {error}")))?;
     std::fs::write(installed.join("shaders.json"), list.stdout).map_err(write)?;
     let mut shaders = Command::new("node");
     shaders.arg(installed.join("shaders.mjs")).arg(installed.join("shaders.json")).env("CHROMIUM", chromium);
     process::step("shaders", &mut shaders)?;
     let mut test = Command::new("node");
     test.arg(installed.join("page.mjs")).env("CHROMIUM", chromium).env("PAGE", page);
-    test.env("PROGRAMS", process::target().join("release"));
+    test.env("PROGRAMS", programs);
     test.env("FIXTURES", process::root().join("tests/fixtures")).env("ARTEFACTS", installed.join("artefacts"));
     process::step("page", &mut test)
 }
