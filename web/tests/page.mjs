@@ -107,6 +107,9 @@ const tests = {
   async 'the bundled model is quantized as the native program does it'(place) {
     const page = await open(place);
     await page.waitForFunction(() => /SwiftShader/i.test(document.querySelector('#status').textContent));
+    const [paint, ready] = await page.evaluate(() => [performance.getEntriesByName('first-contentful-paint')[0].startTime, performance.now()]);
+    console.log(`  first paint after ${paint.toFixed(0)} ms, GPU and wasm ready after ${ready.toFixed(0)} ms`);
+    assert.ok(paint < ready, 'the page is there before the wasm');
     await page.click('#use-bundled');
     await choose(page, RUN);
     await photograph(page, 'before');
