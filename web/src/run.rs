@@ -108,7 +108,8 @@ pub struct Place<'a> {
     pub progress: &'a mut Progress,
 }
 
-/// The steps of a run, each with its work: tokens times what one takes beside one that is measured on, as seen with the bundled model.
+/// The steps of a run, each with its work: tokens times what one takes beside one that is measured on, as seen with the
+/// bundled model.
 pub fn steps(request: &Request, tokens: usize, measured: usize) -> Vec<Step> {
     let step = |name, series, work: f64| Step { name, series, work };
     let measure = measured as f64;
