@@ -8,6 +8,19 @@ use crate::process;
 /// Installs Debian packages if that needs no password. A failure is shown and not fatal: the reader may be offline, and
 /// whoever needs the packages looks for them afterwards.
 pub fn install(packages: &[&str]) {
+    let install = [&["apt-get", "install", "-y", "-qq", "--no-install-recommends"][..], packages].concat();
+    privileged(&[&UPDATE, &install]);
+}
+
+/// Fetches Debian's lists of packages, under the same conditions.
+pub fn update() {
+    privileged(&[&UPDATE]);
+}
+
+const UPDATE: [&str; 3] = ["apt-get", "update", "-qq"];
+
+/// Runs commands that need root, up to the first that fails.
+fn privileged(commands: &[&[&str]]) {
     if System::of_this_machine() != System::Debian {
         return;
     }
@@ -15,10 +28,8 @@ pub fn install(packages: &[&str]) {
         eprintln!("xtask: not root, and sudo asks for a password: nothing can be installed from here");
         return;
     };
-    let update = vec!["apt-get", "update", "-qq"];
-    let install = [&["apt-get", "install", "-y", "-qq", "--no-install-recommends"][..], packages].concat();
-    for arguments in [update, install] {
-        let line = [&prefix[..], &["env", "DEBIAN_FRONTEND=noninteractive"], &arguments].concat();
+    for command in commands {
+        let line = [&prefix[..], &["env", "DEBIAN_FRONTEND=noninteractive"], command].concat();
         if let Err(failure) = process::step("set-up", Command::new(line[0]).args(&line[1..])) {
             failure.report();
             break;

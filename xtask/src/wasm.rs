@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::packages;
 use crate::process::{self, Failure, Result};
 
 /// The target of the web page.
@@ -79,9 +80,17 @@ fn debian_compiler() -> Result<PathBuf> {
     let impossible = |why: &str| Failure::new(format!("{why}; run `rustup target add {TARGET}`"));
     let mut list = Command::new("apt-cache");
     list.args(["depends", "--recurse", "--no-suggests", "--no-recommends", PACKAGES[0]]);
-    let listed = list.output().map_err(|_| impossible("no wasm32 target, and this is no Debian"))?;
-    let packages = needed(&String::from_utf8_lossy(&listed.stdout));
-    if packages.len() < PACKAGES.len() + LIBRARIES.len() {
+    let mut needed = || {
+        let listed = list.output().map_err(|_| impossible("no wasm32 target, and this is no Debian"))?;
+        Ok(needed(&String::from_utf8_lossy(&listed.stdout)))
+    };
+    let all = PACKAGES.len() + LIBRARIES.len();
+    let mut names = needed()?;
+    if names.len() < all {
+        packages::update();
+        names = needed()?;
+    }
+    if names.len() < all {
         return Err(impossible("no wasm32 target, and Debian's rustc-web is not to be had (apt-get update?)"));
     }
     eprintln!("xtask: set-up: the wasm32 target is missing; unpacking Debian's {} into target", PACKAGES[0]);
@@ -89,7 +98,7 @@ fn debian_compiler() -> Result<PathBuf> {
     let _ = fs::remove_dir_all(&partial);
     let write = |error: std::io::Error| Failure::new(format!("cannot write {}: {error}", partial.display()));
     fs::create_dir_all(&partial).map_err(write)?;
-    process::step("set-up", Command::new("apt-get").arg("download").args(&packages).current_dir(&partial))?;
+    process::step("set-up", Command::new("apt-get").arg("download").args(&names).current_dir(&partial))?;
     for file in fs::read_dir(&partial).map_err(write)?.flatten().map(|entry| entry.path()) {
         if file.extension().is_some_and(|extension| extension == "deb") {
             process::step("set-up", Command::new("dpkg").arg("-x").arg(&file).arg(partial.join("root")))?;
