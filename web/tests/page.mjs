@@ -119,7 +119,7 @@ const tests = {
     const report = JSON.parse(readFileSync(await download(page, '#save-report', 'page.json')));
     const shown = { original: await number(page, '#ppl-original'), quantized: await number(page, '#ppl-quantized') };
     close(shown.quantized, report.perplexity.quantized, 0.001, 'perplexity on the page and in its report');
-    console.log(`  wasm memory at its peak ${(report.memory.wasm_peak ?? report.memory.wasmPeak) / 1e6} MB, ${report.total_seconds.toFixed(1)} s to quantize`);
+    console.log(`  wasm memory at its peak ${report.memory.wasmPeak / 1e6} MB, ${report.total_seconds.toFixed(1)} s to quantize`);
 
     const out = join(ARTEFACTS, 'native');
     const options = ['--device', 'cpu', '--bits', RUN.bits, '--samples', RUN.samples, '--seq-len', RUN.seqLen].map(String);
