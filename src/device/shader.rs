@@ -42,7 +42,7 @@ const SOURCES: &[(&str, &str)] = sources![
     "solve",
     "solve_order",
     "widen",
-    "zero_columns",
+    "scale_columns",
 ];
 
 const PERMUTATIONS: &str = include_str!("../../shaders/permutations");

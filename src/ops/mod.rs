@@ -19,6 +19,7 @@ pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
 pub mod rtn;
+pub mod scale;
 pub mod silu_mul;
 pub mod solve;
 pub mod widen;

@@ -5,7 +5,7 @@ use crate::checkpoint::QuantizedLinear;
 use crate::device::Recorder;
 use crate::ops::add::add_scaled;
 use crate::ops::gram::Packed;
-use crate::ops::permute::zero_columns;
+use crate::ops::scale::scale_columns;
 use crate::quant::alpha::HeldOut;
 use crate::quant::correction::Corrector;
 use crate::quant::{Alpha, Damping, Method, QuantizeOptions, Rounded, Rounder, Statistics};
@@ -109,10 +109,10 @@ impl GroupQuantizer<'_> {
             Some(_) => Some(self.corrector(rec, &all.hessian, &diagonal).await?),
             None => None,
         };
-        let dead = rec.upload(&[all.hessian.n()], diagonal.dead())?;
+        let alive = rec.upload(&[all.hessian.n()], diagonal.alive())?;
         let mut candidates = Vec::new();
         for (linear, fitted) in linears.iter().zip(fitted_corrections) {
-            let weight = without_dead(rec, linear.weight, &dead)?;
+            let weight = without_dead(rec, linear.weight, &alive)?;
             let arriving = match &held_out {
                 Some(held_out) if linear.alpha != Alpha::Off => Some(held_out.arriving(rec, linear.weight)?),
                 _ => None,
@@ -146,9 +146,9 @@ impl GroupQuantizer<'_> {
         };
         let diagonal = Damping::of(rec, &fitting.hessian, self.place).await?;
         let corrector = self.corrector(rec, &fitting.hessian, &diagonal).await?;
-        let dead = rec.upload(&[fitting.hessian.n()], diagonal.dead())?;
+        let alive = rec.upload(&[fitting.hessian.n()], diagonal.alive())?;
         let mut correction = |linear: &Linear<'_>| {
-            let weight = without_dead(rec, linear.weight, &dead)?;
+            let weight = without_dead(rec, linear.weight, &alive)?;
             corrector.correction(rec, &weight, d)
         };
         linears.iter().map(|linear| wanted(linear).then(|| correction(linear)).transpose()).collect()
@@ -250,8 +250,8 @@ impl GroupQuantizer<'_> {
 }
 
 /// W with the columns of dead inputs set to zero: what is corrected, and what GPTQ rounds.
-fn without_dead(rec: &mut Recorder, weight: &Tensor, dead: &Tensor<u32>) -> Result<Tensor> {
+fn without_dead(rec: &mut Recorder, weight: &Tensor, alive: &Tensor) -> Result<Tensor> {
     let mut weight = rec.duplicate(weight)?;
-    zero_columns(rec, &mut weight, dead)?;
+    scale_columns(rec, &mut weight, alive)?;
     Ok(weight)
 }

@@ -70,9 +70,9 @@ impl Damping {
         (rho * self.mean) as f32
     }
 
-    /// 1 for each input that no token ever excited, else 0.
-    pub fn dead(&self) -> Vec<u32> {
-        self.diagonal.iter().map(|&v| u32::from(v == 0.0)).collect()
+    /// 0 for each input that no token ever excited, else 1.
+    pub fn alive(&self) -> Vec<f32> {
+        self.diagonal.iter().map(|&v| if v == 0.0 { 0.0 } else { 1.0 }).collect()
     }
 
     /// The inputs by falling diag H; equal ones in their own order. Dead inputs come where their 1 puts them.

@@ -28,6 +28,7 @@ mod reduce;
 mod rms_norm;
 mod rope;
 mod rtn;
+mod scale;
 mod shaders;
 mod silu_mul;
 mod small_model;

@@ -6,8 +6,8 @@ use crate::common::{devices, read, recorder, relative_error};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::gram::{self, Packed};
 use aquatint::ops::grid::{self, Grid, GridSpec, ScaleType, Search, Symmetry};
-use aquatint::ops::permute::zero_columns;
 use aquatint::ops::rtn;
+use aquatint::ops::scale::scale_columns;
 use aquatint::quant::alpha::HeldOut;
 use aquatint::quant::correction::Corrector;
 use aquatint::quant::{ActivationOrder, Damping, QuantizeOptions, Rounder, Statistics};
@@ -70,9 +70,9 @@ impl Vectors {
     /// W with the columns zeroed whose Hessian diagonal is zero.
     fn weight_without_dead(&self, rec: &mut Recorder, damping: &Damping) -> Tensor {
         let mut weight = self.upload(rec, "w");
-        let dead = damping.dead();
-        let dead = rec.upload(&[dead.len()], dead).unwrap();
-        zero_columns(rec, &mut weight, &dead).unwrap();
+        let alive = damping.alive();
+        let alive = rec.upload(&[alive.len()], alive).unwrap();
+        scale_columns(rec, &mut weight, &alive).unwrap();
         weight
     }
 }
