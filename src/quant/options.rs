@@ -143,6 +143,9 @@ pub struct QuantizeOptions {
     pub sampling: Sampling,
     /// Seed of the draw.
     pub seed: u64,
+    /// Quantize the first blocks only, this many; `None` for all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<usize>,
 }
 
 fn debug_lowercase<T: std::fmt::Debug, S: serde::Serializer>(
@@ -170,6 +173,7 @@ impl Default for QuantizeOptions {
             seq_len: 2048,
             sampling: Sampling::Random,
             seed: 0,
+            blocks: None,
         }
     }
 }
