@@ -115,7 +115,7 @@ impl<'a> Run<'a> {
         let full = network.embed(rec, &chunks).await?;
         let quantized = full.iter().map(|chunk| rec.duplicate(chunk)).collect::<Result<_>>()?;
         let report = Report {
-            aquatint: env!("CARGO_PKG_VERSION"),
+            aquatint: env!("CARGO_PKG_VERSION").to_string(),
             device: rec.device().name(),
             options: options.clone(),
             group_size,
