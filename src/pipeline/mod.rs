@@ -157,7 +157,7 @@ impl<'a> Session<'a> {
         let mut runs = Vec::new();
         for job in jobs {
             let report = Report {
-                aquatint: env!("CARGO_PKG_VERSION"),
+                aquatint: env!("CARGO_PKG_VERSION").to_string(),
                 device: rec.device().name(),
                 options: job.options.clone(),
                 group_size: job.options.group_size.resolve(config),

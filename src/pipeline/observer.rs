@@ -1,11 +1,11 @@
 //! What a run tells the program around it, and what it asks of it: a clock and whether to stop.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::model::block::Stage;
 
 /// What a run spends its time on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// Reading weights and putting them on the device.
