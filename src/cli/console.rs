@@ -110,6 +110,9 @@ impl Observer for Console {
             Event::Group { .. } if self.terminal => self.bar(self.blocks * Stage::ALL.len()).inc(1),
             Event::Block { block, ref errors } => self.block(block, errors),
             Event::EvaluationBlock { block, blocks } if self.terminal => {
+                if block == 1 {
+                    self.start_over(blocks);
+                }
                 self.bar(blocks).set_position(block as u64);
                 self.bar(blocks).set_message(format!("evaluating block {block} of {blocks}"));
             }

@@ -81,6 +81,17 @@ impl std::str::FromStr for Alpha {
     }
 }
 
+/// As the command line takes it.
+impl std::fmt::Display for Alpha {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::Fixed(alpha) => write!(f, "{alpha}"),
+            Self::Auto => f.write_str("auto"),
+        }
+    }
+}
+
 /// Which layer gets which α.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AlphaPolicy {
@@ -226,9 +237,19 @@ impl QuantizeOptions {
         )
     }
 
-    /// As [`QuantizeOptions::validate`], and whether the windows fit the positions of the model.
+    /// As [`QuantizeOptions::validate`], and whether the windows and blocks fit the model.
     pub fn validate_for(&self, config: &ModelConfig) -> Result<()> {
         self.validate()?;
+        let all = config.num_hidden_layers;
+        if let Some(blocks) = self.blocks.filter(|blocks| !(1..=all).contains(blocks)) {
+            let expected = format!("1 to {all}, the blocks of the model");
+            return Err(Error::input(
+                "--blocks",
+                blocks.to_string(),
+                expected,
+                "quantize fewer blocks, or at least one",
+            ));
+        }
         if self.seq_len <= config.max_position_embeddings {
             return Ok(());
         }
