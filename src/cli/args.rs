@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use aquatint::device::Choice;
 use aquatint::ops::grid::{Search, Symmetry};
 use aquatint::quant::options::default_symmetry;
-use aquatint::quant::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions};
+use aquatint::quant::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions, RotationKind};
 use aquatint::{GenerateOptions, ModelConfig, Sampling};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use regex::Regex;
@@ -70,9 +70,9 @@ pub struct QuantizeArgs {
     pub text: CalibrationArgs,
     #[command(flatten)]
     pub device: DeviceArg,
-    /// How to store the result.
-    #[arg(long, value_enum, default_value = "gptq")]
-    pub format: FormatArg,
+    /// How to store the result [default: gptq, of QuIP float].
+    #[arg(long, value_enum)]
+    pub format: Option<FormatArg>,
     /// Write a record of the run: options, α and errors per layer, errors per block, times.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
@@ -84,7 +84,7 @@ pub struct QuantizeArgs {
 #[derive(Debug, Args)]
 pub struct MethodArgs {
     /// Base quantizer.
-    #[arg(long, value_parser = parse_method, default_value = "gptq", value_name = "rtn|gptq")]
+    #[arg(long, value_parser = parse_method, default_value = "gptq", value_name = "rtn|gptq|quip")]
     pub method: Method,
     /// Bits per weight: 2, 3, 4 or 8.
     #[arg(long, default_value_t = 4, value_name = "BITS")]
@@ -117,6 +117,18 @@ pub struct DetailArgs {
     /// GPTQ visits columns as stored, with a group's grid chosen when it is reached.
     #[arg(long)]
     pub no_act_order: bool,
+    /// QuIP's random transform: kronecker, for any width, or hadamard.
+    #[arg(long, value_parser = parse_rotation, default_value = "kronecker", value_name = "kronecker|hadamard")]
+    pub rotation: RotationKind,
+    /// Leave the layers alone whose path a regular expression matches, such as 'layers\.0\.' or down_proj.
+    #[arg(long, value_name = "PATTERN")]
+    pub skip: Vec<Regex>,
+    /// Bits of the layers whose path a regular expression matches, such as down_proj=4; the last match wins.
+    #[arg(long, value_parser = parse_bits_for, value_name = "PATTERN=BITS")]
+    pub bits_for: Vec<(Regex, u32)>,
+    /// Quantize the output matrix, too; one that is tied to the embedding becomes a matrix of its own.
+    #[arg(long)]
+    pub lm_head: bool,
     /// α of the layers whose path a regular expression matches, such as down_proj=0.25; the last match wins.
     #[arg(long, value_parser = parse_override, value_name = "PATTERN=VALUE")]
     pub alpha_for: Vec<(Regex, Alpha)>,
@@ -314,6 +326,10 @@ impl DetailArgs {
         QuantizeOptions {
             method: variant.method,
             bits: variant.bits,
+            bits_for: self.bits_for.clone(),
+            skip: self.skip.clone(),
+            lm_head: self.lm_head,
+            rotation: self.rotation,
             group_size: variant.group_size,
             symmetry,
             grid: self.grid,
@@ -338,7 +354,8 @@ fn parse_method(text: &str) -> Result<Method, String> {
     match text {
         "rtn" => Ok(Method::Rtn),
         "gptq" => Ok(Method::Gptq),
-        _ => Err(format!("found '{text}', expected rtn or gptq")),
+        "quip" => Ok(Method::Quip),
+        _ => Err(format!("found '{text}', expected rtn, gptq or quip")),
     }
 }
 
@@ -369,8 +386,28 @@ fn parse_group_size(text: &str) -> Result<GroupSize, String> {
     }
 }
 
+fn parse_rotation(text: &str) -> Result<RotationKind, String> {
+    match text {
+        "kronecker" => Ok(RotationKind::Kronecker),
+        "hadamard" => Ok(RotationKind::Hadamard),
+        _ => Err(format!("found '{text}', expected kronecker or hadamard")),
+    }
+}
+
 fn parse_override(text: &str) -> Result<(Regex, Alpha), String> {
+    let (pattern, value) = parse_rule(text)?;
+    Ok((pattern, value.parse()?))
+}
+
+fn parse_bits_for(text: &str) -> Result<(Regex, u32), String> {
+    let (pattern, value) = parse_rule(text)?;
+    let bits = value.parse().map_err(|_| format!("found '{value}' bits, expected 2, 3, 4 or 8"))?;
+    Ok((pattern, bits))
+}
+
+/// PATTERN=VALUE.
+fn parse_rule(text: &str) -> Result<(Regex, &str), String> {
     let (pattern, value) = text.rsplit_once('=').ok_or(format!("found '{text}', expected PATTERN=VALUE"))?;
     let pattern = Regex::new(pattern).map_err(|e| format!("'{pattern}' is no regular expression: {e}"))?;
-    Ok((pattern, value.parse()?))
+    Ok((pattern, value))
 }

@@ -6,9 +6,9 @@ use aquatint::checkpoint::{
 };
 use aquatint::device::Recorder;
 use aquatint::pipeline::quantize;
-use aquatint::quant::QuantizeOptions;
+use aquatint::quant::{Method, QuantizeOptions};
 use aquatint::report::Report;
-use aquatint::{Calibration, Checkpoint, Result, bundled};
+use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
 use indicatif::{HumanBytes, HumanDuration};
 
 use super::args::{CalibrationArgs, FormatArg, QuantizeArgs};
@@ -21,15 +21,15 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     let options = args.method.options(&args.text, model.config());
     options.validate_for(model.config())?;
     let windows = draw(&calibration_tokens(&model, &args.text)?, &options)?;
-    let format = format(args.format, &options, &model);
-    let plan = WritePlan::new(&model, format, &model.config().linear_names(), DEFAULT_SHARD_LIMIT)?;
+    let format = format(args.format, &options, &model)?;
+    let plan = WritePlan::new(&model, format, &options.layers(model.config()), DEFAULT_SHARD_LIMIT)?;
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };
     let sink = DirectorySink::new(&args.out, existing, model.directory())?;
     let size = plan.bytes();
     let mut writer = CheckpointWriter::new(&model, plan, Box::new(sink))?;
     let device = open_device(&args.device)?;
     if args.dry_run {
-        let group_size = options.group_size.resolve(model.config());
+        let group_size = options.grid_columns(model.config());
         let groups = group_size.map_or("one grid per row".to_string(), |size| format!("groups of {size}"));
         println!(
             "would quantize {} to {} bits, {groups}, on {} windows of {} tokens, and write {} to {}",
@@ -56,10 +56,16 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     Ok(())
 }
 
-fn format(format: FormatArg, options: &QuantizeOptions, model: &Checkpoint) -> Format {
-    match format {
-        FormatArg::Float => Format::Float,
-        FormatArg::Gptq => Format::Gptq(options.gptq_settings(model.config())),
+fn format(wanted: Option<FormatArg>, options: &QuantizeOptions, model: &Checkpoint) -> Result<Format> {
+    match (options.method, wanted) {
+        (_, Some(FormatArg::Float)) => Ok(Format::Float),
+        (Method::Quip, Some(FormatArg::Gptq)) => Err(Error::input(
+            "--format",
+            "gptq for --method quip, whose weights lie on no grid once the rotation is undone",
+            "float",
+            "leave --format out",
+        )),
+        _ => Ok(options.format(model.config())),
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::block::{Block, Context, widest_activation};
 use super::config::LinearSpec;
 use super::{ModelConfig, rope};
-use crate::checkpoint::{Checkpoint, QuantizedLinear};
+use crate::checkpoint::{Checkpoint, StoredLinear};
 use crate::device::Recorder;
 use crate::ops::Positions;
 use crate::ops::attention::Heads;
@@ -16,7 +16,7 @@ use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// Quantized layers by module path, standing in for those of a checkpoint.
-pub type Replacements = HashMap<String, QuantizedLinear>;
+pub type Replacements = HashMap<String, StoredLinear>;
 
 /// Tokens that are processed together, about: enough to fill a GPU, few enough to fit any binding.
 const CHUNK_TOKENS: usize = 4096;

@@ -1,14 +1,14 @@
 //! One group of linears: from the statistics of its input to codes (algorithms.md §3 to §6).
 
 use crate::Result;
-use crate::checkpoint::QuantizedLinear;
+use crate::checkpoint::StoredLinear;
 use crate::device::Recorder;
 use crate::ops::add::add_scaled;
 use crate::ops::gram::Packed;
 use crate::ops::scale::scale_columns;
 use crate::quant::alpha::HeldOut;
 use crate::quant::correction::Corrector;
-use crate::quant::{Alpha, Damping, Method, QuantizeOptions, Rounded, Rounder, Statistics};
+use crate::quant::{Alpha, Curvature, Damping, Layer, Method, QuantizeOptions, Rounded, Rounder, Statistics};
 use crate::report::LayerReport;
 use crate::tensor::Tensor;
 
@@ -21,6 +21,14 @@ pub(super) struct Linear<'a> {
     pub weight: &'a Tensor,
     /// α that was asked for.
     pub alpha: Alpha,
+    /// Bits per code.
+    pub bits: u32,
+}
+
+impl Linear<'_> {
+    fn layer(&self) -> Layer<'_> {
+        Layer { name: self.name, bits: self.bits }
+    }
 }
 
 /// H and D of the group's input, over the tokens to fit on and over those held out.
@@ -33,7 +41,7 @@ pub(super) struct Gathered {
 /// A quantized linear of the group.
 #[derive(Debug)]
 pub(super) struct Outcome {
-    pub stored: QuantizedLinear,
+    pub stored: StoredLinear,
     /// s·(q − z), `[m, n]`.
     pub dequantized: Tensor,
     pub report: LayerReport,
@@ -82,7 +90,7 @@ impl GroupQuantizer<'_> {
         let mut outcomes = Vec::new();
         for linear in linears {
             let rounder = Rounder::rtn(self.options, self.group_size, linear.weight.shape()[1]);
-            let rounded = rounder.round(rec, linear.weight)?;
+            let rounded = rounder.round(rec, linear.layer(), linear.weight).await?;
             outcomes.push(self.outcome(rec, linear, &rounder, rounded, None).await?);
         }
         Ok(outcomes)
@@ -182,18 +190,14 @@ impl GroupQuantizer<'_> {
         candidates: Vec<Candidate>,
     ) -> Result<Vec<Outcome>> {
         let Prepared { all, diagonal, held_out } = prepared;
-        let rounder = match self.options.method {
-            Method::Rtn => Rounder::rtn(self.options, self.group_size, all.hessian.n()),
-            Method::Gptq => {
-                Rounder::gptq(rec, self.options, self.group_size, &all.hessian, diagonal, self.place).await?
-            }
-        };
+        let curvature = Curvature { hessian: &all.hessian, diagonal, place: self.place };
+        let rounder = Rounder::new(rec, self.options, self.group_size, curvature).await?;
         let mut outcomes = Vec::new();
         for (linear, candidate) in linears.iter().zip(candidates) {
             let plain = match (self.options.method, &candidate.corrected) {
                 // Plain RTN needs no data, so it knows of no dead inputs either.
-                (Method::Rtn, None) => rounder.round(rec, linear.weight)?,
-                _ => rounder.round(rec, &candidate.weight)?,
+                (Method::Rtn, None) => rounder.round(rec, linear.layer(), linear.weight).await?,
+                _ => rounder.round(rec, linear.layer(), &candidate.weight).await?,
             };
             let Some(Corrected { weight: corrected, alpha, arriving }) = candidate.corrected else {
                 let mut outcome = self.outcome(rec, linear, &rounder, plain, None).await?;
@@ -201,7 +205,7 @@ impl GroupQuantizer<'_> {
                 outcomes.push(outcome);
                 continue;
             };
-            let rounded = rounder.round(rec, &corrected)?;
+            let rounded = rounder.round(rec, linear.layer(), &corrected).await?;
             let gain = match held_out.as_ref().zip(arriving.as_ref()) {
                 None => None,
                 Some((held_out, arriving)) => {
@@ -224,7 +228,7 @@ impl GroupQuantizer<'_> {
         &self,
         rec: &mut Recorder,
         linear: &Linear<'_>,
-        rounder: &Rounder,
+        rounder: &Rounder<'_>,
         rounded: Rounded,
         score_gain: Option<f64>,
     ) -> Result<Outcome> {

@@ -4,9 +4,11 @@ pub mod alpha;
 pub mod correction;
 pub mod gptq;
 pub mod options;
+pub mod quip;
+pub mod rotation;
 pub mod rounding;
 pub mod statistics;
 
-pub use options::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions};
-pub use rounding::{Rounded, Rounder};
+pub use options::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions, RotationKind};
+pub use rounding::{Codes, Curvature, Layer, Rounded, Rounder};
 pub use statistics::{Damping, Statistics};

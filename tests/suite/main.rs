@@ -24,6 +24,7 @@ mod load;
 mod matmul;
 mod nll;
 mod permute;
+mod quip;
 mod reduce;
 mod rms_norm;
 mod rope;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use aquatint::checkpoint::{DEFAULT_SHARD_LIMIT, Format, WritePlan};
+use aquatint::checkpoint::{DEFAULT_SHARD_LIMIT, WritePlan};
 use aquatint::quant::{Alpha, Method, QuantizeOptions};
 use aquatint::{Checkpoint, Error, Result};
 
@@ -47,9 +47,9 @@ impl Grid {
             } else if !names.insert(name.clone()) {
                 grid.skipped.push(format!("{label}: asked for twice"));
             } else {
-                let group_size = options.group_size.resolve(model.config());
-                let format = Format::Gptq(options.gptq_settings(model.config()));
-                let plan = WritePlan::new(model, format, &model.config().linear_names(), DEFAULT_SHARD_LIMIT)?;
+                let group_size = options.grid_columns(model.config());
+                let (format, layers) = (options.format(model.config()), options.layers(model.config()));
+                let plan = WritePlan::new(model, format, &layers, DEFAULT_SHARD_LIMIT)?;
                 grid.cells.push(Cell { name, label, options, group_size, bytes: plan.bytes() });
             }
         }
@@ -86,13 +86,13 @@ pub fn method(method: Method) -> String {
 }
 
 fn name(options: &QuantizeOptions, model: &Checkpoint) -> String {
-    let groups = options.group_size.resolve(model.config()).map_or("channel".to_string(), |size| format!("g{size}"));
+    let groups = options.grid_columns(model.config()).map_or("channel".to_string(), |size| format!("g{size}"));
     let (method, alpha) = (method(options.method), options.alpha.default);
     format!("{method}-{}bit-{groups}-{alpha}-seed{}", options.bits, options.seed)
 }
 
 fn label(options: &QuantizeOptions, model: &Checkpoint, seeds: &[u64]) -> String {
-    let groups = options.group_size.resolve(model.config());
+    let groups = options.grid_columns(model.config());
     let groups = groups.map_or("per channel".to_string(), |size| format!("groups of {size}"));
     let seed = if seeds.len() > 1 { format!(", seed {}", options.seed) } else { String::new() };
     let (method, alpha) = (method(options.method), options.alpha.default);
