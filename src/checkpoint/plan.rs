@@ -49,8 +49,8 @@ pub(super) struct Shard {
 /// Something to be written, in the order of the file.
 #[derive(Debug)]
 pub(super) enum Item {
-    /// Bytes of a file of the source, as they are.
-    Copy { file: usize, range: Range<u64> },
+    /// Bytes of a file of the source, as they are unless the caller has handed over others: the tensor `name`.
+    Copy { name: String, file: usize, range: Range<u64> },
     /// A layer that the caller will hand over; `dtype` is its element type in `Format::Float`.
     Linear { spec: LinearSpec, dtype: Dtype },
 }
@@ -169,7 +169,8 @@ fn units(source: &Checkpoint, format: Format, chosen: &BTreeMap<String, LinearSp
 fn copy_unit(source: &Checkpoint, name: &str) -> Result<Unit> {
     let tensor = source.tensor(name)?;
     let planned = PlannedTensor::new(name.to_owned(), tensor.dtype, tensor.shape.clone())?;
-    Ok(Unit { item: Item::Copy { file: tensor.file, range: tensor.range.clone() }, tensors: vec![planned] })
+    let item = Item::Copy { name: name.to_owned(), file: tensor.file, range: tensor.range.clone() };
+    Ok(Unit { item, tensors: vec![planned] })
 }
 
 fn linear_unit(linear: &LinearSpec, format: Format, source_dtype: Dtype) -> Result<Unit> {

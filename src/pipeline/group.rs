@@ -7,8 +7,12 @@ use crate::ops::add::add_scaled;
 use crate::ops::gram::Packed;
 use crate::ops::scale::scale_columns;
 use crate::quant::alpha::HeldOut;
+use crate::quant::awq::Feasible;
 use crate::quant::correction::Corrector;
-use crate::quant::{Alpha, Damping, Method, QuantizeOptions, Rounded, Rounder, Statistics};
+use crate::quant::rounding::spec;
+use crate::quant::{
+    Activations, Alpha, Clipping, Damping, Method, QuantizeOptions, Rounded, Rounder, Scaling, Statistics,
+};
 use crate::report::LayerReport;
 use crate::tensor::Tensor;
 
@@ -21,6 +25,8 @@ pub(super) struct Linear<'a> {
     pub weight: &'a Tensor,
     /// α that was asked for.
     pub alpha: Alpha,
+    /// Whether AWQ may shrink its ranges.
+    pub clipping: Clipping,
 }
 
 /// H and D of the group's input, over the tokens to fit on and over those held out.
@@ -34,8 +40,10 @@ pub(super) struct Gathered {
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub stored: QuantizedLinear,
-    /// s·(q − z), `[m, n]`.
+    /// s·(q − z), `[m, n]`; after AWQ times diag(1/s), so that it fits the input as it is.
     pub dequantized: Tensor,
+    /// AWQ's scales of the input, the same for all linears of the group.
+    pub input_scales: Option<Vec<f32>>,
     pub report: LayerReport,
     /// Held-out score without correction less that of what is stored, where both are known.
     pub score_gain: Option<f64>,
@@ -72,6 +80,8 @@ struct Corrected {
 pub(super) struct GroupQuantizer<'a> {
     pub options: &'a QuantizeOptions,
     pub group_size: Option<usize>,
+    /// Which scales of its input AWQ can have; `None` where it can have none.
+    pub feasible: Option<Feasible<'a>>,
     /// The group, for errors.
     pub place: &'a str,
 }
@@ -82,7 +92,7 @@ impl GroupQuantizer<'_> {
         let mut outcomes = Vec::new();
         for linear in linears {
             let rounder = Rounder::rtn(self.options, self.group_size, linear.weight.shape()[1]);
-            let rounded = rounder.round(rec, linear.weight)?;
+            let rounded = rounder.round(rec, linear.weight, linear.clipping)?;
             outcomes.push(self.outcome(rec, linear, &rounder, rounded, None).await?);
         }
         Ok(outcomes)
@@ -187,13 +197,14 @@ impl GroupQuantizer<'_> {
             Method::Gptq => {
                 Rounder::gptq(rec, self.options, self.group_size, &all.hessian, diagonal, self.place).await?
             }
+            Method::Awq => self.awq(rec, all, &candidates).await?,
         };
         let mut outcomes = Vec::new();
         for (linear, candidate) in linears.iter().zip(candidates) {
             let plain = match (self.options.method, &candidate.corrected) {
                 // Plain RTN needs no data, so it knows of no dead inputs either.
-                (Method::Rtn, None) => rounder.round(rec, linear.weight)?,
-                _ => rounder.round(rec, &candidate.weight)?,
+                (Method::Rtn, None) => rounder.round(rec, linear.weight, linear.clipping)?,
+                _ => rounder.round(rec, &candidate.weight, linear.clipping)?,
             };
             let Some(Corrected { weight: corrected, alpha, arriving }) = candidate.corrected else {
                 let mut outcome = self.outcome(rec, linear, &rounder, plain, None).await?;
@@ -201,7 +212,7 @@ impl GroupQuantizer<'_> {
                 outcomes.push(outcome);
                 continue;
             };
-            let rounded = rounder.round(rec, &corrected)?;
+            let rounded = rounder.round(rec, &corrected, linear.clipping)?;
             let gain = match held_out.as_ref().zip(arriving.as_ref()) {
                 None => None,
                 Some((held_out, arriving)) => {
@@ -220,6 +231,19 @@ impl GroupQuantizer<'_> {
         Ok(outcomes)
     }
 
+    /// AWQ with scales that suit what is to be rounded: the corrected weights where there are any.
+    async fn awq(&self, rec: &mut Recorder, all: &Statistics, candidates: &[Candidate]) -> Result<Rounder> {
+        let spec = spec(self.options, self.group_size, all.hessian.n());
+        let activations = Activations::of(rec, all, self.place).await?;
+        let weights: Vec<&Tensor> =
+            candidates.iter().map(|c| c.corrected.as_ref().map_or(&c.weight, |corrected| &corrected.weight)).collect();
+        let scaling = match self.feasible {
+            Some(feasible) => activations.search(rec, &weights, &spec, feasible, self.place).await?,
+            None => Scaling::none(all.hessian.n()),
+        };
+        Ok(Rounder::awq(spec, activations, scaling))
+    }
+
     async fn outcome(
         &self,
         rec: &mut Recorder,
@@ -236,12 +260,14 @@ impl GroupQuantizer<'_> {
             guarded: false,
             correction_damping: self.options.correction_damping,
             rounding_damping: rounder.damping(),
+            awq_ratio: rounder.scaling().and_then(|scaling| scaling.ratio),
             error_fitted: 0.0,
             error_held_out: None,
             error_held_out_uncorrected: None,
         };
         let stored = rounder.store(rec, linear.name, &rounded).await?;
-        Ok(Outcome { stored, dequantized: rounded.dequantized, report, score_gain })
+        let input_scales = rounder.scaling().map(|scaling| scaling.scales.clone());
+        Ok(Outcome { stored, dequantized: rounded.dequantized, input_scales, report, score_gain })
     }
 
     async fn corrector(&self, rec: &mut Recorder, hessian: &Packed, diagonal: &Damping) -> Result<Corrector> {

@@ -3,6 +3,7 @@
 //!
 //! Between groups a stream is two tensors per chunk (`Lane`), so each linear runs once per stream and token.
 
+mod fold;
 mod group;
 mod observer;
 
@@ -12,24 +13,33 @@ use futures::future::LocalBoxFuture;
 
 use crate::checkpoint::{Checkpoint, CheckpointWriter, QuantizedLinear};
 use crate::device::Recorder;
-use crate::model::block::{Block, Lane, Stage, widest_activation};
+use crate::model::block::{Block, Lane, QUERY_AND_KEY, Stage, widest_activation};
 use crate::model::config::{LinearSpec, ModelConfig};
 use crate::model::network::{Network, Replacements};
 use crate::ops::reduce::{squared_difference, sum_squares, total};
-use crate::quant::{Alpha, Method, QuantizeOptions, Statistics};
+use crate::quant::awq::Feasible;
+use crate::quant::{Alpha, Clipping, Method, QuantizeOptions, Statistics};
 use crate::report::{BlockReport, Report, group_name};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
+use fold::{Finished, Producer};
 use group::{Gathered, GroupQuantizer, Linear, Outcome};
 pub use observer::{Event, Observer, Phase};
 
 /// Where quantized layers go, in model order.
 pub trait Output {
+    /// Takes new values of a norm or a bias, before the layers of its block; in its stored type they are exact.
+    fn put_tensor(&mut self, name: String, values: Vec<f32>) -> Result<()>;
+
     /// Takes one layer.
     fn put(&mut self, linear: QuantizedLinear) -> LocalBoxFuture<'_, Result<()>>;
 }
 
 impl Output for CheckpointWriter<'_> {
+    fn put_tensor(&mut self, name: String, values: Vec<f32>) -> Result<()> {
+        CheckpointWriter::put_tensor(self, name, &values)
+    }
+
     fn put(&mut self, linear: QuantizedLinear) -> LocalBoxFuture<'_, Result<()>> {
         Box::pin(async move { self.put_linear(&linear).await })
     }
@@ -37,6 +47,11 @@ impl Output for CheckpointWriter<'_> {
 
 /// Keeps the layers in memory, to evaluate them without a checkpoint.
 impl Output for Replacements {
+    fn put_tensor(&mut self, name: String, values: Vec<f32>) -> Result<()> {
+        self.insert_tensor(name, values);
+        Ok(())
+    }
+
     fn put(&mut self, linear: QuantizedLinear) -> LocalBoxFuture<'_, Result<()>> {
         self.insert(linear.name.clone(), linear);
         Box::pin(async { Ok(()) })
@@ -87,6 +102,8 @@ struct Open<'a> {
     weights: &'a [Tensor],
     full: Vec<Lane>,
     quantized: Vec<Lane>,
+    /// What the output has not been given yet.
+    finished: Finished,
 }
 
 impl<'a> Run<'a> {
@@ -148,7 +165,8 @@ impl<'a> Run<'a> {
         let full = enter(rec, std::mem::take(&mut self.full))?;
         let quantized = enter(rec, std::mem::take(&mut self.quantized))?;
         self.spent(rec, Phase::Forward, since, observer).await?;
-        let mut open = Open { index, block: &block, specs: &specs, weights: &weights, full, quantized };
+        let finished = Finished::default();
+        let mut open = Open { index, block: &block, specs: &specs, weights: &weights, full, quantized, finished };
         for stage in Stage::ALL {
             if observer.cancelled() {
                 return Err(Error::Cancelled);
@@ -176,10 +194,21 @@ impl<'a> Run<'a> {
     ) -> Result<()> {
         let linears: Vec<Linear<'_>> = stage
             .linears()
-            .map(|i| (&open.specs[i].name, &open.weights[i]))
-            .map(|(name, weight)| Linear { name, weight, alpha: self.options.alpha.of(name) })
+            .map(|i| (i, &open.specs[i].name, &open.weights[i]))
+            .map(|(i, name, weight)| Linear {
+                name,
+                weight,
+                alpha: self.options.alpha.of(name),
+                clipping: if QUERY_AND_KEY.contains(&i) { Clipping::Forbidden } else { Clipping::Allowed },
+            })
             .collect();
-        let mut outcomes = self.quantize_group(rec, open, stage, &linears, observer).await?;
+        let producer = match self.options.method {
+            Method::Awq => Producer::of(&self.network, open.index, stage, &open.finished).await?,
+            _ => None,
+        };
+        let feasible = producer.as_ref().map(|producer| |wanted: &[f32]| producer.feasible(wanted));
+        let feasible = feasible.as_ref().map(|f| f as Feasible<'_>);
+        let mut outcomes = self.quantize_group(rec, open, stage, &linears, feasible, observer).await?;
         let rounded: Vec<Tensor> = outcomes.iter_mut().map(|o| take(rec, &mut o.dequantized)).collect::<Result<_>>()?;
         self.begin(open.index, stage, Phase::Forward, observer);
         let since = observer.seconds();
@@ -187,9 +216,23 @@ impl<'a> Run<'a> {
         self.spent(rec, Phase::Forward, since, observer).await?;
         self.begin(open.index, stage, Phase::Write, observer);
         let since = observer.seconds();
+        let scales = outcomes.first_mut().and_then(|outcome| outcome.input_scales.take());
+        if let Some((producer, scales)) = producer.zip(scales) {
+            producer.fold(&scales, &mut open.finished);
+        }
         for outcome in outcomes {
             self.report.layers.push(outcome.report);
-            output.put(outcome.stored).await?;
+            open.finished.linears.push(outcome.stored);
+        }
+        // With AWQ a later stage may still change what an earlier one has stored.
+        if self.options.method != Method::Awq || stage == Stage::Down {
+            let Finished { tensors, linears } = std::mem::take(&mut open.finished);
+            for (name, values) in tensors {
+                output.put_tensor(name, values)?;
+            }
+            for linear in linears {
+                output.put(linear).await?;
+            }
         }
         self.spent(rec, Phase::Write, since, observer).await
     }
@@ -200,10 +243,12 @@ impl<'a> Run<'a> {
         open: &Open<'_>,
         stage: Stage,
         linears: &[Linear<'_>],
+        feasible: Option<Feasible<'_>>,
         observer: &mut dyn Observer,
     ) -> Result<Vec<Outcome>> {
         let place = group_name(open.index, stage);
-        let quantizer = GroupQuantizer { options: self.options, group_size: self.report.group_size, place: &place };
+        let (options, group_size) = (self.options, self.report.group_size);
+        let quantizer = GroupQuantizer { options, group_size, feasible, place: &place };
         let correlate = linears.iter().any(|linear| linear.alpha != Alpha::Off);
         if !correlate && self.options.method == Method::Rtn {
             self.begin(open.index, stage, Phase::Rounding, observer);
@@ -230,9 +275,14 @@ impl<'a> Run<'a> {
     /// H and D of the input that all linears of the group in hand read.
     fn gather(&self, rec: &mut Recorder, open: &Open<'_>, correlate: bool) -> Result<Gathered> {
         let n = open.full[0].input.shape()[1];
-        let mut fitting = Statistics::zeros(rec, n, correlate)?;
+        let magnitudes = self.options.method == Method::Awq;
+        let empty = |rec: &mut Recorder| {
+            let statistics = Statistics::zeros(rec, n, correlate)?;
+            if magnitudes { statistics.with_magnitudes(rec) } else { Ok(statistics) }
+        };
+        let mut fitting = empty(rec)?;
         let held = self.held_out_from < open.full.len();
-        let mut held_out = if held { Some(Statistics::zeros(rec, n, correlate)?) } else { None };
+        let mut held_out = if held { Some(empty(rec)?) } else { None };
         for (index, (full, quantized)) in open.full.iter().zip(&open.quantized).enumerate() {
             let part = if index < self.held_out_from { Some(&mut fitting) } else { held_out.as_mut() };
             if let Some(part) = part {

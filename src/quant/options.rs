@@ -15,6 +15,8 @@ pub enum Method {
     Rtn,
     /// Column by column, later columns taking up the error of earlier ones (arXiv 2210.17323).
     Gptq,
+    /// RTN after scaling inputs by how much they carry, with ranges shrunk to what serves the output (arXiv 2306.00978).
+    Awq,
 }
 
 /// In which order GPTQ visits the columns.
@@ -120,7 +122,7 @@ pub struct QuantizeOptions {
     /// Whether zero points are fixed at 2^(bits−1).
     #[serde(serialize_with = "debug_lowercase")]
     pub symmetry: Symmetry,
-    /// How grids are chosen.
+    /// How grids are chosen. With AWQ, MSE stands for its own search, by the error at the output.
     #[serde(serialize_with = "debug_lowercase")]
     pub grid: Search,
     /// To which type scales are rounded before codes are chosen.

@@ -1,9 +1,9 @@
-//! From a weight to codes on a grid, by the base quantizer that was asked for: RTN or GPTQ.
+//! From a weight to codes on a grid, by the base quantizer that was asked for: RTN, GPTQ or AWQ.
 
 use half::f16;
 
 use super::gptq::{self, Groups};
-use super::{ActivationOrder, Damping, QuantizeOptions};
+use super::{ActivationOrder, Activations, Clipping, Damping, QuantizeOptions, Scaling};
 use crate::checkpoint::QuantizedLinear;
 use crate::device::Recorder;
 use crate::ops::cholesky::{self, Factor};
@@ -18,11 +18,11 @@ use crate::{Error, Result};
 /// A rounded weight.
 #[derive(Debug)]
 pub struct Rounded {
-    /// q, `[m, n]`.
+    /// q, `[m, n]`. After AWQ, codes and grid are of W·diag(s).
     pub codes: Tensor<u32>,
     /// s and z, `[m, groups]` each.
     pub grid: Grid,
-    /// s·(q − z), `[m, n]`.
+    /// s·(q − z), `[m, n]`; after AWQ times the diag(1/s) that the checkpoint folds into the input.
     pub dequantized: Tensor,
 }
 
@@ -31,6 +31,7 @@ pub struct Rounded {
 pub struct Rounder {
     spec: GridSpec,
     gptq: Option<GptqPlan>,
+    awq: Option<(Activations, Scaling)>,
 }
 
 #[derive(Debug)]
@@ -47,7 +48,7 @@ const MAX_DAMPING: f64 = 1e6;
 impl Rounder {
     /// RTN: needs no data. `n`: inputs of the group.
     pub fn rtn(options: &QuantizeOptions, group_size: Option<usize>, n: usize) -> Self {
-        Self { spec: spec(options, group_size, n), gptq: None }
+        Self { spec: spec(options, group_size, n), gptq: None, awq: None }
     }
 
     /// GPTQ for the group whose undamped H and its diagonal are given. `place` names the group in errors.
@@ -79,16 +80,29 @@ impl Rounder {
                 });
             }
         };
-        Ok(Self { spec, gptq: Some(GptqPlan { factor, order, groups, damping }) })
+        Ok(Self { spec, gptq: Some(GptqPlan { factor, order, groups, damping }), awq: None })
     }
 
-    /// ρ_r that was used, greater than asked for where the factorisation failed; `None` for RTN.
+    /// AWQ with the scales found for the group's linears on grids of `spec`.
+    pub fn awq(spec: GridSpec, activations: Activations, scaling: Scaling) -> Self {
+        Self { spec, gptq: None, awq: Some((activations, scaling)) }
+    }
+
+    /// The scales of the inputs, which whatever makes the inputs must be divided by; `None` but for AWQ.
+    pub fn scaling(&self) -> Option<&Scaling> {
+        self.awq.as_ref().map(|(_, scaling)| scaling)
+    }
+
+    /// ρ_r that was used, greater than asked for where the factorisation failed; `None` but for GPTQ.
     pub fn damping(&self) -> Option<f64> {
         self.gptq.as_ref().map(|plan| plan.damping)
     }
 
-    /// Rounds `weight` `[m, n]`.
-    pub fn round(&self, rec: &mut Recorder, weight: &Tensor) -> Result<Rounded> {
+    /// Rounds `weight` `[m, n]`. `clipping` is asked by AWQ alone.
+    pub fn round(&self, rec: &mut Recorder, weight: &Tensor, clipping: Clipping) -> Result<Rounded> {
+        if let Some((activations, scaling)) = &self.awq {
+            return activations.round(rec, weight, &scaling.scales, &self.spec, clipping);
+        }
         let (codes, grid) = match &self.gptq {
             None => {
                 let grid = grid::search(rec, weight, &self.spec)?;
@@ -130,7 +144,8 @@ fn natural(n: usize) -> Vec<u32> {
     (0..n as u32).collect()
 }
 
-fn spec(options: &QuantizeOptions, group_size: Option<usize>, n: usize) -> GridSpec {
+/// The grids that `options` ask for on weights of `n` columns.
+pub fn spec(options: &QuantizeOptions, group_size: Option<usize>, n: usize) -> GridSpec {
     GridSpec {
         bits: options.bits,
         group_size: group_size.unwrap_or(n),
