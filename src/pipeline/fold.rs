@@ -15,7 +15,7 @@ use crate::model::network::Network;
 
 /// What a block has ready for the output.
 #[derive(Debug, Default)]
-pub(super) struct Finished {
+pub struct Finished {
     /// New values of norms and biases, by tensor name.
     pub tensors: Vec<(String, Vec<f32>)>,
     /// Layers, in model order.
@@ -24,7 +24,7 @@ pub(super) struct Finished {
 
 /// What makes the input of a stage, as it is stored.
 #[derive(Debug)]
-pub(super) struct Producer {
+pub struct Producer {
     /// A norm's weight or a linear's bias.
     tensor: Option<Stored>,
     /// The linear with a row per channel: its place in [`Finished::linears`], and the least and greatest scale of each row that

@@ -3,7 +3,7 @@
 //!
 //! Between groups a stream is two tensors per chunk (`Lane`), so each linear runs once per stream and token.
 
-mod fold;
+pub mod fold;
 mod group;
 mod observer;
 
