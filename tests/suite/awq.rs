@@ -202,7 +202,9 @@ fn model(kv_heads: usize, biases: bool, dtype: &'static str) -> Model {
         let spread = |i: usize| if i % 10 == 0 { 8.0 } else { 0.5 };
         let is_norm = tensor.name.ends_with("layernorm.weight");
         let factor = |i: usize| if is_norm { spread(i) } else { 0.3 };
-        let values = values.enumerate().map(|(i, v)| bf16::from_f32(v * factor(i)));
+        // On a grid without zero, so that powers of two take no weight out of the range of f16.
+        let coarse = |v: f32| (v * 128.0).floor() / 128.0 + 1.0 / 256.0;
+        let values = values.enumerate().map(|(i, v)| bf16::from_f32(coarse(v * factor(i))));
         let bytes = |v: bf16| match dtype {
             "F32" => v.to_f32().to_le_bytes().to_vec(),
             "F16" => f16::from_f32(v.to_f32()).to_le_bytes().to_vec(),
