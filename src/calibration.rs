@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use rand::SeedableRng;
 use rand::seq::index;
 use rand_chacha::ChaCha8Rng;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::model::Tokenizer;
 use crate::{Error, Result};
@@ -20,7 +20,8 @@ pub struct TextFile {
 }
 
 /// How windows are taken from the tokens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Sampling {
     /// The first windows, one after the other, without overlap.
     Sequential,

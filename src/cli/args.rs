@@ -6,9 +6,12 @@ use aquatint::device::Choice;
 use aquatint::ops::grid::{Search, Symmetry};
 use aquatint::quant::options::default_symmetry;
 use aquatint::quant::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions};
-use aquatint::{GenerateOptions, Sampling};
+use aquatint::{GenerateOptions, ModelConfig, Sampling};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use regex::Regex;
+
+const DEFAULT_SAMPLES: usize = 128;
+const DEFAULT_SEQ_LEN: usize = 2048;
 
 /// Quantizes language models to 4, 3 and 2 bits on any GPU, or on the CPU.
 #[derive(Debug, Parser)]
@@ -26,6 +29,10 @@ pub enum Command {
     Quantize(Box<QuantizeArgs>),
     /// Measure perplexity on a text, of an ordinary or a quantized checkpoint.
     Eval(EvalArgs),
+    /// Quantize in every combination of some options, and evaluate each: a table. Goes on where it was stopped.
+    Sweep(Box<SweepArgs>),
+    /// Quantize the first blocks only, and follow the error through the others, with and without propagation.
+    ErrorGrowth(Box<ErrorGrowthArgs>),
     /// Continue a text, with an ordinary or a quantized checkpoint.
     Generate(GenerateArgs),
     /// Quantize the bundled model four ways and print one table.
@@ -85,6 +92,16 @@ pub struct MethodArgs {
     /// Inputs per grid: auto (the largest of 128, 64, 32 that divides every width), a number, or -1 for one per row.
     #[arg(long, default_value = "auto", value_parser = parse_group_size, allow_hyphen_values = true, value_name = "auto|N|-1")]
     pub group_size: GroupSize,
+    /// Propagation strength: auto (per layer, from held-out windows), off, or a number from 0 to 1.
+    #[arg(long, default_value = "auto", value_name = "auto|off|0..1")]
+    pub alpha: Alpha,
+    #[command(flatten)]
+    pub details: DetailArgs,
+}
+
+/// The options of a method that a sweep does not vary.
+#[derive(Debug, Args)]
+pub struct DetailArgs {
     /// Zero points fixed in the middle [default at 4 and 8 bits].
     #[arg(long, conflicts_with = "asym")]
     pub sym: bool,
@@ -100,9 +117,6 @@ pub struct MethodArgs {
     /// GPTQ visits columns as stored, with a group's grid chosen when it is reached.
     #[arg(long)]
     pub no_act_order: bool,
-    /// Propagation strength: auto (per layer, from held-out windows), off, or a number from 0 to 1.
-    #[arg(long, default_value = "auto", value_name = "auto|off|0..1")]
-    pub alpha: Alpha,
     /// α of the layers whose path a regular expression matches, such as down_proj=0.25; the last match wins.
     #[arg(long, value_parser = parse_override, value_name = "PATTERN=VALUE")]
     pub alpha_for: Vec<(Regex, Alpha)>,
@@ -160,6 +174,81 @@ pub struct EvalArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct SweepArgs {
+    /// A Hugging Face checkpoint directory; left out, the bundled tiny LLaMA.
+    pub model: Option<PathBuf>,
+    /// Directory for the results: a file per finished cell, sweep.json, sweep.csv. What is finished there is kept.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Redo cells whose file was made with other options or texts, or by another version.
+    #[arg(long)]
+    pub force: bool,
+    /// Base quantizers.
+    #[arg(long, value_parser = parse_method, default_value = "gptq", value_delimiter = ',', value_name = "METHOD,…")]
+    pub methods: Vec<Method>,
+    /// Bits per weight.
+    #[arg(long, default_value = "4,3,2", value_delimiter = ',', value_name = "BITS,…")]
+    pub bits: Vec<u32>,
+    /// Inputs per grid, each auto, a number, or -1 for one grid per row.
+    #[arg(long, default_value = "auto", value_parser = parse_group_size, allow_hyphen_values = true, value_delimiter = ',', value_name = "SIZE,…")]
+    pub group_sizes: Vec<GroupSize>,
+    /// Propagation strengths, each auto, off, or a number from 0 to 1.
+    #[arg(long, default_value = "off,auto", value_delimiter = ',', value_name = "ALPHA,…")]
+    pub alphas: Vec<Alpha>,
+    /// Seeds of the draw of calibration windows.
+    #[arg(long, value_delimiter = ',', conflicts_with = "seed", value_name = "SEED,…")]
+    pub seeds: Vec<u64>,
+    #[command(flatten)]
+    pub details: DetailArgs,
+    #[command(flatten)]
+    pub calibration: CalibrationArgs,
+    /// Text to evaluate on, several times for several; left out, the bundled evaluation text.
+    #[arg(long, value_name = "FILE")]
+    pub text: Vec<PathBuf>,
+    /// Tokens per evaluation window [default: those of a calibration window].
+    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    pub eval_seq_len: Vec<usize>,
+    /// Evaluation windows, the first ones of each text [default: all].
+    #[arg(long, value_name = "N")]
+    pub windows: Option<usize>,
+    /// Cells that go through the model together and share the full-precision stream: more are faster and take more memory.
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    pub together: usize,
+    #[command(flatten)]
+    pub device: DeviceArg,
+    /// Write a page with all runs.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Check everything and list the cells, without running any.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ErrorGrowthArgs {
+    /// A Hugging Face checkpoint directory; left out, the bundled tiny LLaMA.
+    pub model: Option<PathBuf>,
+    /// How many blocks to quantize: the first ones.
+    #[arg(long, value_name = "K")]
+    pub blocks: usize,
+    #[command(flatten)]
+    pub method: MethodArgs,
+    #[command(flatten)]
+    pub calibration: CalibrationArgs,
+    #[command(flatten)]
+    pub device: DeviceArg,
+    /// Write the table.
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// Write a record of both runs.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write a page with both runs.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 pub struct GenerateArgs {
     /// A checkpoint directory, quantized or not; left out, the bundled tiny LLaMA.
     pub model: Option<PathBuf>,
@@ -188,33 +277,58 @@ pub struct DemoArgs {
     pub device: DeviceArg,
 }
 
+/// The options that a sweep varies.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Variant {
+    pub method: Method,
+    pub bits: u32,
+    pub group_size: GroupSize,
+    pub alpha: Alpha,
+    pub seed: u64,
+}
+
 impl MethodArgs {
-    /// The options, with the calibration left at `samples` × `seq_len`.
-    pub fn options(&self, text: &CalibrationArgs, samples: usize, seq_len: usize) -> QuantizeOptions {
+    /// The options for `model`, with the calibration of `text`.
+    pub fn options(&self, text: &CalibrationArgs, model: &ModelConfig) -> QuantizeOptions {
+        let Self { method, bits, group_size, alpha, .. } = *self;
+        self.details.options(&Variant { method, bits, group_size, alpha, seed: text.seed }, text, model)
+    }
+}
+
+impl CalibrationArgs {
+    /// Tokens per window for `model`.
+    pub fn seq_len(&self, model: &ModelConfig) -> usize {
+        self.seq_len.unwrap_or(DEFAULT_SEQ_LEN.min(model.max_position_embeddings))
+    }
+}
+
+impl DetailArgs {
+    /// The options for `model` that differ from others by `variant`.
+    pub fn options(&self, variant: &Variant, text: &CalibrationArgs, model: &ModelConfig) -> QuantizeOptions {
         let symmetry = match (self.sym, self.asym) {
             (true, _) => Symmetry::Symmetric,
             (_, true) => Symmetry::Asymmetric,
-            _ => default_symmetry(self.bits),
+            _ => default_symmetry(variant.bits),
         };
         let order = if self.no_act_order { ActivationOrder::Natural } else { ActivationOrder::Descending };
         QuantizeOptions {
-            method: self.method,
-            bits: self.bits,
-            group_size: self.group_size,
+            method: variant.method,
+            bits: variant.bits,
+            group_size: variant.group_size,
             symmetry,
             grid: self.grid,
             activation_order: order,
             alpha: AlphaPolicy {
-                default: self.alpha,
+                default: variant.alpha,
                 overrides: self.alpha_for.clone(),
                 shrinkage: self.alpha_shrinkage,
             },
             correction_damping: self.correction_damping,
             rounding_damping: self.rounding_damping,
-            samples,
-            seq_len,
+            samples: text.samples.unwrap_or(DEFAULT_SAMPLES),
+            seq_len: text.seq_len(model),
             sampling: text.sampling,
-            seed: text.seed,
+            seed: variant.seed,
             ..QuantizeOptions::default()
         }
     }

@@ -4,9 +4,11 @@ mod args;
 mod console;
 mod demo;
 mod devices;
+mod error_growth;
 mod eval;
 mod generate;
 mod quantize;
+mod sweep;
 
 use std::io::Write;
 use std::path::Path;
@@ -29,6 +31,8 @@ pub fn run() -> ExitCode {
         Command::Devices => devices::run(),
         Command::Quantize(args) => quantize::run(*args),
         Command::Eval(args) => eval::run(args),
+        Command::Sweep(args) => sweep::run(*args),
+        Command::ErrorGrowth(args) => error_growth::run(*args),
         Command::Generate(args) => generate::run(args),
         Command::Demo(args) => demo::run(args),
     };
@@ -81,5 +85,24 @@ fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
         // The file may not exist; the error to report is the first one.
         let _ = std::fs::remove_file(temporary);
         refuse(e)
+    })
+}
+
+/// Writes a table of these records to `path`.
+fn write_csv(path: &Path, columns: &[&str], records: Vec<Vec<String>>) -> Result<()> {
+    let write = || -> csv::Result<()> {
+        let mut writer = csv::Writer::from_path(path)?;
+        writer.write_record(columns)?;
+        for record in records {
+            writer.write_record(record)?;
+        }
+        writer.flush()?;
+        Ok(())
+    };
+    write().map_err(|error| Error::Io {
+        path: path.to_owned(),
+        action: "write",
+        source: error.into(),
+        remedy: "choose another place, or make room".to_string(),
     })
 }

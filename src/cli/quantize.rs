@@ -15,16 +15,12 @@ use super::args::{CalibrationArgs, FormatArg, QuantizeArgs};
 use super::console::Console;
 use super::{open_device, open_model, write_json};
 
-const DEFAULT_SAMPLES: usize = 128;
-const DEFAULT_SEQ_LEN: usize = 2048;
-
 /// Quantizes, writes and reports.
 pub fn run(args: QuantizeArgs) -> Result<()> {
     let model = open_model(args.model.as_deref())?;
-    let seq_len = args.text.seq_len.unwrap_or(DEFAULT_SEQ_LEN.min(model.config().max_position_embeddings));
-    let options = args.method.options(&args.text, args.text.samples.unwrap_or(DEFAULT_SAMPLES), seq_len);
+    let options = args.method.options(&args.text, model.config());
     options.validate_for(model.config())?;
-    let windows = calibration_windows(&model, &args.text, &options)?;
+    let windows = draw(&calibration_tokens(&model, &args.text)?, &options)?;
     let format = format(args.format, &options, &model);
     let plan = WritePlan::new(&model, format, &model.config().linear_names(), DEFAULT_SHARD_LIMIT)?;
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };
@@ -36,10 +32,11 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
         let group_size = options.group_size.resolve(model.config());
         let groups = group_size.map_or("one grid per row".to_string(), |size| format!("groups of {size}"));
         println!(
-            "would quantize {} to {} bits, {groups}, on {} windows of {seq_len} tokens, and write {} to {}",
+            "would quantize {} to {} bits, {groups}, on {} windows of {} tokens, and write {} to {}",
             model.name(),
             options.bits,
             windows.len(),
+            options.seq_len,
             HumanBytes(size),
             args.out.display()
         );
@@ -66,7 +63,8 @@ fn format(format: FormatArg, options: &QuantizeOptions, model: &Checkpoint) -> F
     }
 }
 
-fn calibration_windows(model: &Checkpoint, text: &CalibrationArgs, options: &QuantizeOptions) -> Result<Vec<Vec<u32>>> {
+/// The text to calibrate on, as tokens of the model.
+pub fn calibration_tokens(model: &Checkpoint, text: &CalibrationArgs) -> Result<Calibration> {
     let files: Vec<TextFile> = if text.calibration.is_empty() {
         if model.directory().is_some() {
             eprintln!(
@@ -78,7 +76,11 @@ fn calibration_windows(model: &Checkpoint, text: &CalibrationArgs, options: &Qua
         text.calibration.iter().map(|path| read_text_file(path)).collect::<Result<_>>()?
     };
     let tokenizer = pollster::block_on(model.tokenizer())?;
-    let tokens = Calibration::from_texts(&tokenizer, &files, model.config().vocab_size)?;
+    Calibration::from_texts(&tokenizer, &files, model.config().vocab_size)
+}
+
+/// The calibration windows that the options ask for.
+pub fn draw(tokens: &Calibration, options: &QuantizeOptions) -> Result<Vec<Vec<u32>>> {
     tokens.draw(options.samples, options.held_out(), options.seq_len, options.sampling, options.seed)
 }
 

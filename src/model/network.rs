@@ -44,6 +44,11 @@ impl Replacements {
         self.linears.get(module)
     }
 
+    /// The layers with their module paths, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &QuantizedLinear)> {
+        self.linears.iter()
+    }
+
     /// Puts `linear` in the place of the layer `module`. Returns what stood there.
     pub fn insert(&mut self, module: String, linear: QuantizedLinear) -> Option<QuantizedLinear> {
         self.linears.insert(module, linear)
@@ -120,7 +125,7 @@ impl<'a> Network<'a> {
     }
 
     /// Where the weights come from.
-    pub fn checkpoint(&self) -> &Checkpoint {
+    pub fn checkpoint(&self) -> &'a Checkpoint {
         self.checkpoint
     }
 

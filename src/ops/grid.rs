@@ -1,6 +1,7 @@
 //! Scales and zero points: per row, or per group of consecutive columns of a row.
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 use crate::device::{Dispatch, Recorder};
 use crate::ops::{bounded, spread};
@@ -8,7 +9,8 @@ use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// Whether the grid has a zero point of its own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Symmetry {
     /// Range ±max|w|, zero point 2^(b−1).
     Symmetric,
@@ -17,7 +19,8 @@ pub enum Symmetry {
 }
 
 /// How the range is found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Search {
     /// The extremes of the weights.
     MinMax,
@@ -26,7 +29,8 @@ pub enum Search {
 }
 
 /// The type in which a checkpoint will store the scales, to which they are rounded before anything else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum ScaleType {
     /// As computed.
     F32,

@@ -9,9 +9,8 @@
 use half::{bf16, f16};
 
 use crate::Result;
-use crate::checkpoint::{Dtype, QuantizedLinear};
+use crate::checkpoint::{Checkpoint, Dtype, QuantizedLinear};
 use crate::model::block::{InputSource, Stage};
-use crate::model::network::Network;
 
 /// What a block has ready for the output.
 #[derive(Debug, Default)]
@@ -42,20 +41,20 @@ struct Stored {
 
 impl Producer {
     /// What makes the input of `stage` of block `index`; `None` where nothing can be divided.
-    pub async fn of(network: &Network<'_>, index: usize, stage: Stage, finished: &Finished) -> Result<Option<Self>> {
-        match stage.source(network.config()) {
+    pub async fn of(checkpoint: &Checkpoint, index: usize, stage: Stage, finished: &Finished) -> Result<Option<Self>> {
+        match stage.source(checkpoint.config()) {
             None => Ok(None),
             Some(InputSource::Norm(norm)) => {
-                let tensor = Stored::read(network, format!("model.layers.{index}.{norm}.weight")).await?;
+                let tensor = Stored::read(checkpoint, format!("model.layers.{index}.{norm}.weight")).await?;
                 Ok(Some(Self { tensor: Some(tensor), linear: None }))
             }
             Some(InputSource::Linear(linear)) => {
-                let spec = &network.config().block_linears(index)[linear];
+                let spec = &checkpoint.config().block_linears(index)[linear];
                 let Some(place) = finished.linears.iter().position(|linear| linear.name == spec.name) else {
                     return Ok(None);
                 };
                 let tensor =
-                    if spec.bias { Some(Stored::read(network, format!("{}.bias", spec.name)).await?) } else { None };
+                    if spec.bias { Some(Stored::read(checkpoint, format!("{}.bias", spec.name)).await?) } else { None };
                 let bounds = row_bounds(&finished.linears[place]);
                 Ok(Some(Self { tensor, linear: Some((place, bounds)) }))
             }
@@ -94,8 +93,7 @@ impl Producer {
 }
 
 impl Stored {
-    async fn read(network: &Network<'_>, name: String) -> Result<Self> {
-        let checkpoint = network.checkpoint();
+    async fn read(checkpoint: &Checkpoint, name: String) -> Result<Self> {
         Ok(Self { dtype: checkpoint.dtype(&name)?, values: checkpoint.read(&name).await?, name })
     }
 }

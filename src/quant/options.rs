@@ -1,6 +1,6 @@
 //! What a run is asked to do. A run is a value: the same options, model and device give the same bytes.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::GptqSettings;
 use crate::model::ModelConfig;
@@ -8,7 +8,7 @@ use crate::ops::grid::{ScaleType, Search, Symmetry};
 use crate::{Error, Result, Sampling};
 
 /// The base quantizer that the corrected weight is handed to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
     /// Round to nearest.
@@ -20,7 +20,7 @@ pub enum Method {
 }
 
 /// In which order GPTQ visits the columns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ActivationOrder {
     /// As stored; a group's grid follows from the weights as updated when its first column is reached.
@@ -30,7 +30,7 @@ pub enum ActivationOrder {
 }
 
 /// Inputs per grid.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GroupSize {
     /// The largest of 128, 64 and 32 that divides every input width, else one grid per row.
@@ -56,7 +56,7 @@ impl GroupSize {
 }
 
 /// Propagation strength α of one layer.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Alpha {
     /// No correction.
@@ -83,23 +83,48 @@ impl std::str::FromStr for Alpha {
     }
 }
 
+/// As the command line takes it.
+impl std::fmt::Display for Alpha {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::Fixed(alpha) => write!(f, "{alpha}"),
+            Self::Auto => f.write_str("auto"),
+        }
+    }
+}
+
 /// Which layer gets which α.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AlphaPolicy {
     /// Where no pattern matches.
     pub default: Alpha,
     /// Regular expressions on the module path; the last that matches wins.
-    #[serde(serialize_with = "patterns")]
+    #[serde(with = "patterns")]
     pub overrides: Vec<(regex::Regex, Alpha)>,
     /// κ, by which an automatic α* is shrunk: it ignores that W* is rounded and that later layers react.
     pub shrinkage: f64,
 }
 
-fn patterns<S: serde::Serializer>(
-    overrides: &[(regex::Regex, Alpha)],
-    serializer: S,
-) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_seq(overrides.iter().map(|(pattern, alpha)| (pattern.as_str(), alpha)))
+/// Regular expressions as their text.
+mod patterns {
+    use regex::Regex;
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::Alpha;
+
+    type Overrides = Vec<(Regex, Alpha)>;
+
+    pub fn serialize<S: Serializer>(overrides: &Overrides, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(overrides.iter().map(|(pattern, alpha)| (pattern.as_str(), alpha)))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Overrides, D::Error> {
+        let overrides = Vec::<(String, Alpha)>::deserialize(deserializer)?;
+        let compiled = |(pattern, alpha): (String, Alpha)| Ok((Regex::new(&pattern).map_err(D::Error::custom)?, alpha));
+        overrides.into_iter().map(compiled).collect()
+    }
 }
 
 impl AlphaPolicy {
@@ -111,7 +136,7 @@ impl AlphaPolicy {
 }
 
 /// Everything that decides the result, beside the model, the text and the device.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct QuantizeOptions {
     /// The base quantizer.
     pub method: Method,
@@ -120,13 +145,10 @@ pub struct QuantizeOptions {
     /// Inputs per grid.
     pub group_size: GroupSize,
     /// Whether zero points are fixed at 2^(bits−1).
-    #[serde(serialize_with = "debug_lowercase")]
     pub symmetry: Symmetry,
     /// How grids are chosen. With AWQ, MSE stands for its own search, by the error at the output.
-    #[serde(serialize_with = "debug_lowercase")]
     pub grid: Search,
     /// To which type scales are rounded before codes are chosen.
-    #[serde(serialize_with = "debug_lowercase")]
     pub scale_type: ScaleType,
     /// In which order GPTQ visits columns.
     pub activation_order: ActivationOrder,
@@ -141,17 +163,12 @@ pub struct QuantizeOptions {
     /// Tokens per window.
     pub seq_len: usize,
     /// How windows are drawn.
-    #[serde(serialize_with = "debug_lowercase")]
     pub sampling: Sampling,
     /// Seed of the draw.
     pub seed: u64,
-}
-
-fn debug_lowercase<T: std::fmt::Debug, S: serde::Serializer>(
-    value: &T,
-    serializer: S,
-) -> std::result::Result<S::Ok, S::Error> {
-    serializer.serialize_str(&format!("{value:?}").to_lowercase())
+    /// Quantize the first blocks only, this many; `None` for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<usize>,
 }
 
 impl Default for QuantizeOptions {
@@ -172,6 +189,7 @@ impl Default for QuantizeOptions {
             seq_len: 2048,
             sampling: Sampling::Random,
             seed: 0,
+            blocks: None,
         }
     }
 }
@@ -221,9 +239,19 @@ impl QuantizeOptions {
         )
     }
 
-    /// As [`QuantizeOptions::validate`], and whether the windows fit the positions of the model.
+    /// As [`QuantizeOptions::validate`], and whether the windows and blocks fit the model.
     pub fn validate_for(&self, config: &ModelConfig) -> Result<()> {
         self.validate()?;
+        let all = config.num_hidden_layers;
+        if let Some(blocks) = self.blocks.filter(|blocks| !(1..=all).contains(blocks)) {
+            let expected = format!("1 to {all}, the blocks of the model");
+            return Err(Error::input(
+                "--blocks",
+                blocks.to_string(),
+                expected,
+                "quantize fewer blocks, or at least one",
+            ));
+        }
         if self.seq_len <= config.max_position_embeddings {
             return Ok(());
         }

@@ -237,7 +237,7 @@ fn scales_leave_the_output_of_the_full_precision_model_unchanged() {
             let mut finished = Finished { linears, ..Finished::default() };
             let mut factors: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
             for stage in Stage::ALL {
-                let producer = block_on(Producer::of(&network, block, stage, &finished)).unwrap();
+                let producer = block_on(Producer::of(&checkpoint, block, stage, &finished)).unwrap();
                 assert_eq!(producer.is_some(), stage != Stage::Output || kv_heads == 2, "{stage:?}");
                 let Some(producer) = producer else { continue };
                 // Powers of two, which no rounding touches.
@@ -285,10 +285,8 @@ fn what_is_stored_times_the_scale_is_what_was_there() {
         model.tensor(norm).bytes[..bytes].fill(0);
         let checkpoint = block_on(model.open()).unwrap();
         let values = block_on(checkpoint.read(norm)).unwrap();
-        let mut rec = recorder(&Device::Cpu);
-        let network = Network::new(&mut rec, &checkpoint, None, 24).unwrap();
         let mut finished = Finished::default();
-        let producer = block_on(Producer::of(&network, 1, Stage::GateUp, &finished)).unwrap().unwrap();
+        let producer = block_on(Producer::of(&checkpoint, 1, Stage::GateUp, &finished)).unwrap().unwrap();
         let mut wanted: Vec<f32> = random(3, values.len()).iter().map(|v| (2.0 * v).exp()).collect();
         wanted[5] = 1e7;
         let scales = producer.feasible(&wanted);

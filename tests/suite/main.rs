@@ -38,5 +38,6 @@ mod silu_mul;
 mod small_model;
 mod solve;
 mod tiny_llama;
+mod together;
 mod vectors;
 mod widen;

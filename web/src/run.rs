@@ -177,6 +177,7 @@ impl Place<'_> {
             wasm_peak: wasm_bytes(),
             device_estimate: pipeline::device_bytes(
                 self.model.config(),
+                1,
                 tokens_calibrated,
                 tokens_calibrated.min(4096),
             ),

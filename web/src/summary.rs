@@ -106,7 +106,7 @@ pub fn plan(model: &Checkpoint, options: &PageOptions, device: Option<&Device>) 
     let config = model.config();
     let tokens = resolved.samples * resolved.seq_len;
     let mut plan = RunPlan {
-        device_bytes: device_bytes(config, tokens, resolved.seq_len.max(4096).min(tokens)),
+        device_bytes: device_bytes(config, 1, tokens, resolved.seq_len.max(4096).min(tokens)),
         largest_array: largest_array(config, resolved.seq_len),
         tokens,
         ..RunPlan::default()

@@ -1,18 +1,22 @@
-//! The record of a run, as `--json` writes it.
+//! The record of a run as the pipeline makes it, and the documents of one or more runs that `--json` and `--report` write.
+
+mod document;
+
+pub use document::{Document, Evaluation, Run, Sizes};
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::model::block::Stage;
 use crate::pipeline::Phase;
 use crate::quant::{Alpha, QuantizeOptions};
 
 /// What a run did.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     /// Version of this crate.
-    pub aquatint: &'static str,
+    pub aquatint: String,
     /// The device's name.
     pub device: String,
     /// What was asked for.
@@ -34,7 +38,7 @@ pub struct Report {
 }
 
 /// What became of one linear layer.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LayerReport {
     /// Module path.
     pub name: String,
@@ -61,7 +65,7 @@ pub struct LayerReport {
 }
 
 /// The state of the streams after a block.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct BlockReport {
     /// Block, from 0.
     pub block: usize,
