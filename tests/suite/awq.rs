@@ -199,7 +199,7 @@ fn model(kv_heads: usize, biases: bool, dtype: &'static str) -> Model {
     });
     for tensor in &mut model.tensors {
         let values = tensor.bytes.chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
-        let spread = |i: usize| if i % 10 == 0 { 8.0 } else { 0.5 };
+        let spread = |i: usize| if i.is_multiple_of(10) { 8.0 } else { 0.5 };
         let is_norm = tensor.name.ends_with("layernorm.weight");
         let factor = |i: usize| if is_norm { spread(i) } else { 0.3 };
         // On a grid without zero, so that powers of two take no weight out of the range of f16.
