@@ -53,8 +53,8 @@ pub(super) struct Shard {
 /// Something to be written, in the order of the file.
 #[derive(Debug)]
 pub(super) enum Item {
-    /// Bytes of a file of the source, as they are.
-    Copy { file: usize, range: Range<u64> },
+    /// Bytes of a file of the source, as they are unless the caller has handed over others: the tensor `name`.
+    Copy { name: String, file: usize, range: Range<u64> },
     /// A layer that the caller will hand over.
     Linear(DueLinear),
 }
@@ -211,7 +211,8 @@ fn units(source: &Checkpoint, format: Format, chosen: &BTreeMap<String, Chosen>)
 fn copy_unit(source: &Checkpoint, name: &str) -> Result<Unit> {
     let tensor = source.tensor(name)?;
     let planned = PlannedTensor::new(name.to_owned(), tensor.dtype, tensor.shape.clone())?;
-    Ok(Unit { item: Item::Copy { file: tensor.file, range: tensor.range.clone() }, tensors: vec![planned] })
+    let item = Item::Copy { name: name.to_owned(), file: tensor.file, range: tensor.range.clone() };
+    Ok(Unit { item, tensors: vec![planned] })
 }
 
 fn linear_unit(chosen: &Chosen, format: Format, source_dtype: Dtype) -> Result<Unit> {

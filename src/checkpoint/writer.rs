@@ -1,10 +1,11 @@
 //! Writes a quantized copy of a checkpoint, one layer at a time, beside the final name until it is whole.
 
+use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use half::f16;
+use half::{bf16, f16};
 use safetensors::Dtype;
 
 use super::gptq::StoredLinear;
@@ -27,6 +28,8 @@ pub struct CheckpointWriter<'a> {
     /// The shard and item that come next.
     shard: usize,
     item: usize,
+    /// What goes in the place of tensors that are still to come, by name.
+    replaced: HashMap<String, Vec<u8>>,
 }
 
 impl<'a> CheckpointWriter<'a> {
@@ -39,7 +42,24 @@ impl<'a> CheckpointWriter<'a> {
         if available.is_some_and(|bytes| bytes < plan.bytes()) {
             return Err(output.no_space());
         }
-        Ok(Self { source, plan, output, opened: 0, shard: 0, item: 0 })
+        Ok(Self { source, plan, output, opened: 0, shard: 0, item: 0, replaced: HashMap::new() })
+    }
+
+    /// Has `values` written in the place of the unquantized tensor `name`, in the type that it has.
+    ///
+    /// Errors: `Error::NotFinite` if they do not fit that type, `Error::Shape` if there are more or fewer than it has; what is
+    /// handed over after its turn, or is no tensor to be copied, fails in [`finish`](Self::finish).
+    pub fn put_tensor(&mut self, name: String, values: &[f32]) -> Result<()> {
+        let (dtype, shape) = (self.source.dtype(&name)?, self.source.shape(&name)?);
+        if shape.iter().product::<usize>() != values.len() {
+            return Err(Error::shape("put_tensor", format!("{} values for {name} of shape {shape:?}", values.len())));
+        }
+        let bytes = encode_floats(values, dtype).ok_or_else(|| Error::NotFinite {
+            place: format!("{name} in {dtype}"),
+            remedy: "use another --method".to_owned(),
+        })?;
+        self.replaced.insert(name, bytes);
+        Ok(())
     }
 
     /// Writes the next planned layer, and what comes before it in the model.
@@ -66,6 +86,9 @@ impl<'a> CheckpointWriter<'a> {
         if let Some(due) = self.copy_to_next_linear().await? {
             return Err(Error::shape("finish", format!("layer {} was not written", due.spec.name)));
         }
+        if let Some(name) = self.replaced.keys().min() {
+            return Err(Error::shape("finish", format!("new values of {name} came too late, or it is quantized")));
+        }
         for (name, text) in &self.plan.documents {
             self.output.create(name).await?;
             self.output.write(text.as_bytes()).await?;
@@ -87,8 +110,11 @@ impl<'a> CheckpointWriter<'a> {
             }
             match shard.items.get(self.item) {
                 Some(Item::Linear(due)) => return Ok(Some(due.clone())),
-                Some(Item::Copy { file, range }) => {
-                    self.output.copy(self.source.file(*file), range.clone()).await?;
+                Some(Item::Copy { name, file, range }) => {
+                    match self.replaced.remove(name) {
+                        Some(bytes) => self.output.write(&bytes).await?,
+                        None => self.output.copy(self.source.file(*file), range.clone()).await?,
+                    }
                     self.item += 1;
                 }
                 None => {
@@ -131,23 +157,28 @@ fn float_bytes(linear: &StoredLinear, dtype: Dtype) -> Result<Vec<u8>> {
         StoredLinear::Dense(dense) if dense.weight.len() == dense.rows * dense.columns => (),
         StoredLinear::Dense(dense) => return Err(Error::shape("put_linear", format!("{}: a part of it", dense.name))),
     }
-    let weight = linear.dequantize();
-    if dtype == Dtype::F32 {
-        if !weight.iter().all(|w| w.is_finite()) {
-            return Err(not_finite(linear, "F32"));
-        }
-        return Ok(weight.iter().flat_map(|w| w.to_le_bytes()).collect());
-    }
-    let halves: Vec<f16> = weight.into_iter().map(f16::from_f32).collect();
-    if halves.iter().all(|half| half.is_finite()) {
-        return Ok(halves.iter().flat_map(|half| half.to_le_bytes()).collect());
-    }
-    Err(not_finite(linear, "F16"))
+    encode_floats(&linear.dequantize(), dtype).ok_or_else(|| Error::NotFinite {
+        place: format!("{}.weight in {dtype}", linear.name()),
+        remedy: "its weights are too large, use --format gptq or another --method".to_owned(),
+    })
 }
 
-fn not_finite(linear: &StoredLinear, dtype: &str) -> Error {
-    let remedy = "its weights are too large, use --format gptq or another --method".to_owned();
-    Error::NotFinite { place: format!("{}.weight in {dtype}", linear.name()), remedy }
+/// Little-endian numbers of a float type, rounded to it; `None` if one is too large for it, or the type is another.
+fn encode_floats(values: &[f32], dtype: Dtype) -> Option<Vec<u8>> {
+    match dtype {
+        Dtype::F32 => {
+            values.iter().all(|v| v.is_finite()).then(|| values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        }
+        Dtype::F16 => {
+            let rounded: Vec<f16> = values.iter().map(|&v| f16::from_f32(v)).collect();
+            rounded.iter().all(|v| v.is_finite()).then(|| rounded.iter().flat_map(|v| v.to_le_bytes()).collect())
+        }
+        Dtype::BF16 => {
+            let rounded: Vec<bf16> = values.iter().map(|&v| bf16::from_f32(v)).collect();
+            rounded.iter().all(|v| v.is_finite()).then(|| rounded.iter().flat_map(|v| v.to_le_bytes()).collect())
+        }
+        _ => None,
+    }
 }
 
 /// The sink, with its errors put into words, and emptied again when dropped before the commit.

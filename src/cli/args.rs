@@ -84,7 +84,7 @@ pub struct QuantizeArgs {
 #[derive(Debug, Args)]
 pub struct MethodArgs {
     /// Base quantizer.
-    #[arg(long, value_parser = parse_method, default_value = "gptq", value_name = "rtn|gptq|quip")]
+    #[arg(long, value_parser = parse_method, default_value = "gptq", value_name = "rtn|gptq|awq|quip")]
     pub method: Method,
     /// Bits per weight: 2, 3, 4 or 8.
     #[arg(long, default_value_t = 4, value_name = "BITS")]
@@ -108,7 +108,7 @@ pub struct DetailArgs {
     /// Zero points chosen freely [default at 2 and 3 bits].
     #[arg(long)]
     pub asym: bool,
-    /// How grids are chosen.
+    /// How grids are chosen; with awq, mse is its own search of ranges by the error at the output.
     #[arg(long, value_parser = parse_grid, default_value = "mse", value_name = "minmax|mse")]
     pub grid: Search,
     /// GPTQ visits columns by falling activation, with static groups [default].
@@ -354,8 +354,9 @@ fn parse_method(text: &str) -> Result<Method, String> {
     match text {
         "rtn" => Ok(Method::Rtn),
         "gptq" => Ok(Method::Gptq),
+        "awq" => Ok(Method::Awq),
         "quip" => Ok(Method::Quip),
-        _ => Err(format!("found '{text}', expected rtn, gptq or quip")),
+        _ => Err(format!("found '{text}', expected rtn, gptq, awq or quip")),
     }
 }
 

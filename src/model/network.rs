@@ -1,6 +1,7 @@
 //! A checkpoint on a device: its embedding, its blocks one at a time, its head in slabs of the vocabulary.
 
 use std::collections::HashMap;
+use std::ops::Index;
 
 use super::block::{Block, Context, widest_activation};
 use super::config::LinearSpec;
@@ -15,8 +16,63 @@ use crate::ops::rms_norm::rms_norm;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
-/// Quantized layers by module path, standing in for those of a checkpoint.
-pub type Replacements = HashMap<String, StoredLinear>;
+/// Quantized layers by module path, and other tensors by name, standing in for those of a checkpoint.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Replacements {
+    linears: HashMap<String, StoredLinear>,
+    tensors: HashMap<String, Vec<f32>>,
+}
+
+impl Replacements {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Number of layers.
+    pub fn len(&self) -> usize {
+        self.linears.len()
+    }
+
+    /// Whether there is no layer.
+    pub fn is_empty(&self) -> bool {
+        self.linears.is_empty()
+    }
+
+    /// The layer with that module path.
+    pub fn get(&self, module: &str) -> Option<&StoredLinear> {
+        self.linears.get(module)
+    }
+
+    /// The layers with their module paths, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &StoredLinear)> {
+        self.linears.iter()
+    }
+
+    /// Puts `linear` in the place of the layer `module`. Returns what stood there.
+    pub fn insert(&mut self, module: String, linear: StoredLinear) -> Option<StoredLinear> {
+        self.linears.insert(module, linear)
+    }
+
+    /// The values of the norm or bias of that name.
+    pub fn tensor(&self, name: &str) -> Option<&[f32]> {
+        self.tensors.get(name).map(Vec::as_slice)
+    }
+
+    /// Puts `values` in the place of the norm or bias `name`. Returns what stood there.
+    pub fn insert_tensor(&mut self, name: String, values: Vec<f32>) -> Option<Vec<f32>> {
+        self.tensors.insert(name, values)
+    }
+}
+
+impl<T: AsRef<str> + ?Sized> Index<&T> for Replacements {
+    type Output = StoredLinear;
+
+    /// The layer with that module path. Panics if there is none.
+    fn index(&self, module: &T) -> &StoredLinear {
+        &self.linears[module.as_ref()]
+    }
+}
 
 /// Tokens that are processed together, about: enough to fill a GPU, few enough to fit any binding.
 const CHUNK_TOKENS: usize = 4096;
@@ -68,6 +124,11 @@ impl<'a> Network<'a> {
         self.checkpoint.config()
     }
 
+    /// Where the weights come from.
+    pub fn checkpoint(&self) -> &'a Checkpoint {
+        self.checkpoint
+    }
+
     /// What a block is given with sequences of `seq_len` tokens.
     pub fn context(&self) -> Context<'_> {
         Context { rope_table: &self.rope_table, positions: Positions::whole(self.seq_len), cache: None }
@@ -95,6 +156,14 @@ impl<'a> Network<'a> {
         }
     }
 
+    /// A norm or a bias.
+    async fn vector(&self, rec: &mut Recorder, name: &str) -> Result<Tensor> {
+        match self.replacements.and_then(|r| r.tensor(name)) {
+            Some(values) => rec.upload(&[values.len()], values.to_vec()),
+            None => self.checkpoint.load(rec, name).await,
+        }
+    }
+
     /// Block `index` and its seven linear weights. Errors: as [`Checkpoint::load`], and so for all that is read here.
     pub async fn block(&self, rec: &mut Recorder, index: usize) -> Result<(Block, Vec<Tensor>)> {
         let config = self.config();
@@ -103,7 +172,7 @@ impl<'a> Network<'a> {
         for (linear, bias) in config.block_linears(index).iter().zip(&mut biases) {
             weights.push(self.weight(rec, linear).await?);
             if linear.bias {
-                *bias = Some(self.checkpoint.load(rec, &format!("{}.bias", linear.name)).await?);
+                *bias = Some(self.vector(rec, &format!("{}.bias", linear.name)).await?);
             }
         }
         let head_norms = if config.qk_norm {
@@ -113,8 +182,8 @@ impl<'a> Network<'a> {
             None
         };
         let block = Block {
-            attention_norm: self.checkpoint.load(rec, &at("input_layernorm")).await?,
-            mlp_norm: self.checkpoint.load(rec, &at("post_attention_layernorm")).await?,
+            attention_norm: self.vector(rec, &at("input_layernorm")).await?,
+            mlp_norm: self.vector(rec, &at("post_attention_layernorm")).await?,
             head_norms,
             biases,
             heads: Heads {

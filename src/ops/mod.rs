@@ -5,12 +5,15 @@
 pub mod add;
 pub mod attention;
 pub mod cholesky;
+pub mod clip;
 pub mod dequantize;
 pub mod embedding;
 pub mod gptq;
 pub mod gram;
 pub mod grid;
+pub mod grouped_product;
 pub mod kl;
+pub mod magnitude;
 mod math;
 pub mod matmul;
 pub mod nll;

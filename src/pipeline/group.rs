@@ -5,10 +5,16 @@ use crate::checkpoint::StoredLinear;
 use crate::device::Recorder;
 use crate::ops::add::add_scaled;
 use crate::ops::gram::Packed;
+use crate::ops::grid::GridSpec;
 use crate::ops::scale::scale_columns;
 use crate::quant::alpha::HeldOut;
+use crate::quant::awq::Feasible;
 use crate::quant::correction::Corrector;
-use crate::quant::{Alpha, Curvature, Damping, Layer, Method, QuantizeOptions, Rounded, Rounder, Statistics};
+use crate::quant::rounding::spec;
+use crate::quant::{
+    Activations, Alpha, Clipping, Curvature, Damping, Layer, Method, QuantizeOptions, Rounded, Rounder, Scaling,
+    Statistics,
+};
 use crate::report::LayerReport;
 use crate::tensor::Tensor;
 
@@ -23,11 +29,13 @@ pub(super) struct Linear<'a> {
     pub alpha: Alpha,
     /// Bits per code.
     pub bits: u32,
+    /// Whether AWQ may shrink its ranges.
+    pub clipping: Clipping,
 }
 
 impl Linear<'_> {
     fn layer(&self) -> Layer<'_> {
-        Layer { name: self.name, bits: self.bits }
+        Layer { name: self.name, bits: self.bits, clipping: self.clipping }
     }
 }
 
@@ -42,8 +50,10 @@ pub(super) struct Gathered {
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub stored: StoredLinear,
-    /// s·(q − z), `[m, n]`.
+    /// What the layer computes with from now on, `[m, n]`; after AWQ it fits the input as it is, before its scales.
     pub dequantized: Tensor,
+    /// AWQ's scales of the input, the same for all linears of the group.
+    pub input_scales: Option<Vec<f32>>,
     pub report: LayerReport,
     /// Held-out score without correction less that of what is stored, where both are known.
     pub score_gain: Option<f64>,
@@ -66,6 +76,13 @@ pub(super) struct Candidate {
     optimal: Option<f64>,
 }
 
+impl Candidate {
+    /// W* where there is one, else W.
+    fn target(&self) -> &Tensor {
+        self.corrected.as_ref().map_or(&self.weight, |corrected| &corrected.weight)
+    }
+}
+
 /// A linear's correction.
 #[derive(Debug)]
 struct Corrected {
@@ -80,6 +97,8 @@ struct Corrected {
 pub(super) struct GroupQuantizer<'a> {
     pub options: &'a QuantizeOptions,
     pub group_size: Option<usize>,
+    /// Which scales of its input AWQ can have; `None` where it can have none.
+    pub feasible: Option<Feasible<'a>>,
     /// The group, for errors.
     pub place: &'a str,
 }
@@ -191,7 +210,10 @@ impl GroupQuantizer<'_> {
     ) -> Result<Vec<Outcome>> {
         let Prepared { all, diagonal, held_out } = prepared;
         let curvature = Curvature { hessian: &all.hessian, diagonal, place: self.place };
-        let rounder = Rounder::new(rec, self.options, self.group_size, curvature).await?;
+        let rounder = match self.options.method {
+            Method::Awq => self.awq(rec, all, linears, &candidates).await?,
+            _ => Rounder::new(rec, self.options, self.group_size, curvature).await?,
+        };
         let mut outcomes = Vec::new();
         for (linear, candidate) in linears.iter().zip(candidates) {
             let plain = match (self.options.method, &candidate.corrected) {
@@ -224,6 +246,25 @@ impl GroupQuantizer<'_> {
         Ok(outcomes)
     }
 
+    /// AWQ with scales that suit what is to be rounded: the corrected weights where there are any.
+    async fn awq(
+        &self,
+        rec: &mut Recorder,
+        all: &Statistics,
+        linears: &[Linear<'_>],
+        candidates: &[Candidate],
+    ) -> Result<Rounder<'_>> {
+        let n = all.hessian.n();
+        let activations = Activations::of(rec, all, self.place).await?;
+        let grids = linears.iter().map(|linear| spec(self.options, self.group_size.unwrap_or(n), linear.bits));
+        let weights: Vec<(&Tensor, GridSpec)> = candidates.iter().map(Candidate::target).zip(grids).collect();
+        let scaling = match self.feasible {
+            Some(feasible) => activations.search(rec, &weights, feasible, self.place).await?,
+            None => Scaling::none(n),
+        };
+        Ok(Rounder::awq(self.options, self.group_size, activations, scaling))
+    }
+
     async fn outcome(
         &self,
         rec: &mut Recorder,
@@ -240,12 +281,14 @@ impl GroupQuantizer<'_> {
             guarded: false,
             correction_damping: self.options.correction_damping,
             rounding_damping: rounder.damping(),
+            awq_ratio: rounder.scaling().and_then(|scaling| scaling.ratio),
             error_fitted: 0.0,
             error_held_out: None,
             error_held_out_uncorrected: None,
         };
         let stored = rounder.store(rec, linear.name, &rounded).await?;
-        Ok(Outcome { stored, dequantized: rounded.dequantized, report, score_gain })
+        let input_scales = rounder.scaling().map(|scaling| scaling.scales.clone());
+        Ok(Outcome { stored, dequantized: rounded.dequantized, input_scales, report, score_gain })
     }
 
     async fn corrector(&self, rec: &mut Recorder, hessian: &Packed, diagonal: &Damping) -> Result<Corrector> {

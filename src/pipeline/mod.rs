@@ -4,6 +4,7 @@
 //! Between groups a stream is two tensors per chunk (`Lane`), so each linear runs once per stream and token. Several runs
 //! over the same text go through the blocks together and share the first of the two streams.
 
+pub mod fold;
 mod group;
 mod observer;
 mod run;
@@ -27,11 +28,18 @@ use run::{Norms, Open, Run, Step};
 
 /// Where quantized layers go, in model order.
 pub trait Output {
+    /// Takes new values of a norm or a bias, before the layers of its block; in its stored type they are exact.
+    fn put_tensor(&mut self, name: String, values: Vec<f32>) -> Result<()>;
+
     /// Takes one layer.
     fn put(&mut self, linear: StoredLinear) -> LocalBoxFuture<'_, Result<()>>;
 }
 
 impl Output for CheckpointWriter<'_> {
+    fn put_tensor(&mut self, name: String, values: Vec<f32>) -> Result<()> {
+        CheckpointWriter::put_tensor(self, name, &values)
+    }
+
     fn put(&mut self, linear: StoredLinear) -> LocalBoxFuture<'_, Result<()>> {
         Box::pin(async move { self.put_linear(&linear).await })
     }
@@ -39,6 +47,11 @@ impl Output for CheckpointWriter<'_> {
 
 /// Keeps the layers in memory, to evaluate them without a checkpoint.
 impl Output for Replacements {
+    fn put_tensor(&mut self, name: String, values: Vec<f32>) -> Result<()> {
+        self.insert_tensor(name, values);
+        Ok(())
+    }
+
     fn put(&mut self, linear: StoredLinear) -> LocalBoxFuture<'_, Result<()>> {
         self.insert(linear.name().to_string(), linear);
         Box::pin(async { Ok(()) })
@@ -206,7 +219,8 @@ impl<'a> Session<'a> {
         }
         self.spent(rec, Phase::Forward, since, observer).await?;
         let held_out_from = self.held_out_from;
-        let mut open = Open { index, block: &block, specs: &specs, weights: &weights, full, held_out_from };
+        let checkpoint = self.network.checkpoint();
+        let mut open = Open { index, checkpoint, block: &block, specs: &specs, weights: &weights, full, held_out_from };
         for stage in Stage::ALL {
             self.stage(rec, &mut open, stage, observer).await?;
             observer.event(&Event::Group { block: index, stage });
@@ -238,7 +252,7 @@ impl<'a> Session<'a> {
         observer.event(&Event::Phase { block: open.index, stage, phase: Phase::Write });
         let since = observer.seconds();
         for (run, step) in self.runs.iter_mut().zip(steps).filter(|(run, _)| run.goes_on()) {
-            let settled = run.settle(open, step, &norms).await;
+            let settled = run.settle(open, stage, step, &norms).await;
             run.survive(settled)?;
         }
         self.spent(rec, Phase::Write, since, observer).await

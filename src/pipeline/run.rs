@@ -1,12 +1,15 @@
 //! One run of those in hand: its options, its stream, and what it has found so far.
 
+use super::fold::{Finished, Producer};
 use super::group::{Gathered, GroupQuantizer, Linear, Outcome};
 use super::observer::{Event, Observer, Phase};
 use super::{Job, Output, Stream};
+use crate::checkpoint::Checkpoint;
 use crate::device::Recorder;
-use crate::model::block::{Block, Context, Stage};
+use crate::model::block::{Block, Context, QUERY_AND_KEY, Stage};
 use crate::model::config::LinearSpec;
-use crate::quant::{Alpha, Method, QuantizeOptions, Statistics};
+use crate::quant::awq::Feasible;
+use crate::quant::{Alpha, Clipping, Method, QuantizeOptions, Statistics};
 use crate::report::{BlockReport, Report, group_name};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -14,6 +17,7 @@ use crate::{Error, Result};
 /// A block in hand, with the names and original weights of its linears, and the full-precision stream inside it.
 pub(super) struct Open<'a> {
     pub index: usize,
+    pub checkpoint: &'a Checkpoint,
     pub block: &'a Block,
     pub specs: &'a [LinearSpec],
     pub weights: &'a [Tensor],
@@ -44,6 +48,8 @@ pub(super) struct Run<'a> {
     /// Ŝ.
     pub stream: Stream,
     pub report: Report,
+    /// What the output has not been given yet.
+    finished: Finished,
     /// What it broke down of.
     failure: Option<Error>,
 }
@@ -53,6 +59,8 @@ pub(super) struct Run<'a> {
 pub(super) struct Step {
     /// What became of the linears that were quantized, each with its place in the group.
     outcomes: Vec<(usize, Outcome)>,
+    /// What AWQ's scales go into.
+    producer: Option<Producer>,
     /// The group's dequantized weights; `None` where the run leaves the block alone.
     rounded: Option<Vec<Tensor>>,
     /// ‖WX − QX̂‖² of each linear, as in [`Norms`].
@@ -61,7 +69,7 @@ pub(super) struct Step {
 
 impl<'a> Run<'a> {
     pub fn new(job: Job<'a>, stream: Stream, report: Report) -> Self {
-        Self { options: job.options, output: job.output, stream, report, failure: None }
+        Self { options: job.options, output: job.output, stream, report, finished: Finished::default(), failure: None }
     }
 
     /// Whether it has not broken down.
@@ -99,37 +107,59 @@ impl<'a> Run<'a> {
         }
         let originals = &open.weights[stage.linears()];
         let group = open.specs[stage.linears()].iter().zip(originals).enumerate();
-        let chosen = group.filter_map(|(place, (spec, weight))| Some((place, self.linear(&spec.name, weight)?)));
+        let first = stage.linears().start;
+        let clipping = |place: usize| match QUERY_AND_KEY.contains(&(first + place)) {
+            true => Clipping::Forbidden,
+            false => Clipping::Allowed,
+        };
+        let chosen = group.filter_map(|(place, (spec, weight))| {
+            let linear = self.linear(&spec.name, weight)?;
+            Some((place, Linear { clipping: clipping(place), ..linear }))
+        });
         let (places, linears): (Vec<usize>, Vec<Linear<'_>>) = chosen.unzip();
         if linears.is_empty() {
             return Ok(Step::default());
         }
-        let mut outcomes = self.quantize_group(rec, open, stage, &linears, observer).await?;
+        // A layer that keeps its weight would read the scaled input, too.
+        let producer = match self.options.method {
+            Method::Awq if linears.len() == originals.len() => {
+                Producer::of(open.checkpoint, open.index, stage, &self.finished).await?
+            }
+            _ => None,
+        };
+        let mut outcomes = self.quantize_group(rec, open, (stage, producer.as_ref()), &linears, observer).await?;
         let mut rounded: Vec<Tensor> = originals.iter().map(|w| rec.duplicate(w)).collect::<Result<_>>()?;
         for (&place, outcome) in places.iter().zip(&mut outcomes) {
             rounded[place] = super::take(rec, &mut outcome.dequantized)?;
         }
         let errors = vec![[0.0; 2]; originals.len()];
-        Ok(Step { outcomes: places.into_iter().zip(outcomes).collect(), rounded: Some(rounded), errors })
+        let outcomes = places.into_iter().zip(outcomes).collect();
+        Ok(Step { outcomes, producer, rounded: Some(rounded), errors })
     }
 
     /// The linear of that module path as this run is to treat it; `None` if it keeps its weight.
     fn linear<'w>(&self, name: &'w str, weight: &'w Tensor) -> Option<Linear<'w>> {
         let bits = self.options.bits_of(name)?;
-        Some(Linear { name, weight, alpha: self.options.alpha.of(name), bits })
+        Some(Linear { name, weight, alpha: self.options.alpha.of(name), bits, clipping: Clipping::Allowed })
     }
 
     async fn quantize_group(
         &mut self,
         rec: &mut Recorder,
         open: &Open<'_>,
-        stage: Stage,
+        (stage, producer): (Stage, Option<&Producer>),
         linears: &[Linear<'_>],
         observer: &mut dyn Observer,
     ) -> Result<Vec<Outcome>> {
         let block = open.index;
         let place = group_name(block, stage);
-        let quantizer = GroupQuantizer { options: self.options, group_size: self.report.group_size, place: &place };
+        let feasible = producer.map(|producer| |wanted: &[f32]| producer.feasible(wanted));
+        let quantizer = GroupQuantizer {
+            options: self.options,
+            group_size: self.report.group_size,
+            feasible: feasible.as_ref().map(|feasible| feasible as Feasible<'_>),
+            place: &place,
+        };
         let correlate = linears.iter().any(|linear| linear.alpha != Alpha::Off);
         if !correlate && self.options.method == Method::Rtn {
             observer.event(&Event::Phase { block, stage, phase: Phase::Rounding });
@@ -156,8 +186,13 @@ impl<'a> Run<'a> {
     /// H and D of the input that all linears of the group in hand read.
     fn gather(&self, rec: &mut Recorder, open: &Open<'_>, correlate: bool) -> Result<Gathered> {
         let n = open.full.0[0].input.shape()[1];
-        let mut fitting = Statistics::zeros(rec, n, correlate)?;
-        let mut held_out = if open.holds_out() { Some(Statistics::zeros(rec, n, correlate)?) } else { None };
+        let magnitudes = self.options.method == Method::Awq;
+        let empty = |rec: &mut Recorder| {
+            let statistics = Statistics::zeros(rec, n, correlate)?;
+            if magnitudes { statistics.with_magnitudes(rec) } else { Ok(statistics) }
+        };
+        let mut fitting = empty(rec)?;
+        let mut held_out = if open.holds_out() { Some(empty(rec)?) } else { None };
         for (index, (full, quantized)) in open.full.0.iter().zip(&self.stream.0).enumerate() {
             let part = if open.part(index) == 0 { Some(&mut fitting) } else { held_out.as_mut() };
             if let Some(part) = part {
@@ -188,9 +223,9 @@ impl<'a> Run<'a> {
         open.block.fold(rec, stage, approximate, context, lane)
     }
 
-    /// Fills in the measured errors of the group's layers, and hands the layers to the output.
-    pub async fn settle(&mut self, open: &Open<'_>, step: Step, norms: &Norms) -> Result<()> {
-        let Step { mut outcomes, errors, .. } = step;
+    /// Fills in the measured errors of the group's layers, and hands the output what is ready.
+    pub async fn settle(&mut self, open: &Open<'_>, stage: Stage, step: Step, norms: &Norms) -> Result<()> {
+        let Step { mut outcomes, producer, errors, .. } = step;
         for (place, outcome) in &mut outcomes {
             let (errors, norms) = (errors[*place], norms[*place]);
             let name = &outcome.report.name;
@@ -201,9 +236,24 @@ impl<'a> Run<'a> {
                 outcome.report.error_held_out_uncorrected = before.filter(|error| error.is_finite());
             }
         }
+        let scales = outcomes.first_mut().and_then(|(_, outcome)| outcome.input_scales.take());
+        if let Some((producer, scales)) = producer.zip(scales) {
+            producer.fold(&scales, &mut self.finished);
+        }
         for (_, outcome) in outcomes {
             self.report.layers.push(outcome.report);
-            self.output.put(outcome.stored).await?;
+            self.finished.linears.push(outcome.stored);
+        }
+        // With AWQ a later stage may still change what an earlier one has stored.
+        if self.options.method == Method::Awq && stage != Stage::Down {
+            return Ok(());
+        }
+        let Finished { tensors, linears } = std::mem::take(&mut self.finished);
+        for (name, values) in tensors {
+            self.output.put_tensor(name, values)?;
+        }
+        for linear in linears {
+            self.output.put(linear).await?;
         }
         Ok(())
     }

@@ -16,6 +16,8 @@ pub enum Method {
     Rtn,
     /// Column by column, later columns taking up the error of earlier ones (arXiv 2210.17323).
     Gptq,
+    /// RTN after scaling inputs by how much they carry, with ranges shrunk to what serves the output (arXiv 2306.00978).
+    Awq,
     /// GPTQ's loop on one grid per layer, after a rotation of inputs and outputs, which is undone (arXiv 2307.13304).
     Quip,
 }
@@ -181,7 +183,7 @@ pub struct QuantizeOptions {
     pub group_size: GroupSize,
     /// Whether zero points are fixed at 2^(bits−1).
     pub symmetry: Symmetry,
-    /// How grids are chosen.
+    /// How grids are chosen. With AWQ, MSE stands for its own search, by the error at the output.
     pub grid: Search,
     /// To which type scales are rounded before codes are chosen.
     pub scale_type: ScaleType,

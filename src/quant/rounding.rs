@@ -1,9 +1,9 @@
-//! From a weight to a rounded one, by the base quantizer that was asked for: RTN, GPTQ or QuIP.
+//! From a weight to a rounded one, by the base quantizer that was asked for: RTN, GPTQ, AWQ or QuIP.
 
 use half::f16;
 
 use super::gptq::{self, Groups};
-use super::{ActivationOrder, Damping, Method, QuantizeOptions, quip};
+use super::{ActivationOrder, Activations, Clipping, Damping, Method, QuantizeOptions, Scaling, quip};
 use crate::checkpoint::{DenseLinear, QuantizedLinear, StoredLinear};
 use crate::device::Recorder;
 use crate::ops::cholesky::{self, Factor};
@@ -28,7 +28,7 @@ pub struct Rounded {
 pub struct Codes {
     /// Bits of a code.
     pub bits: u32,
-    /// q, `[m, n]`.
+    /// q, `[m, n]`. After AWQ, codes and grid are of W·diag(s).
     pub codes: Tensor<u32>,
     /// s and z, `[m, groups]` each.
     pub grid: Grid,
@@ -41,6 +41,8 @@ pub struct Layer<'a> {
     pub name: &'a str,
     /// Bits per code.
     pub bits: u32,
+    /// Whether AWQ may shrink its ranges.
+    pub clipping: Clipping,
 }
 
 /// The base quantizer, ready for all linears of a group.
@@ -57,6 +59,7 @@ pub struct Rounder<'a> {
 enum Plan {
     Rtn,
     Gptq(GptqPlan),
+    Awq(Activations, Scaling),
     Quip(quip::Plan),
 }
 
@@ -107,16 +110,36 @@ impl<'a> Rounder<'a> {
         let group_size = group_size.unwrap_or(curvature.hessian.n());
         let plan = match options.method {
             Method::Rtn => Plan::Rtn,
+            Method::Awq => return Err(Error::shape("Rounder", "AWQ without scales")),
             Method::Gptq => Plan::Gptq(GptqPlan::new(rec, options, group_size, curvature).await?),
             Method::Quip => Plan::Quip(quip::Plan::new(rec, options, curvature)?),
         };
         Ok(Self { options, group_size, plan })
     }
 
-    /// ρ_r that was used, greater than asked for where the factorisation failed; `None` for RTN.
+    /// AWQ with the scales found for the group's linears.
+    pub fn awq(
+        options: &'a QuantizeOptions,
+        group_size: Option<usize>,
+        activations: Activations,
+        scaling: Scaling,
+    ) -> Self {
+        let group_size = group_size.unwrap_or(scaling.scales.len());
+        Self { options, group_size, plan: Plan::Awq(activations, scaling) }
+    }
+
+    /// The scales of the inputs, which whatever makes the inputs must be divided by; `None` but for AWQ.
+    pub fn scaling(&self) -> Option<&Scaling> {
+        match &self.plan {
+            Plan::Awq(_, scaling) => Some(scaling),
+            _ => None,
+        }
+    }
+
+    /// ρ_r that was used, greater than asked for where the factorisation failed; `None` for RTN and AWQ.
     pub fn damping(&self) -> Option<f64> {
         match &self.plan {
-            Plan::Rtn => None,
+            Plan::Rtn | Plan::Awq(..) => None,
             Plan::Gptq(plan) => Some(plan.damping),
             Plan::Quip(plan) => Some(plan.damping()),
         }
@@ -124,18 +147,15 @@ impl<'a> Rounder<'a> {
 
     /// Rounds `weight` `[m, n]` of `layer`.
     pub async fn round(&self, rec: &mut Recorder, layer: Layer<'_>, weight: &Tensor) -> Result<Rounded> {
-        let Layer { name, bits } = layer;
-        let spec = GridSpec {
-            bits,
-            group_size: self.group_size,
-            symmetry: self.options.symmetry,
-            search: self.options.grid,
-            scale_type: self.options.scale_type,
-        };
+        let Layer { name, bits, clipping } = layer;
+        let spec = spec(self.options, self.group_size, bits);
         let (codes, grid) = match &self.plan {
             Plan::Quip(plan) => {
                 let dequantized = plan.round(rec, self.options, &spec, name, weight).await?;
                 return Ok(Rounded { codes: None, dequantized });
+            }
+            Plan::Awq(activations, scaling) => {
+                return activations.round(rec, weight, &scaling.scales, &spec, clipping);
             }
             Plan::Rtn => {
                 let grid = grid::search(rec, weight, &spec)?;
@@ -231,4 +251,9 @@ pub(super) async fn factor_damped(
 
 fn natural(n: usize) -> Vec<u32> {
     (0..n as u32).collect()
+}
+
+/// The grids that `options` ask for, with `group_size` columns and `bits` bits each.
+pub fn spec(options: &QuantizeOptions, group_size: usize, bits: u32) -> GridSpec {
+    GridSpec { bits, group_size, symmetry: options.symmetry, search: options.grid, scale_type: options.scale_type }
 }

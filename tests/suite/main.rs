@@ -4,11 +4,13 @@
 
 mod add;
 mod attention;
+mod awq;
 mod bad_checkpoints;
 mod calibration;
 mod checkpoint;
 mod cholesky;
 mod cli;
+mod clip;
 mod common;
 mod config;
 mod dequantize;
@@ -19,8 +21,10 @@ mod generate;
 mod gptq;
 mod gram;
 mod grid;
+mod grouped_product;
 mod kl;
 mod load;
+mod magnitude;
 mod matmul;
 mod nll;
 mod permute;
