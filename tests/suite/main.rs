@@ -32,6 +32,7 @@ mod shaders;
 mod silu_mul;
 mod small_model;
 mod solve;
+mod sweep;
 mod tiny_llama;
 mod together;
 mod vectors;
