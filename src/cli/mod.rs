@@ -7,6 +7,7 @@ mod devices;
 mod eval;
 mod generate;
 mod quantize;
+mod report;
 
 use std::io::Write;
 use std::path::Path;
@@ -30,6 +31,7 @@ pub fn run() -> ExitCode {
         Command::Quantize(args) => quantize::run(*args),
         Command::Eval(args) => eval::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Report(args) => report::run(args),
         Command::Demo(args) => demo::run(args),
     };
     match result {
@@ -60,26 +62,43 @@ fn open_device(arg: &DeviceArg) -> Result<Device> {
 
 /// Writes `value` as JSON beside `path` and moves it there.
 fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
-    let refuse = |source| Error::Io {
-        path: path.to_owned(),
-        action: "write",
-        source,
-        remedy: "choose another --json file, or make room".to_string(),
-    };
-    let text = serde_json::to_string_pretty(value).map_err(|e| refuse(e.into()))?;
+    let mut text = serde_json::to_string_pretty(value).map_err(|e| unwritable(path, e.into()))?;
+    text.push('\n');
+    write_whole(path, &text)
+}
+
+/// Writes `text` beside `path` and moves it there, so that there is never half a file.
+fn write_whole(path: &Path, text: &str) -> Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}", std::process::id()));
     let temporary = Path::new(&temporary);
     let write = || -> std::io::Result<()> {
         let mut file = std::fs::File::create(temporary)?;
         file.write_all(text.as_bytes())?;
-        file.write_all(b"\n")?;
         file.sync_all()?;
         std::fs::rename(temporary, path)
     };
     write().map_err(|e| {
         // The file may not exist; the error to report is the first one.
         let _ = std::fs::remove_file(temporary);
-        refuse(e)
+        unwritable(path, e)
     })
+}
+
+fn unwritable(path: &Path, source: std::io::Error) -> Error {
+    let remedy = "choose another file, or make room".to_string();
+    Error::Io { path: path.to_owned(), action: "write", source, remedy }
+}
+
+/// Refuses, before a long run, a file to be written after it whose place cannot hold one.
+fn check_writable(option: &str, path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let refuse = |found: String, expected: &str| Err(Error::input(option, found, expected, "choose another file"));
+    if path.is_dir() {
+        return refuse(format!("{}, which is a directory", path.display()), "a file to write");
+    }
+    if !folder.is_dir() {
+        return refuse(format!("{}", path.display()), "a file in a directory that exists");
+    }
+    Ok(())
 }
