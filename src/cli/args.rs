@@ -35,6 +35,8 @@ pub enum Command {
     ErrorGrowth(Box<ErrorGrowthArgs>),
     /// Continue a text, with an ordinary or a quantized checkpoint.
     Generate(GenerateArgs),
+    /// Make a page of records that --json wrote, or compare several.
+    Report(ReportArgs),
     /// Quantize the bundled model four ways and print one table.
     Demo(DemoArgs),
 }
@@ -76,6 +78,9 @@ pub struct QuantizeArgs {
     /// Write a record of the run: options, α and errors per layer, errors per block, times.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Write a page with plots of the same, readable in any browser.
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
     /// Check everything and say what would be done, without doing it.
     #[arg(long)]
     pub dry_run: bool,
@@ -269,6 +274,19 @@ pub struct GenerateArgs {
     pub context: Option<usize>,
     #[command(flatten)]
     pub device: DeviceArg,
+}
+
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// What --json or --report wrote, of one run or of several.
+    #[arg(required = true, value_name = "FILE.json")]
+    pub files: Vec<PathBuf>,
+    /// Page to write; a file of this name is replaced.
+    #[arg(long, value_name = "FILE.html")]
+    pub out: PathBuf,
+    /// Heading of the page [default: that of the one file, or how many runs are compared].
+    #[arg(long, value_name = "TEXT")]
+    pub title: Option<String>,
 }
 
 #[derive(Debug, Args)]
