@@ -22,6 +22,7 @@ const STYLE: &str = include_str!("html/page.css");
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
 
 /// Text for HTML, as content and between double quotation marks.
+#[derive(Clone, Copy)]
 pub(super) struct Escaped<'a>(pub &'a str);
 
 impl fmt::Display for Escaped<'_> {
@@ -170,8 +171,8 @@ fn section(heading: &str, body: &str) -> String {
     format!("<section>\n<h2>{heading}</h2>\n{body}</section>\n")
 }
 
-/// What the curves or the parts of a bar mean.
-fn legend<'a>(entries: impl IntoIterator<Item = (Ink, Escaped<'a>, String)>) -> String {
+/// What the curves or, with the class "legend parts", the parts of a bar mean.
+fn legend<'a>(class: &str, entries: impl IntoIterator<Item = (Ink, Escaped<'a>, String)>) -> String {
     let entry = |(ink, label, value): (Ink, Escaped<'_>, String)| {
         let class = ink.class();
         let swatch = format!(
@@ -181,5 +182,5 @@ fn legend<'a>(entries: impl IntoIterator<Item = (Ink, Escaped<'a>, String)>) -> 
         format!("<li>{swatch}<span>{label}</span><span class=\"value\">{}</span></li>\n", Escaped(&value))
     };
     let entries: String = entries.into_iter().map(entry).collect();
-    format!("<ul class=\"legend\">\n{entries}</ul>\n")
+    format!("<ul class=\"{class}\">\n{entries}</ul>\n")
 }

@@ -88,11 +88,11 @@ impl Axis {
         Self { low: 0.0, high: steps * step, ticks, logarithmic: false }
     }
 
-    /// Fits `values`: logarithmic if they span more than a factor of 20, else from 0.
-    pub fn fitting(values: impl Iterator<Item = f64> + Clone) -> Self {
-        let low = values.clone().fold(f64::INFINITY, f64::min);
-        let high = values.fold(0.0, f64::max);
-        if !(low > 0.0 && low.is_finite() && high > 20.0 * low) {
+    /// Fits `values`: from 0, or logarithmic where the greatest would leave no room for `typical` ones.
+    pub fn fitting(values: &[f64], typical: f64) -> Self {
+        let low = values.iter().copied().fold(f64::INFINITY, f64::min);
+        let high = values.iter().copied().fold(0.0, f64::max);
+        if !(low > 0.0 && high < f64::INFINITY && high > 20.0 * typical) {
             return Self::from_zero(high);
         }
         let (low, high) = (low.log10() - 0.05, high.log10() + 0.05);
@@ -197,7 +197,7 @@ impl Plot<'_> {
         let up = Scale { range: self.axis.low..self.axis.high, ticks: self.axis.ticks.clone() };
         let mut chart = ChartBuilder::on(&area)
             .margin(8 * FINE)
-            .x_label_area_size(34 * FINE)
+            .x_label_area_size(38 * FINE)
             .y_label_area_size(46 * FINE)
             .build_cartesian_2d(across, up)?;
         let label = ("sans-serif", FONT).into_font().color(&Ink::Label.colour());
@@ -252,7 +252,8 @@ pub fn bar(segments: &[(f64, Ink)]) -> Result<String> {
 
 /// Classes in the place of colours. Text holds no quotation mark as such, so only attributes are touched.
 fn classes(svg: &str) -> String {
-    let mut svg = svg.replace(" opacity=\"1\"", "");
+    // What a browser assumes anyway: in a page with many points it adds up.
+    let mut svg = svg.replace(" opacity=\"1\"", "").replace(" stroke=\"none\" stroke-width=\"1\"", "");
     for ink in Ink::all() {
         let RGBColor(r, g, b) = ink.colour();
         for attribute in ["stroke", "fill"] {

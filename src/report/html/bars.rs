@@ -67,7 +67,7 @@ impl<'a> Task<'a> {
 pub fn perplexities(page: &Page<'_>) -> Result<String> {
     let tasks = Task::all(page);
     if tasks.is_empty() {
-        let body = "<p>None was measured; <code>aquatint eval</code> measures it.</p>\n";
+        let body = "<p>The record has none; <code>aquatint eval</code> measures it.</p>\n";
         return Ok(super::section("Perplexity", body));
     }
     let mut body = String::new();
@@ -102,7 +102,7 @@ pub fn sizes(page: &Page<'_>) -> Result<String> {
     let known: Vec<_> =
         page.runs.iter().zip(&page.labels).filter_map(|(run, label)| Some((label, run.sizes?))).collect();
     let Some((_, first)) = known.first() else {
-        return Ok(super::section("Size", "<p>No checkpoint was written, so there is no size to show.</p>\n"));
+        return Ok(super::section("Size", "<p>The record has none.</p>\n"));
     };
     let original = known.iter().all(|(_, sizes)| sizes.original_bytes == first.original_bytes).then(|| Bar {
         label: Escaped("original model"),
@@ -124,7 +124,7 @@ pub fn sizes(page: &Page<'_>) -> Result<String> {
 pub fn times(page: &Page<'_>) -> Result<String> {
     let timed: Vec<_> = page.runs.iter().zip(&page.labels).filter(|(run, _)| run.report.total_seconds > 0.0).collect();
     if timed.is_empty() {
-        return Ok(super::section("Time", "<p>No time was taken.</p>\n"));
+        return Ok(super::section("Time", "<p>The record has none.</p>\n"));
     }
     let phases: BTreeSet<_> = timed.iter().flat_map(|(run, _)| run.report.seconds.keys().copied()).collect();
     let phases: Vec<_> = phases.into_iter().enumerate().map(|(at, phase)| (phase, Ink::Series(at))).collect();
@@ -141,7 +141,7 @@ pub fn times(page: &Page<'_>) -> Result<String> {
         .collect();
     let names = phases.iter().map(|(phase, ink)| (*ink, Escaped(phase.label()), String::new()));
     let rest = [(Ink::Reference, Escaped("anything else"), String::new())];
-    let body = legend(names.chain(rest)).replace("class=\"legend\"", "class=\"legend parts\"");
+    let body = legend("legend parts", names.chain(rest));
     let seconds = |run: &Run, phase| run.report.seconds.get(phase).map_or("–".to_string(), |s| format!("{s:.2}"));
     let row = |(run, label): &(&Run, &String)| {
         let phases = phases.iter().map(|(phase, _)| seconds(run, phase));

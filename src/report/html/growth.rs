@@ -20,7 +20,8 @@ fn figure(page: &Page<'_>) -> Result<String> {
         .map(|(run, _, ink)| Curve { ink, points: run.report.blocks.iter().map(|b| (b.block, b.error)).collect() })
         .collect();
     let points = || curves.iter().flat_map(|curve| &curve.points);
-    let axis = Axis::fitting(points().map(|point| point.1));
+    let errors: Vec<f64> = points().map(|point| point.1).collect();
+    let axis = Axis::fitting(&errors, errors.iter().copied().fold(f64::INFINITY, f64::min));
     let blocks = points().map(|point| point.0).max().unwrap_or(0).saturating_add(1);
     let last = page.drawn().map(|(run, label, _)| format!("{}: {}", label.0, significant(run.report.last_error())));
     let last = last.collect::<Vec<_>>().join("; ");
@@ -37,6 +38,6 @@ fn figure(page: &Page<'_>) -> Result<String> {
          original model's hidden states, Ŝ: the quantized model's.</figcaption>\n{plots}<div>\n\
          <p class=\"legend-head\"><span>run</span><span>after the last block</span></p>\n{}</div>\n</figure>\n",
         page.selection(),
-        legend(entries)
+        legend("legend", entries)
     ))
 }

@@ -75,7 +75,7 @@ pub fn value(value: &serde_json::Value) -> String {
     use serde_json::Value;
     match value {
         Value::Null => "none".to_string(),
-        Value::String(text) => text.replace('_', " "),
+        Value::String(text) => text.clone(),
         Value::Array(items) if items.is_empty() => "none".to_string(),
         Value::Array(items) => items.iter().map(self::value).collect::<Vec<_>>().join(", "),
         Value::Object(fields) => {

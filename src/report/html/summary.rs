@@ -29,11 +29,10 @@ pub fn lead(page: &Page<'_>) -> String {
             let measured = (0..runs.len()).filter(|&run| blocks(&runs[run]) > 0);
             let best = measured.min_by(|&a, &b| error(&runs[a]).total_cmp(&error(&runs[b])));
             let Some((run, label)) = best.map(|best| page.run(best)) else {
-                return format!("{} runs.", runs.len());
+                return "No block was measured.".to_string();
             };
             format!(
-                "{} runs. The least error after the last block is {:.1} %, of <em>{label}</em>.",
-                runs.len(),
+                "The least error of the hidden states after the last block is {:.1} %, of <em>{label}</em>.",
                 error(run)
             )
         }
@@ -88,6 +87,10 @@ fn columns(page: &Page<'_>) -> Vec<(String, Vec<String>)> {
     column("bits".into(), &|run| Some(run.report.options.bits.to_string()));
     column("grids".into(), &|run| Some(numbers::group_size(run.report.group_size)));
     column("α".into(), &|run| Some(numbers::policy(&run.report.options.alpha)));
+    column("calibration tokens".into(), &|run| {
+        let options = &run.report.options;
+        Some(format!("{} × {}", options.samples, options.seq_len))
+    });
     column("mean α".into(), &|run| {
         let layers = &run.report.layers;
         let mean = layers.iter().map(|layer| layer.alpha).sum::<f64>() / layers.len() as f64;
@@ -118,35 +121,42 @@ fn columns(page: &Page<'_>) -> Vec<(String, Vec<String>)> {
 
 /// Guarded layers and raised ridges.
 pub fn warnings(page: &Page<'_>) -> String {
+    let lists: Vec<String> = (0..page.runs.len()).map(|run| run_warnings(page, run)).collect();
+    let warned = lists.iter().filter(|list| !list.is_empty()).count();
+    let list = format!("<ul class=\"warnings\">\n{}</ul>\n", lists.concat());
+    let body = match warned {
+        0 => "<p>None: no layer was guarded, no ridge raised.</p>\n".to_string(),
+        1..=SIDE_BY_SIDE => list,
+        _ => format!("<details>\n<summary>On {warned} of {} runs</summary>\n{list}</details>\n", lists.len()),
+    };
+    super::section("Warnings", &body)
+}
+
+fn run_warnings(page: &Page<'_>, run: usize) -> String {
+    let (run, label) = page.run(run);
+    let prefix = if page.runs.len() > 1 { format!("<strong>{label}</strong>: ") } else { String::new() };
+    let (options, layers) = (&run.report.options, &run.report.layers);
+    let raised = |found: f64, asked: f64| found > asked * (1.0 + 1e-9);
+    let kinds: [(&dyn Fn(&LayerReport) -> bool, &str); 3] = [
+        (&|layer| layer.guarded, "stored uncorrected, since the correction made it worse on held-out tokens"),
+        (
+            &|layer| raised(layer.correction_damping, options.correction_damping),
+            "corrected with a greater ridge than asked for",
+        ),
+        (
+            &|layer| layer.rounding_damping.is_some_and(|found| raised(found, options.rounding_damping)),
+            "rounded with a greater ridge than asked for, as the factorisation failed",
+        ),
+    ];
     let mut items = String::new();
-    for (run, label) in (0..page.runs.len()).map(|index| page.run(index)) {
-        let options = &run.report.options;
-        let all = run.report.layers.len();
-        let prefix = if page.runs.len() > 1 { format!("<strong>{label}</strong>: ") } else { String::new() };
-        let mut warn = |layers: Vec<&LayerReport>, what: &str| {
-            if !layers.is_empty() {
-                items += &format!("<li>{prefix}{} of {all} layers {what}: {}</li>\n", layers.len(), names(&layers));
-            }
-        };
-        let those = |chosen: &dyn Fn(&LayerReport) -> bool| run.report.layers.iter().filter(|l| chosen(l)).collect();
-        warn(
-            those(&|layer| layer.guarded),
-            "are stored uncorrected, since the correction made them worse on held-out tokens",
-        );
-        let raised = |found: f64, asked: f64| found > asked * (1.0 + 1e-9);
-        warn(
-            those(&|layer| raised(layer.correction_damping, options.correction_damping)),
-            "needed a greater ridge for the correction than asked for",
-        );
-        warn(
-            those(&|layer| layer.rounding_damping.is_some_and(|found| raised(found, options.rounding_damping))),
-            "needed a greater ridge for the rounding than asked for, as the factorisation failed",
-        );
+    for (applies, what) in kinds {
+        let those: Vec<&LayerReport> = layers.iter().filter(|layer| applies(layer)).collect();
+        if !those.is_empty() {
+            let (count, all) = (those.len(), layers.len());
+            items += &format!("<li>{prefix}{count} of {all} layers {what}: {}</li>\n", names(&those));
+        }
     }
-    if items.is_empty() {
-        return super::section("Warnings", "<p>None: no layer was guarded, no ridge raised.</p>\n");
-    }
-    super::section("Warnings", &format!("<ul class=\"warnings\">\n{items}</ul>\n"))
+    items
 }
 
 /// The first few by name, the rest by number.
