@@ -27,7 +27,7 @@ pub enum Command {
     Devices,
     /// Quantize a checkpoint.
     Quantize(Box<QuantizeArgs>),
-    /// Measure perplexity on a text, of an ordinary or a quantized checkpoint.
+    /// Measure perplexity on a text, or accuracy in multiple choice, of an ordinary or a quantized checkpoint.
     Eval(EvalArgs),
     /// Quantize in every combination of some options, and evaluate each: a table. Goes on where it was stopped.
     Sweep(Box<SweepArgs>),
@@ -160,15 +160,18 @@ pub struct EvalArgs {
     /// A checkpoint directory, quantized or not; left out, the bundled tiny LLaMA.
     pub model: Option<PathBuf>,
     /// Text to evaluate on; left out, the bundled evaluation text.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, requires = "seq_len", value_name = "FILE")]
     pub text: Option<PathBuf>,
     /// Tokens per window.
-    #[arg(long, value_name = "N")]
-    pub seq_len: usize,
+    #[arg(long, required_unless_present = "tasks", value_name = "N")]
+    pub seq_len: Option<usize>,
+    /// Multiple-choice questions, several times for several files; without --seq-len nothing else is measured.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub tasks: Vec<PathBuf>,
     /// Windows, the first ones of the text [default: all].
     #[arg(long, value_name = "N")]
     pub windows: Option<usize>,
-    /// Another checkpoint to compare with on the same tokens: KL divergence and top-1 agreement.
+    /// Another checkpoint to compare with: KL divergence and top-1 agreement on the same tokens, accuracy in the same tasks.
     #[arg(long, value_name = "MODEL")]
     pub against: Option<PathBuf>,
     #[command(flatten)]

@@ -33,6 +33,7 @@ mod silu_mul;
 mod small_model;
 mod solve;
 mod sweep;
+mod tasks;
 mod tiny_llama;
 mod together;
 mod vectors;
