@@ -39,6 +39,7 @@ pub struct WritePlan {
     /// Small files that follow from the plan: name and content.
     pub(super) documents: Vec<(String, String)>,
     bytes: u64,
+    bits_per_weight: f64,
 }
 
 /// One weight file.
@@ -121,6 +122,7 @@ impl WritePlan {
         }
         let chosen = chosen_linears(source, linears)?;
         let units = units(source, format, &chosen)?;
+        let bits_per_weight = bits_per_weight(&units);
         let groups = split(units, shard_limit);
         let mut documents = documents(source, format, &chosen);
         let count = groups.len();
@@ -146,12 +148,17 @@ impl WritePlan {
         let documents_bytes: usize = documents.iter().map(|(_, text)| text.len()).sum();
         let sidecar_bytes: u64 = source.sidecars().map(|file| file.len()).sum();
         let bytes = file_bytes + documents_bytes as u64 + sidecar_bytes;
-        Ok(Self { format, shards, documents, bytes })
+        Ok(Self { format, shards, documents, bytes, bits_per_weight })
     }
 
     /// Size of all files together.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Bits that a quantized weight takes in the files, with its share of scales and zero points.
+    pub fn bits_per_weight(&self) -> f64 {
+        self.bits_per_weight
     }
 }
 
@@ -206,6 +213,17 @@ fn units(source: &Checkpoint, format: Format, chosen: &BTreeMap<String, Chosen>)
             None => copy_unit(source, name),
         })
         .collect()
+}
+
+fn bits_per_weight(units: &[Unit]) -> f64 {
+    let (mut bytes, mut weights) = (0, 0);
+    for unit in units {
+        if let Item::Linear(DueLinear { spec, .. }) = &unit.item {
+            bytes += unit.tensors.iter().map(|tensor| tensor.bytes).sum::<u64>();
+            weights += spec.rows as u64 * spec.columns as u64;
+        }
+    }
+    if weights == 0 { 0.0 } else { 8.0 * bytes as f64 / weights as f64 }
 }
 
 fn copy_unit(source: &Checkpoint, name: &str) -> Result<Unit> {

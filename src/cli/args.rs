@@ -27,7 +27,7 @@ pub enum Command {
     Devices,
     /// Quantize a checkpoint.
     Quantize(Box<QuantizeArgs>),
-    /// Measure perplexity on a text, of an ordinary or a quantized checkpoint.
+    /// Measure perplexity on a text, or accuracy in multiple choice, of an ordinary or a quantized checkpoint.
     Eval(EvalArgs),
     /// Quantize in every combination of some options, and evaluate each: a table. Goes on where it was stopped.
     Sweep(Box<SweepArgs>),
@@ -35,6 +35,8 @@ pub enum Command {
     ErrorGrowth(Box<ErrorGrowthArgs>),
     /// Continue a text, with an ordinary or a quantized checkpoint.
     Generate(GenerateArgs),
+    /// Make a page of records that --json wrote, or compare several.
+    Report(ReportArgs),
     /// Quantize the bundled model four ways and print one table.
     Demo(DemoArgs),
 }
@@ -76,6 +78,9 @@ pub struct QuantizeArgs {
     /// Write a record of the run: options, α and errors per layer, errors per block, times.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Write a page with plots of the same, readable in any browser.
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
     /// Check everything and say what would be done, without doing it.
     #[arg(long)]
     pub dry_run: bool,
@@ -167,15 +172,18 @@ pub struct EvalArgs {
     /// A checkpoint directory, quantized or not; left out, the bundled tiny LLaMA.
     pub model: Option<PathBuf>,
     /// Text to evaluate on; left out, the bundled evaluation text.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, requires = "seq_len", value_name = "FILE")]
     pub text: Option<PathBuf>,
     /// Tokens per window.
-    #[arg(long, value_name = "N")]
-    pub seq_len: usize,
+    #[arg(long, required_unless_present = "tasks", value_name = "N")]
+    pub seq_len: Option<usize>,
+    /// Multiple-choice questions, several times for several files; without --seq-len nothing else is measured.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub tasks: Vec<PathBuf>,
     /// Windows, the first ones of the text [default: all].
     #[arg(long, value_name = "N")]
     pub windows: Option<usize>,
-    /// Another checkpoint to compare with on the same tokens: KL divergence and top-1 agreement.
+    /// Another checkpoint to compare with: KL divergence and top-1 agreement on the same tokens, accuracy in the same tasks.
     #[arg(long, value_name = "MODEL")]
     pub against: Option<PathBuf>,
     #[command(flatten)]
@@ -281,6 +289,19 @@ pub struct GenerateArgs {
     pub context: Option<usize>,
     #[command(flatten)]
     pub device: DeviceArg,
+}
+
+#[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// What --json or --report wrote, of one run or of several.
+    #[arg(required = true, value_name = "FILE.json")]
+    pub files: Vec<PathBuf>,
+    /// Page to write; a file of this name is replaced.
+    #[arg(long, value_name = "FILE.html")]
+    pub out: PathBuf,
+    /// Heading of the page [default: that of the one file, or how many runs are compared].
+    #[arg(long, value_name = "TEXT")]
+    pub title: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -131,22 +131,32 @@ impl<'a> Network<'a> {
 
     /// What a block is given with sequences of `seq_len` tokens.
     pub fn context(&self) -> Context<'_> {
-        Context { rope_table: &self.rope_table, positions: Positions::whole(self.seq_len), cache: None }
+        self.context_of(self.seq_len)
+    }
+
+    /// The same with shorter sequences, of `length` tokens each.
+    pub fn context_of(&self, length: usize) -> Context<'_> {
+        Context { rope_table: &self.rope_table, positions: Positions::whole(length), cache: None }
     }
 
     /// How many sequences go into one chunk on the recorder's device.
     pub fn sequences_per_chunk(&self, rec: &Recorder) -> Result<usize> {
-        let bytes_per_sequence = (self.seq_len * widest_activation(self.config()) * 4) as u64;
+        self.sequences_of(rec, self.seq_len)
+    }
+
+    /// The same with shorter sequences, of `length` tokens each.
+    pub fn sequences_of(&self, rec: &Recorder, length: usize) -> Result<usize> {
+        let bytes_per_sequence = (length * widest_activation(self.config()) * 4) as u64;
         let fitting = rec.device().largest_array() / bytes_per_sequence;
         if fitting == 0 {
             return Err(Error::input(
                 "--seq-len",
-                format!("{} tokens, whose widest activation takes {bytes_per_sequence} bytes", self.seq_len),
+                format!("{length} tokens, whose widest activation takes {bytes_per_sequence} bytes"),
                 format!("at most {} bytes on this device", rec.device().largest_array()),
                 "use shorter sequences or --device cpu",
             ));
         }
-        Ok((CHUNK_TOKENS / self.seq_len).clamp(1, fitting as usize))
+        Ok((CHUNK_TOKENS / length).clamp(1, fitting as usize))
     }
 
     async fn weight(&self, rec: &mut Recorder, linear: &LinearSpec) -> Result<Tensor> {

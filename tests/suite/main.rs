@@ -38,6 +38,8 @@ mod shaders;
 mod silu_mul;
 mod small_model;
 mod solve;
+mod sweep;
+mod tasks;
 mod tiny_llama;
 mod together;
 mod vectors;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use aquatint::checkpoint::{DEFAULT_SHARD_LIMIT, WritePlan};
 use aquatint::quant::{Alpha, Method, QuantizeOptions};
+use aquatint::report::Sizes;
 use aquatint::{Checkpoint, Error, Result};
 
 use super::super::args::{SweepArgs, Variant};
@@ -18,8 +19,8 @@ pub struct Cell {
     pub options: QuantizeOptions,
     /// Inputs per grid, `None` for per channel.
     pub group_size: Option<usize>,
-    /// Size of a checkpoint made with these options.
-    pub bytes: u64,
+    /// Of a checkpoint made with these options.
+    pub sizes: Sizes,
 }
 
 /// All of them, in the order of the table.
@@ -50,7 +51,12 @@ impl Grid {
                 let group_size = options.grid_columns(model.config());
                 let (format, layers) = (options.format(model.config()), options.layers(model.config()));
                 let plan = WritePlan::new(model, format, &layers, DEFAULT_SHARD_LIMIT)?;
-                grid.cells.push(Cell { name, label, options, group_size, bytes: plan.bytes() });
+                let sizes = Sizes {
+                    original_bytes: model.bytes(),
+                    quantized_bytes: plan.bytes(),
+                    bits_per_weight: Some(plan.bits_per_weight()),
+                };
+                grid.cells.push(Cell { name, label, options, group_size, sizes });
             }
         }
         if grid.cells.is_empty() {
