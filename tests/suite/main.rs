@@ -30,6 +30,7 @@ mod nll;
 mod permute;
 mod quip;
 mod reduce;
+mod report;
 mod rms_norm;
 mod rope;
 mod rtn;
