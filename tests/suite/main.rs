@@ -25,6 +25,7 @@ mod matmul;
 mod nll;
 mod permute;
 mod reduce;
+mod report;
 mod rms_norm;
 mod rope;
 mod rtn;

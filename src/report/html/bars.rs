@@ -31,7 +31,8 @@ fn bars(list: &[Bar<'_>]) -> Result<String> {
 /// A text and the windows on it: what perplexities must share to be compared.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Task<'a> {
-    text: &'a str,
+    /// Name of the text.
+    pub text: &'a str,
     windows: usize,
     seq_len: usize,
 }

@@ -7,6 +7,8 @@ use crate::report::plots::{Axis, Curve, Plot};
 
 /// For a wide page, and for a phone.
 const SIZES: [(&str, (u32, u32)); 2] = [("wide", (740, 330)), ("narrow", (370, 300))];
+/// Up to this many curves are named beside the plot, more below it.
+const BESIDE: usize = 6;
 
 /// The section.
 pub fn section(page: &Page<'_>) -> Result<String> {
@@ -31,10 +33,11 @@ fn figure(page: &Page<'_>) -> Result<String> {
         let plot = Plot { size, blocks, axis: &axis, curves: &curves, description: &description };
         plots += &format!("<div class=\"{class}\">{}</div>\n", plot.svg()?);
     }
+    let class = if page.drawn.len() > BESIDE { "growth many" } else { "growth" };
     let scale = if axis.is_logarithmic() { ", logarithmic scale" } else { "" };
     let entries = page.drawn().map(|(run, label, ink)| (ink, label, significant(run.report.last_error())));
     Ok(format!(
-        "{}<figure class=\"growth\">\n<figcaption>‖S − Ŝ‖ / ‖S‖ after each block, on all calibration tokens{scale}. S: the \
+        "{}<figure class=\"{class}\">\n<figcaption>‖S − Ŝ‖ / ‖S‖ after each block, on all calibration tokens{scale}. S: the \
          original model's hidden states, Ŝ: the quantized model's.</figcaption>\n{plots}<div>\n\
          <p class=\"legend-head\"><span>run</span><span>after the last block</span></p>\n{}</div>\n</figure>\n",
         page.selection(),

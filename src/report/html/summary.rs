@@ -41,7 +41,18 @@ pub fn lead(page: &Page<'_>) -> String {
 
 /// The figures that matter, of every run.
 pub fn section(page: &Page<'_>) -> String {
-    let columns = columns(page);
+    let mut columns = columns(page);
+    let mut shared = String::new();
+    if page.runs.len() > SIDE_BY_SIDE {
+        // A table of many runs has no room for what does not tell them apart.
+        let alike = |(_, cells): &(String, Vec<String>)| cells.windows(2).all(|pair| pair[0] == pair[1]);
+        let alike: Vec<_> = columns.extract_if(.., |column| alike(column)).collect();
+        let alike: Vec<String> =
+            alike.iter().map(|(name, cells)| format!("{}: {}", Escaped(name), Escaped(&cells[0]))).collect();
+        if !alike.is_empty() {
+            shared = format!("<p>The same in all runs: {}.</p>\n", alike.join("; "));
+        }
+    }
     let table = Table {
         head: std::iter::once("run".to_string()).chain(columns.iter().map(|(name, _)| name.clone())).collect(),
         rows: page
@@ -57,7 +68,7 @@ pub fn section(page: &Page<'_>) -> String {
         0 => String::new(),
         1 => facts(&columns),
         2..=SIDE_BY_SIDE => table.transposed().html("summary"),
-        _ => table.html("summary"),
+        _ => shared + &table.html("summary"),
     };
     super::section("Summary", &body)
 }
@@ -97,14 +108,18 @@ fn columns(page: &Page<'_>) -> Vec<(String, Vec<String>)> {
         (!layers.is_empty()).then(|| format!("{mean:.3}"))
     });
     column("error after the last block".into(), &|run| run.report.blocks.last().map(|block| significant(block.error)));
-    for task in Task::all(page) {
+    let tasks = Task::all(page);
+    for &task in &tasks {
         column(format!("perplexity, {}", task.name()), &|run| {
             task.result(run).map(|r| numbers::perplexity(r.perplexity))
         });
-        column("of the original".into(), &|run| task.result(run)?.original_perplexity.map(numbers::perplexity));
-        column("KL to the original, nats".into(), &|run| task.result(run)?.kl.map(significant));
+        let beside = if tasks.len() > 1 { format!(", {}", numbers::file_name(task.text)) } else { String::new() };
+        column(format!("perplexity of the original{beside}"), &|run| {
+            task.result(run)?.original_perplexity.map(numbers::perplexity)
+        });
+        column(format!("KL to the original, nats{beside}"), &|run| task.result(run)?.kl.map(significant));
         let percent = |share: f64| format!("{:.2} %", 100.0 * share);
-        column("same first choice".into(), &|run| task.result(run)?.top1_agreement.map(percent));
+        column(format!("same first choice{beside}"), &|run| task.result(run)?.top1_agreement.map(percent));
     }
     column("size".into(), &|run| run.sizes.map(|sizes| numbers::bytes(sizes.quantized_bytes)));
     column("original size".into(), &|run| run.sizes.map(|sizes| numbers::bytes(sizes.original_bytes)));

@@ -2,6 +2,9 @@
 
 use super::Escaped;
 
+/// Up to this many columns fit on paper in type of ordinary size.
+const NARROW: usize = 8;
+
 /// A table of text: every row begins with its heading.
 pub struct Table {
     /// Headings of the columns, that of the row headings included.
@@ -21,8 +24,9 @@ impl Table {
     pub fn html(&self, name: &str) -> String {
         let head: String = self.head.iter().map(|cell| format!("<th scope=\"col\">{}</th>", Escaped(cell))).collect();
         let rows: String = self.rows.iter().map(|row| tr(row)).collect();
+        let class = if self.head.len() > NARROW { "scroll wide" } else { "scroll" };
         format!(
-            "<div class=\"scroll\" role=\"region\" tabindex=\"0\" aria-label=\"{}\"><table>\n\
+            "<div class=\"{class}\" role=\"region\" tabindex=\"0\" aria-label=\"{}\"><table>\n\
              <thead><tr>{head}</tr></thead>\n<tbody>\n{rows}</tbody></table></div>\n",
             Escaped(name)
         )
