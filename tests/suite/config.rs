@@ -192,5 +192,11 @@ fn a_quantization_config_is_read_or_refused() {
     refused(with(json!({"bits": 5})), &["\"bits\": 5"]);
     refused(with(json!({"group_size": 0})), &["\"group_size\": 0"]);
     refused(with(json!({"checkpoint_format": "marlin"})), &["marlin", "gptq_v2"]);
-    refused(with(json!({"dynamic": {"+:x": {"bits": 8}}})), &["dynamic"]);
+    refused(with(json!({"dynamic": {"+:x": {"bits": 5}}})), &["dynamic", "+:x"]);
+    refused(with(json!({"dynamic": {"+:x": {"bits": 8, "group_size": 32}}})), &["dynamic", "+:x"]);
+    refused(with(json!({"dynamic": {"+:(": {"bits": 8}}})), &["dynamic", "+:("]);
+    let rules = json!({"-:a\\.b": {}, "+:model\\.layers\\.1\\.": {"bits": 8}, "layers": {"bits": 2}});
+    let mixed = read(with(json!({ "dynamic": rules }))).quantization.unwrap();
+    let bits = |module: &str| mixed.bits_of(module);
+    assert_eq!((bits("model.layers.1.x"), bits("model.layers.11.x"), bits("layers.1")), (8, 4, 2));
 }

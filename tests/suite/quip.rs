@@ -163,7 +163,7 @@ fn outliers_cost_less_after_a_rotation_and_devices_agree() {
 }
 
 #[test]
-fn at_eight_bits_nothing_much_happens_and_dead_inputs_do_no_harm() {
+fn at_eight_bits_only_the_cut_off_tails_are_left_and_dead_inputs_do_no_harm() {
     let (rows, n) = (20, 30);
     let mut w = Dense::new(rows, n, &random(7, rows * n));
     let mut h = hessian(8, n);
@@ -177,7 +177,8 @@ fn at_eight_bits_nothing_much_happens_and_dead_inputs_do_no_harm() {
         let (_, values) = rounded(&mut rec, &w, &h, &options(Method::Quip, RotationKind::Kronecker), 8);
         let error: f64 = w.minus(&Dense::new(rows, n, &values)).values.iter().map(|e| e * e).sum();
         let norm: f64 = w.values.iter().map(|v| v * v).sum();
-        assert!(error / norm < 1e-3, "{}: {}", device.name(), error / norm);
+        // 2.4 root mean squares hold 98 % of a normal distribution; what lies beyond is cut off at any number of bits.
+        assert!(error / norm < 2e-2, "{}: {}", device.name(), error / norm);
     }
 }
 
