@@ -26,7 +26,7 @@ use aquatint::ops::rope::rope;
 use aquatint::ops::rtn;
 use aquatint::ops::silu_mul::silu_mul;
 use aquatint::ops::solve::solve_rows;
-use aquatint::quant::{Clipping, Damping, QuantizeOptions, Rounder};
+use aquatint::quant::{Damping, QuantizeOptions, Rounder};
 use aquatint::tensor::Tensor;
 use clap::Parser;
 use pollster::block_on;
@@ -216,7 +216,7 @@ impl Bench {
             let rounder = self.gptq(n)?;
             // Each pair of columns meets once per row.
             let work = Work::Flops((m * n * n) as f64);
-            self.measure("gptq", shape, work, |rec| rounder.round(rec, &w, Clipping::Allowed).map(drop))?;
+            self.measure("gptq", shape, work, |rec| rounder.round(rec, &w).map(drop))?;
         }
         Ok(())
     }

@@ -10,9 +10,7 @@ use crate::quant::alpha::HeldOut;
 use crate::quant::awq::Feasible;
 use crate::quant::correction::Corrector;
 use crate::quant::rounding::spec;
-use crate::quant::{
-    Activations, Alpha, Clipping, Damping, Method, QuantizeOptions, Rounded, Rounder, Scaling, Statistics,
-};
+use crate::quant::{Activations, Alpha, Damping, Method, QuantizeOptions, Rounded, Rounder, Scaling, Statistics};
 use crate::report::LayerReport;
 use crate::tensor::Tensor;
 
@@ -25,8 +23,6 @@ pub(super) struct Linear<'a> {
     pub weight: &'a Tensor,
     /// α that was asked for.
     pub alpha: Alpha,
-    /// Whether AWQ may shrink its ranges.
-    pub clipping: Clipping,
 }
 
 /// H and D of the group's input, over the tokens to fit on and over those held out.
@@ -92,7 +88,7 @@ impl GroupQuantizer<'_> {
         let mut outcomes = Vec::new();
         for linear in linears {
             let rounder = Rounder::rtn(self.options, self.group_size, linear.weight.shape()[1]);
-            let rounded = rounder.round(rec, linear.weight, linear.clipping)?;
+            let rounded = rounder.round(rec, linear.weight)?;
             outcomes.push(self.outcome(rec, linear, &rounder, rounded, None).await?);
         }
         Ok(outcomes)
@@ -203,8 +199,8 @@ impl GroupQuantizer<'_> {
         for (linear, candidate) in linears.iter().zip(candidates) {
             let plain = match (self.options.method, &candidate.corrected) {
                 // Plain RTN needs no data, so it knows of no dead inputs either.
-                (Method::Rtn, None) => rounder.round(rec, linear.weight, linear.clipping)?,
-                _ => rounder.round(rec, &candidate.weight, linear.clipping)?,
+                (Method::Rtn, None) => rounder.round(rec, linear.weight)?,
+                _ => rounder.round(rec, &candidate.weight)?,
             };
             let Some(Corrected { weight: corrected, alpha, arriving }) = candidate.corrected else {
                 let mut outcome = self.outcome(rec, linear, &rounder, plain, None).await?;
@@ -212,7 +208,7 @@ impl GroupQuantizer<'_> {
                 outcomes.push(outcome);
                 continue;
             };
-            let rounded = rounder.round(rec, &corrected, linear.clipping)?;
+            let rounded = rounder.round(rec, &corrected)?;
             let gain = match held_out.as_ref().zip(arriving.as_ref()) {
                 None => None,
                 Some((held_out, arriving)) => {

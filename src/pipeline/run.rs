@@ -6,10 +6,10 @@ use super::observer::{Event, Observer, Phase};
 use super::{Job, Output, Stream};
 use crate::checkpoint::Checkpoint;
 use crate::device::Recorder;
-use crate::model::block::{Block, Context, QUERY_AND_KEY, Stage};
+use crate::model::block::{Block, Context, Stage};
 use crate::model::config::LinearSpec;
 use crate::quant::awq::Feasible;
-use crate::quant::{Alpha, Clipping, Method, QuantizeOptions, Statistics};
+use crate::quant::{Alpha, Method, QuantizeOptions, Statistics};
 use crate::report::{BlockReport, Report, group_name};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -106,13 +106,8 @@ impl<'a> Run<'a> {
         }
         let linears: Vec<Linear<'_>> = stage
             .linears()
-            .map(|i| (i, &open.specs[i].name, &open.weights[i]))
-            .map(|(i, name, weight)| Linear {
-                name,
-                weight,
-                alpha: self.options.alpha.of(name),
-                clipping: if QUERY_AND_KEY.contains(&i) { Clipping::Forbidden } else { Clipping::Allowed },
-            })
+            .map(|i| (&open.specs[i].name, &open.weights[i]))
+            .map(|(name, weight)| Linear { name, weight, alpha: self.options.alpha.of(name) })
             .collect();
         let producer = match self.options.method {
             Method::Awq => Producer::of(open.checkpoint, open.index, stage, &self.finished).await?,

@@ -8,7 +8,7 @@ pub mod options;
 pub mod rounding;
 pub mod statistics;
 
-pub use awq::{Activations, Clipping, Scaling};
+pub use awq::{Activations, Scaling};
 pub use options::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions};
 pub use rounding::{Rounded, Rounder};
 pub use statistics::{Damping, Statistics};

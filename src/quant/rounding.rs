@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::gptq::{self, Groups};
-use super::{ActivationOrder, Activations, Clipping, Damping, QuantizeOptions, Scaling};
+use super::{ActivationOrder, Activations, Damping, QuantizeOptions, Scaling};
 use crate::checkpoint::QuantizedLinear;
 use crate::device::Recorder;
 use crate::ops::cholesky::{self, Factor};
@@ -98,10 +98,10 @@ impl Rounder {
         self.gptq.as_ref().map(|plan| plan.damping)
     }
 
-    /// Rounds `weight` `[m, n]`. `clipping` is asked by AWQ alone.
-    pub fn round(&self, rec: &mut Recorder, weight: &Tensor, clipping: Clipping) -> Result<Rounded> {
+    /// Rounds `weight` `[m, n]`.
+    pub fn round(&self, rec: &mut Recorder, weight: &Tensor) -> Result<Rounded> {
         if let Some((activations, scaling)) = &self.awq {
-            return activations.round(rec, weight, &scaling.scales, &self.spec, clipping);
+            return activations.round(rec, weight, &scaling.scales, &self.spec);
         }
         let (codes, grid) = match &self.gptq {
             None => {
