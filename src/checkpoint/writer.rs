@@ -8,12 +8,11 @@ use std::path::PathBuf;
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-use super::gptq::QuantizedLinear;
-use super::plan::{Format, Item, WritePlan};
+use super::gptq::StoredLinear;
+use super::plan::{DueLinear, Format, Item, WritePlan};
 use super::reader::Checkpoint;
 use super::sink::Sink;
 use super::source::{Source, pieces};
-use crate::model::config::LinearSpec;
 use crate::{Error, Result};
 
 /// A checkpoint being written.
@@ -66,17 +65,17 @@ impl<'a> CheckpointWriter<'a> {
     /// Writes the next planned layer, and what comes before it in the model.
     ///
     /// Errors: `Error::Shape` if it is not the layer that is due, or was made with other settings than planned.
-    pub async fn put_linear(&mut self, linear: &QuantizedLinear) -> Result<()> {
+    pub async fn put_linear(&mut self, linear: &StoredLinear) -> Result<()> {
         match self.copy_to_next_linear().await? {
-            Some((spec, dtype)) => {
-                let chunks = encode(self.plan.format, &spec, dtype, linear)?;
+            Some(due) => {
+                let chunks = encode(self.plan.format, &due, linear)?;
                 for chunk in &chunks {
                     self.output.write(chunk).await?;
                 }
                 self.item += 1;
                 Ok(())
             }
-            None => Err(Error::shape("put_linear", format!("{} after the last planned layer", linear.name))),
+            None => Err(Error::shape("put_linear", format!("{} after the last planned layer", linear.name()))),
         }
     }
 
@@ -84,8 +83,8 @@ impl<'a> CheckpointWriter<'a> {
     ///
     /// Errors: `Error::Shape` if a planned layer was not handed over.
     pub async fn finish(mut self) -> Result<()> {
-        if let Some((due, _)) = self.copy_to_next_linear().await? {
-            return Err(Error::shape("finish", format!("layer {} was not written", due.name)));
+        if let Some(due) = self.copy_to_next_linear().await? {
+            return Err(Error::shape("finish", format!("layer {} was not written", due.spec.name)));
         }
         if let Some(name) = self.replaced.keys().min() {
             return Err(Error::shape("finish", format!("new values of {name} came too late, or it is quantized")));
@@ -102,7 +101,7 @@ impl<'a> CheckpointWriter<'a> {
     }
 
     /// Copies tensors up to the next layer to be quantized, which it returns, or to the end.
-    async fn copy_to_next_linear(&mut self) -> Result<Option<(LinearSpec, Dtype)>> {
+    async fn copy_to_next_linear(&mut self) -> Result<Option<DueLinear>> {
         while let Some(shard) = self.plan.shards.get(self.shard) {
             if self.opened == self.shard {
                 self.output.create(&shard.file).await?;
@@ -110,7 +109,7 @@ impl<'a> CheckpointWriter<'a> {
                 self.opened += 1;
             }
             match shard.items.get(self.item) {
-                Some(Item::Linear { spec, dtype }) => return Ok(Some((spec.clone(), *dtype))),
+                Some(Item::Linear(due)) => return Ok(Some(due.clone())),
                 Some(Item::Copy { name, file, range }) => {
                     match self.replaced.remove(name) {
                         Some(bytes) => self.output.write(&bytes).await?,
@@ -129,28 +128,38 @@ impl<'a> CheckpointWriter<'a> {
 }
 
 /// The tensors of a layer as bytes, in the order of the plan.
-fn encode(format: Format, spec: &LinearSpec, dtype: Dtype, linear: &QuantizedLinear) -> Result<Vec<Vec<u8>>> {
-    let planned_shape = (spec.name.as_str(), spec.rows, spec.columns);
-    if (linear.name.as_str(), linear.rows, linear.columns) != planned_shape {
-        let given = (&linear.name, linear.rows, linear.columns);
-        return Err(Error::shape("put_linear", format!("{given:?} where {planned_shape:?} is due")));
+fn encode(format: Format, due: &DueLinear, linear: &StoredLinear) -> Result<Vec<Vec<u8>>> {
+    let DueLinear { spec, bits, dtype } = due;
+    let planned = (spec.name.as_str(), [spec.rows, spec.columns]);
+    let given = (linear.name(), linear.shape());
+    if given != planned {
+        return Err(Error::shape("put_linear", format!("{given:?} where {planned:?} is due")));
     }
-    match format {
-        Format::Float => Ok(vec![float_bytes(linear, dtype)?]),
-        Format::Gptq(settings) if linear.layout() == settings.layout(spec)? => Ok(linear.pack()?.into()),
-        Format::Gptq(settings) => {
-            let detail = format!("{}: {:?}, planned with {settings:?}", linear.name, linear.layout());
+    match (format, linear) {
+        (Format::Float, _) => Ok(vec![float_bytes(linear, *dtype)?]),
+        (Format::Gptq(settings), StoredLinear::Codes(codes)) if codes.layout() == settings.layout(spec, *bits)? => {
+            Ok(codes.pack()?.into())
+        }
+        (Format::Gptq(settings), StoredLinear::Codes(codes)) => {
+            let detail = format!("{}: {:?}, planned with {settings:?}", codes.name, codes.layout());
             Err(Error::shape("put_linear", detail))
+        }
+        (Format::Gptq(_), StoredLinear::Dense(dense)) => {
+            Err(Error::shape("put_linear", format!("{}: a weight without codes", dense.name)))
         }
     }
 }
 
 /// The dequantized weight in the given type: F32 exactly, or F16 rounded.
-fn float_bytes(linear: &QuantizedLinear, dtype: Dtype) -> Result<Vec<u8>> {
-    linear.check_parts()?;
+fn float_bytes(linear: &StoredLinear, dtype: Dtype) -> Result<Vec<u8>> {
+    match linear {
+        StoredLinear::Codes(codes) => codes.check_parts()?,
+        StoredLinear::Dense(dense) if dense.weight.len() == dense.rows * dense.columns => (),
+        StoredLinear::Dense(dense) => return Err(Error::shape("put_linear", format!("{}: a part of it", dense.name))),
+    }
     encode_floats(&linear.dequantize(), dtype).ok_or_else(|| Error::NotFinite {
-        place: format!("{}.weight in {dtype}", linear.name),
-        remedy: "its weights are too large for F16, use --format gptq".to_owned(),
+        place: format!("{}.weight in {dtype}", linear.name()),
+        remedy: "its weights are too large, use --format gptq or another --method".to_owned(),
     })
 }
 

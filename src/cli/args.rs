@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use aquatint::device::Choice;
 use aquatint::ops::grid::{Search, Symmetry};
 use aquatint::quant::options::default_symmetry;
-use aquatint::quant::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions};
+use aquatint::quant::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions, RotationKind};
 use aquatint::{GenerateOptions, ModelConfig, Sampling};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use regex::Regex;
@@ -27,7 +27,7 @@ pub enum Command {
     Devices,
     /// Quantize a checkpoint.
     Quantize(Box<QuantizeArgs>),
-    /// Measure perplexity on a text, of an ordinary or a quantized checkpoint.
+    /// Measure perplexity on a text, or accuracy in multiple choice, of an ordinary or a quantized checkpoint.
     Eval(EvalArgs),
     /// Quantize in every combination of some options, and evaluate each: a table. Goes on where it was stopped.
     Sweep(Box<SweepArgs>),
@@ -35,6 +35,8 @@ pub enum Command {
     ErrorGrowth(Box<ErrorGrowthArgs>),
     /// Continue a text, with an ordinary or a quantized checkpoint.
     Generate(GenerateArgs),
+    /// Make a page of records that --json wrote, or compare several.
+    Report(ReportArgs),
     /// Quantize the bundled model four ways and print one table.
     Demo(DemoArgs),
 }
@@ -70,12 +72,15 @@ pub struct QuantizeArgs {
     pub text: CalibrationArgs,
     #[command(flatten)]
     pub device: DeviceArg,
-    /// How to store the result.
-    #[arg(long, value_enum, default_value = "gptq")]
-    pub format: FormatArg,
+    /// How to store the result [default: gptq, of QuIP float].
+    #[arg(long, value_enum)]
+    pub format: Option<FormatArg>,
     /// Write a record of the run: options, α and errors per layer, errors per block, times.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Write a page with plots of the same, readable in any browser.
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
     /// Check everything and say what would be done, without doing it.
     #[arg(long)]
     pub dry_run: bool,
@@ -84,7 +89,7 @@ pub struct QuantizeArgs {
 #[derive(Debug, Args)]
 pub struct MethodArgs {
     /// Base quantizer.
-    #[arg(long, value_parser = parse_method, default_value = "gptq", value_name = "rtn|gptq|awq")]
+    #[arg(long, value_parser = parse_method, default_value = "gptq", value_name = "rtn|gptq|awq|quip")]
     pub method: Method,
     /// Bits per weight: 2, 3, 4 or 8.
     #[arg(long, default_value_t = 4, value_name = "BITS")]
@@ -117,6 +122,18 @@ pub struct DetailArgs {
     /// GPTQ visits columns as stored, with a group's grid chosen when it is reached.
     #[arg(long)]
     pub no_act_order: bool,
+    /// QuIP's random transform: kronecker, for any width, or hadamard.
+    #[arg(long, value_parser = parse_rotation, default_value = "kronecker", value_name = "kronecker|hadamard")]
+    pub rotation: RotationKind,
+    /// Leave the layers alone whose path a regular expression matches, such as 'layers\.0\.' or down_proj.
+    #[arg(long, value_name = "PATTERN")]
+    pub skip: Vec<Regex>,
+    /// Bits of the layers whose path a regular expression matches, such as down_proj=4; the last match wins.
+    #[arg(long, value_parser = parse_bits_for, value_name = "PATTERN=BITS")]
+    pub bits_for: Vec<(Regex, u32)>,
+    /// Quantize the output matrix, too; one that is tied to the embedding becomes a matrix of its own.
+    #[arg(long)]
+    pub lm_head: bool,
     /// α of the layers whose path a regular expression matches, such as down_proj=0.25; the last match wins.
     #[arg(long, value_parser = parse_override, value_name = "PATTERN=VALUE")]
     pub alpha_for: Vec<(Regex, Alpha)>,
@@ -155,15 +172,18 @@ pub struct EvalArgs {
     /// A checkpoint directory, quantized or not; left out, the bundled tiny LLaMA.
     pub model: Option<PathBuf>,
     /// Text to evaluate on; left out, the bundled evaluation text.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, requires = "seq_len", value_name = "FILE")]
     pub text: Option<PathBuf>,
     /// Tokens per window.
-    #[arg(long, value_name = "N")]
-    pub seq_len: usize,
+    #[arg(long, required_unless_present = "tasks", value_name = "N")]
+    pub seq_len: Option<usize>,
+    /// Multiple-choice questions, several times for several files; without --seq-len nothing else is measured.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub tasks: Vec<PathBuf>,
     /// Windows, the first ones of the text [default: all].
     #[arg(long, value_name = "N")]
     pub windows: Option<usize>,
-    /// Another checkpoint to compare with on the same tokens: KL divergence and top-1 agreement.
+    /// Another checkpoint to compare with: KL divergence and top-1 agreement on the same tokens, accuracy in the same tasks.
     #[arg(long, value_name = "MODEL")]
     pub against: Option<PathBuf>,
     #[command(flatten)]
@@ -272,6 +292,19 @@ pub struct GenerateArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// What --json or --report wrote, of one run or of several.
+    #[arg(required = true, value_name = "FILE.json")]
+    pub files: Vec<PathBuf>,
+    /// Page to write; a file of this name is replaced.
+    #[arg(long, value_name = "FILE.html")]
+    pub out: PathBuf,
+    /// Heading of the page [default: that of the one file, or how many runs are compared].
+    #[arg(long, value_name = "TEXT")]
+    pub title: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub struct DemoArgs {
     #[command(flatten)]
     pub device: DeviceArg,
@@ -314,6 +347,10 @@ impl DetailArgs {
         QuantizeOptions {
             method: variant.method,
             bits: variant.bits,
+            bits_for: self.bits_for.clone(),
+            skip: self.skip.clone(),
+            lm_head: self.lm_head,
+            rotation: self.rotation,
             group_size: variant.group_size,
             symmetry,
             grid: self.grid,
@@ -339,7 +376,8 @@ fn parse_method(text: &str) -> Result<Method, String> {
         "rtn" => Ok(Method::Rtn),
         "gptq" => Ok(Method::Gptq),
         "awq" => Ok(Method::Awq),
-        _ => Err(format!("found '{text}', expected rtn, gptq or awq")),
+        "quip" => Ok(Method::Quip),
+        _ => Err(format!("found '{text}', expected rtn, gptq, awq or quip")),
     }
 }
 
@@ -370,8 +408,28 @@ fn parse_group_size(text: &str) -> Result<GroupSize, String> {
     }
 }
 
+fn parse_rotation(text: &str) -> Result<RotationKind, String> {
+    match text {
+        "kronecker" => Ok(RotationKind::Kronecker),
+        "hadamard" => Ok(RotationKind::Hadamard),
+        _ => Err(format!("found '{text}', expected kronecker or hadamard")),
+    }
+}
+
 fn parse_override(text: &str) -> Result<(Regex, Alpha), String> {
+    let (pattern, value) = parse_rule(text)?;
+    Ok((pattern, value.parse()?))
+}
+
+fn parse_bits_for(text: &str) -> Result<(Regex, u32), String> {
+    let (pattern, value) = parse_rule(text)?;
+    let bits = value.parse().map_err(|_| format!("found '{value}' bits, expected 2, 3, 4 or 8"))?;
+    Ok((pattern, bits))
+}
+
+/// PATTERN=VALUE.
+fn parse_rule(text: &str) -> Result<(Regex, &str), String> {
     let (pattern, value) = text.rsplit_once('=').ok_or(format!("found '{text}', expected PATTERN=VALUE"))?;
     let pattern = Regex::new(pattern).map_err(|e| format!("'{pattern}' is no regular expression: {e}"))?;
-    Ok((pattern, value.parse()?))
+    Ok((pattern, value))
 }

@@ -5,17 +5,20 @@ use aquatint::device::Recorder;
 use aquatint::model::network::Replacements;
 use aquatint::pipeline::{Job, quantize_together};
 use aquatint::quant::{Alpha, QuantizeOptions};
-use aquatint::report::{BlockReport, Document, Run};
+use aquatint::report::{BlockReport, Document, Run, html};
 use aquatint::{Error, Result};
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::args::ErrorGrowthArgs;
 use super::console::Console;
 use super::quantize::{calibration_tokens, draw};
-use super::{open_device, open_model, write_csv, write_json};
+use super::{check_writable, open_device, open_model, write_csv, write_json, write_whole};
 
 /// Runs both ways at once, and prints the table.
 pub fn run(args: ErrorGrowthArgs) -> Result<()> {
+    for (option, path) in [("--csv", &args.csv), ("--json", &args.json), ("--report", &args.report)] {
+        path.as_deref().map_or(Ok(()), |path| check_writable(option, path))?;
+    }
     let model = open_model(args.model.as_deref())?;
     let mut corrected = args.method.options(&args.calibration, model.config());
     corrected.blocks = Some(args.blocks);
@@ -44,7 +47,8 @@ pub fn run(args: ErrorGrowthArgs) -> Result<()> {
         write_csv(path, &COLUMNS, records(&runs, args.blocks))?;
     }
     let document = Document::new(format!("Error growth in {}", model.name()), "error-growth", runs);
-    args.json.as_deref().map_or(Ok(()), |path| write_json(path, &document))
+    args.json.as_deref().map_or(Ok(()), |path| write_json(path, &document))?;
+    args.report.as_deref().map_or(Ok(()), |path| write_whole(path, &html::html(&document)?))
 }
 
 /// Block by block, the error of each run, and how many times the first is as large as the last.

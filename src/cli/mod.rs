@@ -8,6 +8,7 @@ mod error_growth;
 mod eval;
 mod generate;
 mod quantize;
+mod report;
 mod sweep;
 
 use std::io::Write;
@@ -34,6 +35,7 @@ pub fn run() -> ExitCode {
         Command::Sweep(args) => sweep::run(*args),
         Command::ErrorGrowth(args) => error_growth::run(*args),
         Command::Generate(args) => generate::run(args),
+        Command::Report(args) => report::run(args),
         Command::Demo(args) => demo::run(args),
     };
     match result {
@@ -64,45 +66,54 @@ fn open_device(arg: &DeviceArg) -> Result<Device> {
 
 /// Writes `value` as JSON beside `path` and moves it there.
 fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
-    let refuse = |source| Error::Io {
-        path: path.to_owned(),
-        action: "write",
-        source,
-        remedy: "choose another --json file, or make room".to_string(),
-    };
-    let text = serde_json::to_string_pretty(value).map_err(|e| refuse(e.into()))?;
+    let mut text = serde_json::to_string_pretty(value).map_err(|e| unwritable(path, e.into()))?;
+    text.push('\n');
+    write_whole(path, &text)
+}
+
+/// Writes `text` beside `path` and moves it there, so that there is never half a file.
+fn write_whole(path: &Path, text: &str) -> Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(format!(".{}", std::process::id()));
     let temporary = Path::new(&temporary);
     let write = || -> std::io::Result<()> {
         let mut file = std::fs::File::create(temporary)?;
         file.write_all(text.as_bytes())?;
-        file.write_all(b"\n")?;
         file.sync_all()?;
         std::fs::rename(temporary, path)
     };
     write().map_err(|e| {
         // The file may not exist; the error to report is the first one.
         let _ = std::fs::remove_file(temporary);
-        refuse(e)
+        unwritable(path, e)
     })
 }
 
-/// Writes a table of these records to `path`.
+/// Writes a table of these records to `path`, as [`write_whole`] does.
 fn write_csv(path: &Path, columns: &[&str], records: Vec<Vec<String>>) -> Result<()> {
-    let write = || -> csv::Result<()> {
-        let mut writer = csv::Writer::from_path(path)?;
-        writer.write_record(columns)?;
-        for record in records {
-            writer.write_record(record)?;
-        }
-        writer.flush()?;
-        Ok(())
-    };
-    write().map_err(|error| Error::Io {
-        path: path.to_owned(),
-        action: "write",
-        source: error.into(),
-        remedy: "choose another place, or make room".to_string(),
-    })
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    let header = columns.iter().map(|name| name.to_string()).collect();
+    for record in std::iter::once(header).chain(records) {
+        writer.write_record(record).map_err(|error| unwritable(path, error.into()))?;
+    }
+    let bytes = writer.into_inner().map_err(|error| unwritable(path, error.into_error()))?;
+    write_whole(path, &String::from_utf8_lossy(&bytes))
+}
+
+fn unwritable(path: &Path, source: std::io::Error) -> Error {
+    let remedy = "choose another file, or make room".to_string();
+    Error::Io { path: path.to_owned(), action: "write", source, remedy }
+}
+
+/// Refuses, before a long run, a file to be written after it whose place cannot hold one.
+fn check_writable(option: &str, path: &Path) -> Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let refuse = |found: String, expected: &str| Err(Error::input(option, found, expected, "choose another file"));
+    if path.is_dir() {
+        return refuse(format!("{}, which is a directory", path.display()), "a file to write");
+    }
+    if !folder.is_dir() {
+        return refuse(format!("{}", path.display()), "a file in a directory that exists");
+    }
+    Ok(())
 }

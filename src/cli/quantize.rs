@@ -1,35 +1,44 @@
 //! `aquatint quantize`.
 
+use std::path::Path;
+
 use aquatint::calibration::TextFile;
 use aquatint::checkpoint::{
     CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, WritePlan, read_text_file,
 };
 use aquatint::device::Recorder;
 use aquatint::pipeline::quantize;
-use aquatint::quant::QuantizeOptions;
-use aquatint::report::Report;
-use aquatint::{Calibration, Checkpoint, Result, bundled};
+use aquatint::quant::{Method, QuantizeOptions};
+use aquatint::report::{Document, Report, Run, Sizes, html};
+use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
 use indicatif::{HumanBytes, HumanDuration};
 
 use super::args::{CalibrationArgs, FormatArg, QuantizeArgs};
 use super::console::Console;
-use super::{open_device, open_model, write_json};
+use super::{check_writable, open_device, open_model, write_json, write_whole};
 
 /// Quantizes, writes and reports.
 pub fn run(args: QuantizeArgs) -> Result<()> {
+    for (option, path) in [("--json", &args.json), ("--report", &args.report)] {
+        path.as_deref().map_or(Ok(()), |path| check_writable(option, path))?;
+    }
     let model = open_model(args.model.as_deref())?;
     let options = args.method.options(&args.text, model.config());
     options.validate_for(model.config())?;
     let windows = draw(&calibration_tokens(&model, &args.text)?, &options)?;
-    let format = format(args.format, &options, &model);
-    let plan = WritePlan::new(&model, format, &model.config().linear_names(), DEFAULT_SHARD_LIMIT)?;
+    let format = format(args.format, &options, &model)?;
+    let plan = WritePlan::new(&model, format, &options.layers(model.config()), DEFAULT_SHARD_LIMIT)?;
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };
     let sink = DirectorySink::new(&args.out, existing, model.directory())?;
-    let size = plan.bytes();
+    let sizes = Sizes {
+        original_bytes: model.bytes(),
+        quantized_bytes: plan.bytes(),
+        bits_per_weight: Some(plan.bits_per_weight()),
+    };
     let mut writer = CheckpointWriter::new(&model, plan, Box::new(sink))?;
     let device = open_device(&args.device)?;
     if args.dry_run {
-        let group_size = options.group_size.resolve(model.config());
+        let group_size = options.grid_columns(model.config());
         let groups = group_size.map_or("one grid per row".to_string(), |size| format!("groups of {size}"));
         println!(
             "would quantize {} to {} bits, {groups}, on {} windows of {} tokens, and write {} to {}",
@@ -37,7 +46,7 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
             options.bits,
             windows.len(),
             options.seq_len,
-            HumanBytes(size),
+            HumanBytes(sizes.quantized_bytes),
             args.out.display()
         );
         return Ok(());
@@ -48,18 +57,40 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     let report = pollster::block_on(result)?;
     pollster::block_on(writer.finish())?;
     drop(console);
-    if let Some(path) = &args.json {
-        write_json(path, &report)?;
-    }
     summarise(&report);
-    println!("wrote {} to {}", HumanBytes(size), args.out.display());
+    println!("wrote {} to {}", HumanBytes(sizes.quantized_bytes), args.out.display());
+    let run = Run { sizes: Some(sizes), ..Run::new("", model.name(), report) };
+    record(&args, run)
+}
+
+/// Writes what `--json` and `--report` ask for.
+fn record(args: &QuantizeArgs, run: Run) -> Result<()> {
+    if let Some(path) = &args.json {
+        write_json(path, &run)?;
+    }
+    if let Some(path) = &args.report {
+        let title = format!("{} at {} bits", file_name(&run.model), run.report.options.bits);
+        write_whole(path, &html::html(&Document::new(title, "quantize", vec![run]))?)?;
+        println!("wrote {}", path.display());
+    }
     Ok(())
 }
 
-fn format(format: FormatArg, options: &QuantizeOptions, model: &Checkpoint) -> Format {
-    match format {
-        FormatArg::Float => Format::Float,
-        FormatArg::Gptq => Format::Gptq(options.gptq_settings(model.config())),
+/// The last part of a path, or a name that is none.
+fn file_name(path: &str) -> String {
+    Path::new(path).file_name().map_or(path.to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+fn format(wanted: Option<FormatArg>, options: &QuantizeOptions, model: &Checkpoint) -> Result<Format> {
+    match (options.method, wanted) {
+        (_, Some(FormatArg::Float)) => Ok(Format::Float),
+        (Method::Quip, Some(FormatArg::Gptq)) => Err(Error::input(
+            "--format",
+            "gptq for --method quip, whose weights lie on no grid once the rotation is undone",
+            "float",
+            "leave --format out",
+        )),
+        _ => Ok(options.format(model.config())),
     }
 }
 

@@ -10,20 +10,21 @@ use aquatint::device::{Device, Recorder};
 use aquatint::eval::evaluate;
 use aquatint::model::network::{Network, Replacements};
 use aquatint::pipeline::{Job, quantize_together};
-use aquatint::report::{Document, Evaluation, Report, Run, Sizes};
+use aquatint::report::{Document, Evaluation, Report, Run, html};
 use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
 
 use super::args::SweepArgs;
 use super::console::Console;
 use super::eval::evaluation_windows;
 use super::quantize::{calibration_tokens, draw};
-use super::{open_device, open_model, write_csv, write_json};
+use super::{check_writable, open_device, open_model, write_csv, write_json, write_whole};
 use grid::{Cell, Grid};
 use store::{Fingerprint, Finished, Original, Store};
 use table::Row;
 
 /// Runs what is not finished, and prints and writes all results.
 pub fn run(args: SweepArgs) -> Result<()> {
+    args.report.as_deref().map_or(Ok(()), |path| check_writable("--report", path))?;
     let model = open_model(args.model.as_deref())?;
     let Grid { cells, skipped } = Grid::new(&args, &model)?;
     skipped.iter().for_each(|line| eprintln!("skipped: {line}"));
@@ -56,7 +57,8 @@ pub fn run(args: SweepArgs) -> Result<()> {
     write_csv(&args.out.join("sweep.csv"), &table::COLUMNS, table::records(&rows, &original))?;
     let runs = rows.into_iter().filter_map(|row| row.finished.run).collect();
     let document = Document::new(format!("Sweep of {}", model.name()), "sweep", runs);
-    write_json(&args.out.join("sweep.json"), &document)
+    write_json(&args.out.join("sweep.json"), &document)?;
+    args.report.as_deref().map_or(Ok(()), |path| write_whole(path, &html::html(&document)?))
 }
 
 /// A text to evaluate on, in windows of one length.
@@ -184,8 +186,7 @@ impl<'a> Sweep<'a> {
             Ok(report) => report,
         };
         let mut run = Run::new(&cell.label, self.model.name(), report);
-        run.sizes =
-            Some(Sizes { original_bytes: self.model.bytes(), quantized_bytes: cell.bytes, bits_per_weight: None });
+        run.sizes = Some(cell.sizes);
         let mut failure = None;
         for (text, original) in original.iter().enumerate() {
             match self.perplexity(text, Some(layers)) {

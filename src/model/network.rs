@@ -6,7 +6,7 @@ use std::ops::Index;
 use super::block::{Block, Context, widest_activation};
 use super::config::LinearSpec;
 use super::{ModelConfig, rope};
-use crate::checkpoint::{Checkpoint, QuantizedLinear};
+use crate::checkpoint::{Checkpoint, StoredLinear};
 use crate::device::Recorder;
 use crate::ops::Positions;
 use crate::ops::attention::Heads;
@@ -19,7 +19,7 @@ use crate::{Error, Result};
 /// Quantized layers by module path, and other tensors by name, standing in for those of a checkpoint.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Replacements {
-    linears: HashMap<String, QuantizedLinear>,
+    linears: HashMap<String, StoredLinear>,
     tensors: HashMap<String, Vec<f32>>,
 }
 
@@ -40,17 +40,17 @@ impl Replacements {
     }
 
     /// The layer with that module path.
-    pub fn get(&self, module: &str) -> Option<&QuantizedLinear> {
+    pub fn get(&self, module: &str) -> Option<&StoredLinear> {
         self.linears.get(module)
     }
 
     /// The layers with their module paths, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = (&String, &QuantizedLinear)> {
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &StoredLinear)> {
         self.linears.iter()
     }
 
     /// Puts `linear` in the place of the layer `module`. Returns what stood there.
-    pub fn insert(&mut self, module: String, linear: QuantizedLinear) -> Option<QuantizedLinear> {
+    pub fn insert(&mut self, module: String, linear: StoredLinear) -> Option<StoredLinear> {
         self.linears.insert(module, linear)
     }
 
@@ -66,10 +66,10 @@ impl Replacements {
 }
 
 impl<T: AsRef<str> + ?Sized> Index<&T> for Replacements {
-    type Output = QuantizedLinear;
+    type Output = StoredLinear;
 
     /// The layer with that module path. Panics if there is none.
-    fn index(&self, module: &T) -> &QuantizedLinear {
+    fn index(&self, module: &T) -> &StoredLinear {
         &self.linears[module.as_ref()]
     }
 }
@@ -131,22 +131,32 @@ impl<'a> Network<'a> {
 
     /// What a block is given with sequences of `seq_len` tokens.
     pub fn context(&self) -> Context<'_> {
-        Context { rope_table: &self.rope_table, positions: Positions::whole(self.seq_len), cache: None }
+        self.context_of(self.seq_len)
+    }
+
+    /// The same with shorter sequences, of `length` tokens each.
+    pub fn context_of(&self, length: usize) -> Context<'_> {
+        Context { rope_table: &self.rope_table, positions: Positions::whole(length), cache: None }
     }
 
     /// How many sequences go into one chunk on the recorder's device.
     pub fn sequences_per_chunk(&self, rec: &Recorder) -> Result<usize> {
-        let bytes_per_sequence = (self.seq_len * widest_activation(self.config()) * 4) as u64;
+        self.sequences_of(rec, self.seq_len)
+    }
+
+    /// The same with shorter sequences, of `length` tokens each.
+    pub fn sequences_of(&self, rec: &Recorder, length: usize) -> Result<usize> {
+        let bytes_per_sequence = (length * widest_activation(self.config()) * 4) as u64;
         let fitting = rec.device().largest_array() / bytes_per_sequence;
         if fitting == 0 {
             return Err(Error::input(
                 "--seq-len",
-                format!("{} tokens, whose widest activation takes {bytes_per_sequence} bytes", self.seq_len),
+                format!("{length} tokens, whose widest activation takes {bytes_per_sequence} bytes"),
                 format!("at most {} bytes on this device", rec.device().largest_array()),
                 "use shorter sequences or --device cpu",
             ));
         }
-        Ok((CHUNK_TOKENS / self.seq_len).clamp(1, fitting as usize))
+        Ok((CHUNK_TOKENS / length).clamp(1, fitting as usize))
     }
 
     async fn weight(&self, rec: &mut Recorder, linear: &LinearSpec) -> Result<Tensor> {

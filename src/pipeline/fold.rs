@@ -9,7 +9,7 @@
 use half::{bf16, f16};
 
 use crate::Result;
-use crate::checkpoint::{Checkpoint, Dtype, QuantizedLinear};
+use crate::checkpoint::{Checkpoint, Dtype, QuantizedLinear, StoredLinear};
 use crate::model::block::{InputSource, Stage};
 
 /// What a block has ready for the output.
@@ -18,7 +18,7 @@ pub struct Finished {
     /// New values of norms and biases, by tensor name.
     pub tensors: Vec<(String, Vec<f32>)>,
     /// Layers, in model order.
-    pub linears: Vec<QuantizedLinear>,
+    pub linears: Vec<StoredLinear>,
 }
 
 /// What makes the input of a stage, as it is stored.
@@ -50,12 +50,13 @@ impl Producer {
             }
             Some(InputSource::Linear(linear)) => {
                 let spec = &checkpoint.config().block_linears(index)[linear];
-                let Some(place) = finished.linears.iter().position(|linear| linear.name == spec.name) else {
+                let Some(place) = finished.linears.iter().position(|linear| linear.name() == spec.name) else {
                     return Ok(None);
                 };
                 let tensor =
                     if spec.bias { Some(Stored::read(checkpoint, format!("{}.bias", spec.name)).await?) } else { None };
-                let bounds = row_bounds(&finished.linears[place]);
+                let StoredLinear::Codes(linear) = &finished.linears[place] else { return Ok(None) };
+                let bounds = row_bounds(linear);
                 Ok(Some(Self { tensor, linear: Some((place, bounds)) }))
             }
         }
@@ -82,8 +83,8 @@ impl Producer {
             let divided = values.iter().zip(scales).map(|(value, s)| round_to(value / s, *dtype)).collect();
             finished.tensors.push((name.clone(), divided));
         }
-        if let Some((place, _)) = self.linear {
-            let linear = &mut finished.linears[place];
+        let linear = self.linear.as_ref().map(|(place, _)| &mut finished.linears[*place]);
+        if let Some(StoredLinear::Codes(linear)) = linear {
             let groups = linear.groups();
             for (row, s) in linear.scales.chunks_mut(groups).zip(scales) {
                 row.iter_mut().for_each(|scale| *scale = f16::from_f32(scale.to_f32() / s));

@@ -1,16 +1,19 @@
 //! One group of linears: from the statistics of its input to codes (algorithms.md §3 to §6).
 
 use crate::Result;
-use crate::checkpoint::QuantizedLinear;
+use crate::checkpoint::StoredLinear;
 use crate::device::Recorder;
 use crate::ops::add::add_scaled;
 use crate::ops::gram::Packed;
+use crate::ops::grid::GridSpec;
 use crate::ops::scale::scale_columns;
 use crate::quant::alpha::HeldOut;
 use crate::quant::awq::Feasible;
 use crate::quant::correction::Corrector;
 use crate::quant::rounding::spec;
-use crate::quant::{Activations, Alpha, Damping, Method, QuantizeOptions, Rounded, Rounder, Scaling, Statistics};
+use crate::quant::{
+    Activations, Alpha, Curvature, Damping, Layer, Method, QuantizeOptions, Rounded, Rounder, Scaling, Statistics,
+};
 use crate::report::LayerReport;
 use crate::tensor::Tensor;
 
@@ -23,6 +26,14 @@ pub(super) struct Linear<'a> {
     pub weight: &'a Tensor,
     /// α that was asked for.
     pub alpha: Alpha,
+    /// Bits per code.
+    pub bits: u32,
+}
+
+impl Linear<'_> {
+    fn layer(&self) -> Layer<'_> {
+        Layer { name: self.name, bits: self.bits }
+    }
 }
 
 /// H and D of the group's input, over the tokens to fit on and over those held out.
@@ -35,8 +46,8 @@ pub(super) struct Gathered {
 /// A quantized linear of the group.
 #[derive(Debug)]
 pub(super) struct Outcome {
-    pub stored: QuantizedLinear,
-    /// s·(q − z), `[m, n]`; after AWQ times diag(1/s), so that it fits the input as it is.
+    pub stored: StoredLinear,
+    /// What the layer computes with from now on, `[m, n]`; after AWQ it fits the input as it is, before its scales.
     pub dequantized: Tensor,
     /// AWQ's scales of the input, the same for all linears of the group.
     pub input_scales: Option<Vec<f32>>,
@@ -60,6 +71,13 @@ pub(super) struct Candidate {
     weight: Tensor,
     corrected: Option<Corrected>,
     optimal: Option<f64>,
+}
+
+impl Candidate {
+    /// W* where there is one, else W.
+    fn target(&self) -> &Tensor {
+        self.corrected.as_ref().map_or(&self.weight, |corrected| &corrected.weight)
+    }
 }
 
 /// A linear's correction.
@@ -88,7 +106,7 @@ impl GroupQuantizer<'_> {
         let mut outcomes = Vec::new();
         for linear in linears {
             let rounder = Rounder::rtn(self.options, self.group_size, linear.weight.shape()[1]);
-            let rounded = rounder.round(rec, linear.weight)?;
+            let rounded = rounder.round(rec, linear.layer(), linear.weight).await?;
             outcomes.push(self.outcome(rec, linear, &rounder, rounded, None).await?);
         }
         Ok(outcomes)
@@ -188,19 +206,17 @@ impl GroupQuantizer<'_> {
         candidates: Vec<Candidate>,
     ) -> Result<Vec<Outcome>> {
         let Prepared { all, diagonal, held_out } = prepared;
+        let curvature = Curvature { hessian: &all.hessian, diagonal, place: self.place };
         let rounder = match self.options.method {
-            Method::Rtn => Rounder::rtn(self.options, self.group_size, all.hessian.n()),
-            Method::Gptq => {
-                Rounder::gptq(rec, self.options, self.group_size, &all.hessian, diagonal, self.place).await?
-            }
-            Method::Awq => self.awq(rec, all, &candidates).await?,
+            Method::Awq => self.awq(rec, all, linears, &candidates).await?,
+            _ => Rounder::new(rec, self.options, self.group_size, curvature).await?,
         };
         let mut outcomes = Vec::new();
         for (linear, candidate) in linears.iter().zip(candidates) {
             let plain = match (self.options.method, &candidate.corrected) {
                 // Plain RTN needs no data, so it knows of no dead inputs either.
-                (Method::Rtn, None) => rounder.round(rec, linear.weight)?,
-                _ => rounder.round(rec, &candidate.weight)?,
+                (Method::Rtn, None) => rounder.round(rec, linear.layer(), linear.weight).await?,
+                _ => rounder.round(rec, linear.layer(), &candidate.weight).await?,
             };
             let Some(Corrected { weight: corrected, alpha, arriving }) = candidate.corrected else {
                 let mut outcome = self.outcome(rec, linear, &rounder, plain, None).await?;
@@ -208,7 +224,7 @@ impl GroupQuantizer<'_> {
                 outcomes.push(outcome);
                 continue;
             };
-            let rounded = rounder.round(rec, &corrected)?;
+            let rounded = rounder.round(rec, linear.layer(), &corrected).await?;
             let gain = match held_out.as_ref().zip(arriving.as_ref()) {
                 None => None,
                 Some((held_out, arriving)) => {
@@ -228,23 +244,29 @@ impl GroupQuantizer<'_> {
     }
 
     /// AWQ with scales that suit what is to be rounded: the corrected weights where there are any.
-    async fn awq(&self, rec: &mut Recorder, all: &Statistics, candidates: &[Candidate]) -> Result<Rounder> {
-        let spec = spec(self.options, self.group_size, all.hessian.n());
+    async fn awq(
+        &self,
+        rec: &mut Recorder,
+        all: &Statistics,
+        linears: &[Linear<'_>],
+        candidates: &[Candidate],
+    ) -> Result<Rounder<'_>> {
+        let n = all.hessian.n();
         let activations = Activations::of(rec, all, self.place).await?;
-        let weights: Vec<&Tensor> =
-            candidates.iter().map(|c| c.corrected.as_ref().map_or(&c.weight, |corrected| &corrected.weight)).collect();
+        let grids = linears.iter().map(|linear| spec(self.options, self.group_size.unwrap_or(n), linear.bits));
+        let weights: Vec<(&Tensor, GridSpec)> = candidates.iter().map(Candidate::target).zip(grids).collect();
         let scaling = match self.feasible {
-            Some(feasible) => activations.search(rec, &weights, &spec, feasible, self.place).await?,
-            None => Scaling::none(all.hessian.n()),
+            Some(feasible) => activations.search(rec, &weights, feasible, self.place).await?,
+            None => Scaling::none(n),
         };
-        Ok(Rounder::awq(spec, activations, scaling))
+        Ok(Rounder::awq(self.options, self.group_size, activations, scaling))
     }
 
     async fn outcome(
         &self,
         rec: &mut Recorder,
         linear: &Linear<'_>,
-        rounder: &Rounder,
+        rounder: &Rounder<'_>,
         rounded: Rounded,
         score_gain: Option<f64>,
     ) -> Result<Outcome> {

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 
 use futures::future::LocalBoxFuture;
 
-use crate::checkpoint::{Checkpoint, CheckpointWriter, QuantizedLinear};
+use crate::checkpoint::{Checkpoint, CheckpointWriter, StoredLinear};
 use crate::device::Recorder;
 use crate::model::ModelConfig;
 use crate::model::block::{Block, Lane, Stage, widest_activation};
@@ -32,7 +32,7 @@ pub trait Output {
     fn put_tensor(&mut self, name: String, values: Vec<f32>) -> Result<()>;
 
     /// Takes one layer.
-    fn put(&mut self, linear: QuantizedLinear) -> LocalBoxFuture<'_, Result<()>>;
+    fn put(&mut self, linear: StoredLinear) -> LocalBoxFuture<'_, Result<()>>;
 }
 
 impl Output for CheckpointWriter<'_> {
@@ -40,7 +40,7 @@ impl Output for CheckpointWriter<'_> {
         CheckpointWriter::put_tensor(self, name, &values)
     }
 
-    fn put(&mut self, linear: QuantizedLinear) -> LocalBoxFuture<'_, Result<()>> {
+    fn put(&mut self, linear: StoredLinear) -> LocalBoxFuture<'_, Result<()>> {
         Box::pin(async move { self.put_linear(&linear).await })
     }
 }
@@ -52,8 +52,8 @@ impl Output for Replacements {
         Ok(())
     }
 
-    fn put(&mut self, linear: QuantizedLinear) -> LocalBoxFuture<'_, Result<()>> {
-        self.insert(linear.name.clone(), linear);
+    fn put(&mut self, linear: StoredLinear) -> LocalBoxFuture<'_, Result<()>> {
+        self.insert(linear.name().to_string(), linear);
         Box::pin(async { Ok(()) })
     }
 }
@@ -162,7 +162,7 @@ impl<'a> Session<'a> {
             blocks: config.num_hidden_layers,
             tokens,
             held_out: held_out_tokens,
-            group_size: options.group_size.resolve(config),
+            group_size: options.grid_columns(config),
             bytes: device_bytes(config, jobs.len(), tokens, per_chunk * options.seq_len),
         });
         network.check_head(rec).await?;
@@ -173,7 +173,7 @@ impl<'a> Session<'a> {
                 aquatint: env!("CARGO_PKG_VERSION").to_string(),
                 device: rec.device().name(),
                 options: job.options.clone(),
-                group_size: job.options.group_size.resolve(config),
+                group_size: job.options.grid_columns(config),
                 tokens,
                 held_out_tokens,
                 layers: Vec::new(),

@@ -57,7 +57,8 @@ pub(super) struct Run<'a> {
 /// A run between the linears of one group and those of the next.
 #[derive(Default)]
 pub(super) struct Step {
-    outcomes: Vec<Outcome>,
+    /// What became of the linears that were quantized, each with its place in the group.
+    outcomes: Vec<(usize, Outcome)>,
     /// What AWQ's scales go into.
     producer: Option<Producer>,
     /// The group's dequantized weights; `None` where the run leaves the block alone.
@@ -104,19 +105,34 @@ impl<'a> Run<'a> {
         if self.options.blocks.is_some_and(|blocks| open.index >= blocks) {
             return Ok(Step::default());
         }
-        let linears: Vec<Linear<'_>> = stage
-            .linears()
-            .map(|i| (&open.specs[i].name, &open.weights[i]))
-            .map(|(name, weight)| Linear { name, weight, alpha: self.options.alpha.of(name) })
-            .collect();
+        let originals = &open.weights[stage.linears()];
+        let group = open.specs[stage.linears()].iter().zip(originals).enumerate();
+        let chosen = group.filter_map(|(place, (spec, weight))| Some((place, self.linear(&spec.name, weight)?)));
+        let (places, linears): (Vec<usize>, Vec<Linear<'_>>) = chosen.unzip();
+        if linears.is_empty() {
+            return Ok(Step::default());
+        }
+        // A layer that keeps its weight would read the scaled input, too.
         let producer = match self.options.method {
-            Method::Awq => Producer::of(open.checkpoint, open.index, stage, &self.finished).await?,
+            Method::Awq if linears.len() == originals.len() => {
+                Producer::of(open.checkpoint, open.index, stage, &self.finished).await?
+            }
             _ => None,
         };
         let mut outcomes = self.quantize_group(rec, open, (stage, producer.as_ref()), &linears, observer).await?;
-        let rounded = outcomes.iter_mut().map(|o| super::take(rec, &mut o.dequantized)).collect::<Result<_>>()?;
-        let errors = vec![[0.0; 2]; outcomes.len()];
+        let mut rounded: Vec<Tensor> = originals.iter().map(|w| rec.duplicate(w)).collect::<Result<_>>()?;
+        for (&place, outcome) in places.iter().zip(&mut outcomes) {
+            rounded[place] = super::take(rec, &mut outcome.dequantized)?;
+        }
+        let errors = vec![[0.0; 2]; originals.len()];
+        let outcomes = places.into_iter().zip(outcomes).collect();
         Ok(Step { outcomes, producer, rounded: Some(rounded), errors })
+    }
+
+    /// The linear of that module path as this run is to treat it; `None` if it keeps its weight.
+    fn linear<'w>(&self, name: &'w str, weight: &'w Tensor) -> Option<Linear<'w>> {
+        let bits = self.options.bits_of(name)?;
+        Some(Linear { name, weight, alpha: self.options.alpha.of(name), bits })
     }
 
     async fn quantize_group(
@@ -202,7 +218,8 @@ impl<'a> Run<'a> {
     /// Fills in the measured errors of the group's layers, and hands the output what is ready.
     pub async fn settle(&mut self, open: &Open<'_>, stage: Stage, step: Step, norms: &Norms) -> Result<()> {
         let Step { mut outcomes, producer, errors, .. } = step;
-        for ((outcome, errors), norms) in outcomes.iter_mut().zip(errors).zip(norms) {
+        for (place, outcome) in &mut outcomes {
+            let (errors, norms) = (errors[*place], norms[*place]);
             let name = &outcome.report.name;
             outcome.report.error_fitted = super::relative(errors[0], norms[0], name)?;
             if open.holds_out() {
@@ -211,11 +228,11 @@ impl<'a> Run<'a> {
                 outcome.report.error_held_out_uncorrected = before.filter(|error| error.is_finite());
             }
         }
-        let scales = outcomes.first_mut().and_then(|outcome| outcome.input_scales.take());
+        let scales = outcomes.first_mut().and_then(|(_, outcome)| outcome.input_scales.take());
         if let Some((producer, scales)) = producer.zip(scales) {
             producer.fold(&scales, &mut self.finished);
         }
-        for outcome in outcomes {
+        for (_, outcome) in outcomes {
             self.report.layers.push(outcome.report);
             self.finished.linears.push(outcome.stored);
         }

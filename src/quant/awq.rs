@@ -4,7 +4,7 @@
 //! With s the scales, Q' is W·diag(s) rounded: what is stored. Q = Q'·diag(1/s) is what it stands for. H and mean|x̂| are all
 //! that either search needs of the tokens, since the output is off by ⟨E·H, E⟩ = ‖E·X̂‖², E = W − Q.
 
-use super::{Rounded, Statistics};
+use super::{Codes, Rounded, Statistics};
 use crate::device::Recorder;
 use crate::ops::add::add_scaled;
 use crate::ops::clip::{Best, Candidate};
@@ -77,23 +77,23 @@ impl Activations {
 
     /// The scales with the least ⟨E·H, E⟩ summed over the linears, of plain ranges: 40·m·n² operations for each.
     ///
-    /// `weights`: W or W* of each linear, `[m, n]`. `place` names the group in errors. Of equals the least r wins.
+    /// `weights`: W or W* of each linear, `[m, n]`, and the grids it is to have. `place` names the group in errors. Of equals
+    /// the least r wins.
     pub async fn search(
         &self,
         rec: &mut Recorder,
-        weights: &[&Tensor],
-        spec: &GridSpec,
+        weights: &[(&Tensor, GridSpec)],
         feasible: Feasible<'_>,
         place: &str,
     ) -> Result<Scaling> {
-        let spec = GridSpec { search: Search::MinMax, ..*spec };
         let mut tried = Vec::new();
         for step in 0..RATIOS {
             let ratio = step as f64 / RATIOS as f64;
             let scales = feasible(&self.scales(ratio));
             let diagonal = Diagonal::new(rec, &scales)?;
             let mut losses = Vec::new();
-            for weight in weights {
+            for (weight, spec) in weights {
+                let spec = GridSpec { search: Search::MinMax, ..*spec };
                 let scaled = diagonal.scaled(rec, weight)?;
                 let grid = grid::search(rec, &scaled, &spec)?;
                 let error = diagonal.rounded(rec, &scaled, grid, &spec)?.error(rec, weight)?;
@@ -129,7 +129,7 @@ impl Activations {
         let scaled = diagonal.scaled(rec, weight)?;
         let whole = grid::shrunk(rec, &scaled, spec, PERCENT[0])?;
         if spec.search == Search::MinMax {
-            return diagonal.rounded(rec, &scaled, whole, spec);
+            return Ok(diagonal.rounded(rec, &scaled, whole, spec)?.into());
         }
         let mut best = Best::new(rec, whole, spec.group_size)?;
         for percent in PERCENT {
@@ -139,7 +139,7 @@ impl Activations {
             let curved = grouped_product(rec, &error, &self.hessian, spec.group_size)?;
             best.offer(rec, Candidate { grid: &rounded.grid, error: &error, curved: &curved })?;
         }
-        diagonal.rounded(rec, &scaled, best.grid, spec)
+        Ok(diagonal.rounded(rec, &scaled, best.grid, spec)?.into())
     }
 }
 
@@ -166,14 +166,28 @@ impl Diagonal {
     }
 
     /// W·diag(s) on `grid`, and back.
-    fn rounded(&self, rec: &mut Recorder, scaled: &Tensor, grid: Grid, spec: &GridSpec) -> Result<Rounded> {
+    fn rounded(&self, rec: &mut Recorder, scaled: &Tensor, grid: Grid, spec: &GridSpec) -> Result<Attempt> {
         let (codes, mut dequantized) = rtn::round(rec, scaled, &grid, spec.group_size, spec.bits)?;
         scale_columns(rec, &mut dequantized, &self.inverse)?;
-        Ok(Rounded { codes, grid, dequantized })
+        Ok(Attempt { bits: spec.bits, codes, grid, dequantized })
     }
 }
 
-impl Rounded {
+/// A weight rounded in one of the ways that are compared.
+struct Attempt {
+    bits: u32,
+    codes: Tensor<u32>,
+    grid: Grid,
+    dequantized: Tensor,
+}
+
+impl From<Attempt> for Rounded {
+    fn from(Attempt { bits, codes, grid, dequantized }: Attempt) -> Self {
+        Self { codes: Some(Codes { bits, codes, grid }), dequantized }
+    }
+}
+
+impl Attempt {
     /// E = W − Q.
     fn error(&self, rec: &mut Recorder, weight: &Tensor) -> Result<Tensor> {
         let mut error = rec.duplicate(weight)?;

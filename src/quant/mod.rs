@@ -5,10 +5,12 @@ pub mod awq;
 pub mod correction;
 pub mod gptq;
 pub mod options;
+pub mod quip;
+pub mod rotation;
 pub mod rounding;
 pub mod statistics;
 
 pub use awq::{Activations, Scaling};
-pub use options::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions};
-pub use rounding::{Rounded, Rounder};
+pub use options::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions, RotationKind};
+pub use rounding::{Codes, Curvature, Layer, Rounded, Rounder};
 pub use statistics::{Damping, Statistics};

@@ -101,6 +101,11 @@ impl Damping {
         Ok(Self { diagonal, mean })
     }
 
+    /// diag(H).
+    pub fn values(&self) -> &[f32] {
+        &self.diagonal
+    }
+
     /// λ = ρ·mean(diag H), dead inputs counted as 1.
     pub fn ridge(&self, rho: f64) -> f32 {
         (rho * self.mean) as f32

@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::Report;
-use crate::eval;
+use crate::{Error, Result, eval};
+
+/// Opens the document in a page, which is JSON up to the next `<`.
+pub(super) const EMBEDDED: &str = "<script type=\"application/json\" id=\"aquatint-document\">";
 
 /// One or more runs, to be shown together.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -80,6 +83,34 @@ impl Document {
     pub fn new(title: impl Into<String>, command: impl Into<String>, runs: Vec<Run>) -> Self {
         Self { title: title.into(), command: command.into(), aquatint: env!("CARGO_PKG_VERSION").to_string(), runs }
     }
+
+    /// Reads what `--json` or `--report` wrote: a document, the page around one, or the record of one run, which is then all
+    /// there is in the document.
+    ///
+    /// `name`: the file as the user knows it. Errors: `Error::Input` if it is none of these, or has no runs.
+    pub fn read(name: &str, bytes: &[u8]) -> Result<Self> {
+        let text = std::str::from_utf8(bytes).map_err(|_| refused(name, "bytes that are no text"))?;
+        let text = match text.split_once(EMBEDDED) {
+            Some((_, rest)) => rest.split('<').next().unwrap_or_default(),
+            None if text.trim_start().starts_with('<') => return Err(refused(name, "a page without a document in it")),
+            None => text,
+        };
+        let value: serde_json::Value =
+            serde_json::from_str(text).map_err(|error| refused(name, format!("no JSON ({error})")))?;
+        let other = |error: serde_json::Error| refused(name, format!("other JSON ({error})"));
+        if value.get("runs").is_some() {
+            let document: Self = serde_json::from_value(value).map_err(other)?;
+            return if document.runs.is_empty() { Err(refused(name, "no runs")) } else { Ok(document) };
+        }
+        let run: Run = serde_json::from_value(value).map_err(other)?;
+        let title = if run.model.is_empty() { name } else { &run.model };
+        Ok(Self {
+            title: title.to_string(),
+            command: "quantize".to_string(),
+            aquatint: run.report.aquatint.clone(),
+            runs: vec![run],
+        })
+    }
 }
 
 impl Run {
@@ -104,4 +135,9 @@ impl Evaluation {
             top1_agreement: against.map(|against| against.top1_agreement),
         }
     }
+}
+
+fn refused(name: &str, found: impl Into<String>) -> Error {
+    let expected = "a file that --json or --report of quantize, sweep, error-growth or report wrote";
+    Error::input(name, found, expected, "give the record of a run, or make one with aquatint quantize --json")
 }

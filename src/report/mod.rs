@@ -1,6 +1,10 @@
 //! The record of a run as the pipeline makes it, and the documents of one or more runs that `--json` and `--report` write.
 
 mod document;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod html;
+#[cfg(not(target_arch = "wasm32"))]
+mod plots;
 
 pub use document::{Document, Evaluation, Run, Sizes};
 

@@ -6,7 +6,8 @@ use crate::common::dense::Dense;
 use crate::common::{devices, random, read, recorder, relative_error};
 use crate::small_model::{Model, random_layer};
 use aquatint::checkpoint::{
-    Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, QuantizedLinear, WritePlan,
+    Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, QuantizedLinear, StoredLinear,
+    WritePlan,
 };
 use aquatint::device::{Device, Recorder};
 use aquatint::eval::{evaluate, logits};
@@ -107,8 +108,8 @@ fn the_scales_are_the_best_of_all_over_every_token() {
             let spec = spec(group_size, Search::Mse);
             let activations = activations(&mut rec, &x);
             let there: Vec<_> = weights.iter().map(|w| rec.upload(&[w.rows, n], w.f32()).unwrap()).collect();
-            let there: Vec<_> = there.iter().collect();
-            let search = activations.search(&mut rec, &there, &spec, &|s: &[f32]| s.to_vec(), "here");
+            let there: Vec<_> = there.iter().map(|w| (w, spec)).collect();
+            let search = activations.search(&mut rec, &there, &|s: &[f32]| s.to_vec(), "here");
             let found = block_on(search).unwrap();
             let losses: Vec<f64> = (0..20)
                 .map(|step| {
@@ -143,7 +144,10 @@ fn the_ranges_are_the_best_of_all_over_every_token() {
             let spec = spec(group_size, Search::Mse);
             let mut round = |spec: &GridSpec| {
                 let rounded = activations.round(&mut rec, &there, &s, spec).unwrap();
-                (Dense::new(m, n, &read(&mut rec, &rounded.dequantized)), read(&mut rec, &rounded.grid.scales))
+                (
+                    Dense::new(m, n, &read(&mut rec, &rounded.dequantized)),
+                    read(&mut rec, &rounded.codes.unwrap().grid.scales),
+                )
             };
             let (found, scales) = round(&spec);
             let candidates: Vec<Dense> =
@@ -233,7 +237,7 @@ fn scales_leave_the_output_of_the_full_precision_model_unchanged() {
         for block in 0..2 {
             let specs = checkpoint.config().block_linears(block);
             let read = |spec: &LinearSpec| block_on(checkpoint.read(&format!("{}.weight", spec.name))).unwrap();
-            let linears = specs.iter().map(|spec| exactly(spec, &read(spec))).collect();
+            let linears = specs.iter().map(|spec| exactly(spec, &read(spec)).into()).collect();
             let mut finished = Finished { linears, ..Finished::default() };
             let mut factors: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
             for stage in Stage::ALL {
@@ -252,14 +256,15 @@ fn scales_leave_the_output_of_the_full_precision_model_unchanged() {
                 both.insert_tensor(name.clone(), values.clone());
                 producers_only.insert_tensor(name, values);
             }
-            for (index, mut linear) in finished.linears.into_iter().enumerate() {
-                producers_only.insert(linear.name.clone(), linear.clone());
+            for (index, linear) in finished.linears.into_iter().enumerate() {
+                let StoredLinear::Codes(mut linear) = linear else { panic!("codes went in") };
+                producers_only.insert(linear.name.clone(), linear.clone().into());
                 if let Some(scales) = factors.get(&index) {
                     for (at, scale) in linear.scales.iter_mut().enumerate() {
                         *scale = f16::from_f32(scale.to_f32() * scales[at % scales.len()]);
                     }
                 }
-                both.insert(linear.name.clone(), linear);
+                both.insert(linear.name.clone(), linear.into());
             }
         }
         let mut of = |layers: &Replacements| {
@@ -332,7 +337,7 @@ fn store(
     format: Format,
 ) -> (Report, Replacements, Checkpoint) {
     let home = tempfile::tempdir().unwrap();
-    let plan = WritePlan::new(source, format, &source.config().linear_names(), DEFAULT_SHARD_LIMIT).unwrap();
+    let plan = WritePlan::new(source, format, &options.layers(source.config()), DEFAULT_SHARD_LIMIT).unwrap();
     let sink = DirectorySink::new(&home.path().join("out"), Existing::Refuse, None).unwrap();
     let mut writer = CheckpointWriter::new(source, plan, Box::new(sink)).unwrap();
     block_on(quantize(rec, source, text, options, &mut writer, &mut ())).unwrap();
@@ -420,13 +425,14 @@ fn tensors_that_do_not_fit_or_come_too_late_are_errors() {
     let other = "model.layers.1.input_layernorm.weight";
     assert_eq!(block_on(read.read(other)).unwrap(), block_on(checkpoint.read(other)).unwrap());
 
-    let names = checkpoint.config().linear_names();
-    let plan = WritePlan::new(&checkpoint, Format::Float, &names, DEFAULT_SHARD_LIMIT).unwrap();
+    let options = options(4, Alpha::Off);
+    let layers = options.layers(checkpoint.config());
+    let plan = WritePlan::new(&checkpoint, Format::Float, &layers, DEFAULT_SHARD_LIMIT).unwrap();
     let sink = DirectorySink::new(&home.path().join("late"), Existing::Refuse, None).unwrap();
     let mut writer = CheckpointWriter::new(&checkpoint, plan, Box::new(sink)).unwrap();
-    let (mut rng, settings) = (ChaCha8Rng::seed_from_u64(1), options(4, Alpha::Off).gptq_settings(checkpoint.config()));
+    let (mut rng, settings) = (ChaCha8Rng::seed_from_u64(1), options.gptq_settings(checkpoint.config()));
     for spec in checkpoint.config().linears() {
-        block_on(writer.put_linear(&random_layer(&mut rng, &spec, &settings))).unwrap();
+        block_on(writer.put_linear(&random_layer(&mut rng, &spec, &settings).into())).unwrap();
     }
     writer.put_tensor(norm, &[0.25; 32]).unwrap();
     assert!(matches!(block_on(writer.finish()), Err(Error::Shape { .. })));

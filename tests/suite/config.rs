@@ -172,11 +172,19 @@ fn a_quantization_config_is_read_or_refused() {
         symmetric: true,
         desc_act: false,
         checkpoint_format: ZeroPointFormat::V1,
+        dynamic: Vec::new(),
     };
     assert_eq!(read(json!({})), plain);
     let other = json!({"group_size": -1, "sym": false, "desc_act": true, "format": "gptq_v2", "bits": 3});
     let (bits, checkpoint_format) = (3, ZeroPointFormat::V2);
-    let expected = QuantizationConfig { bits, group_size: None, symmetric: false, desc_act: true, checkpoint_format };
+    let expected = QuantizationConfig {
+        bits,
+        group_size: None,
+        symmetric: false,
+        desc_act: true,
+        checkpoint_format,
+        dynamic: Vec::new(),
+    };
     assert_eq!(read(other), expected);
     for method in ["awq", "bitsandbytes", "compressed-tensors", "fp8"] {
         refused(with(json!({"quant_method": method})), &[method, "original, unquantized"]);

@@ -112,7 +112,7 @@ pub fn plan(model: &Checkpoint, options: &PageOptions, device: Option<&Device>) 
         ..RunPlan::default()
     };
     let format = options.format(&resolved, model);
-    match WritePlan::new(model, format, &config.linear_names(), DEFAULT_SHARD_LIMIT) {
+    match WritePlan::new(model, format, &resolved.layers(config), DEFAULT_SHARD_LIMIT) {
         Ok(written) => plan.output_bytes = written.bytes(),
         Err(error) => plan.problems.push(sentence(error)),
     }

@@ -1,4 +1,4 @@
-//! The browser test: the page in headless Chromium, driven by playwright-core (`web/tests/page.mjs`).
+//! The browser tests: the page and the reports in headless Chromium, driven by playwright-core (`web/tests/page.mjs`, `report.mjs`).
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -78,9 +78,12 @@ pub fn run(chromium: &Path) -> Result<()> {
     let mut shaders = Command::new("node");
     shaders.arg(installed.join("shaders.mjs")).arg(installed.join("shaders.json")).env("CHROMIUM", chromium);
     process::step("shaders", &mut shaders)?;
-    let mut test = Command::new("node");
-    test.arg(installed.join("page.mjs")).env("CHROMIUM", chromium).env("PAGE", page);
-    test.env("PROGRAMS", programs);
-    test.env("FIXTURES", process::root().join("tests/fixtures")).env("ARTEFACTS", installed.join("artefacts"));
-    process::step("page", &mut test)
+    for test in ["report", "page"] {
+        let mut command = Command::new("node");
+        command.arg(installed.join(format!("{test}.mjs"))).env("CHROMIUM", chromium).env("PAGE", &page);
+        command.env("PROGRAMS", &programs).env("FIXTURES", process::root().join("tests/fixtures"));
+        command.env("ARTEFACTS", installed.join("artefacts").join(test));
+        process::step(test, &mut command)?;
+    }
+    Ok(())
 }

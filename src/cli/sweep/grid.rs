@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use aquatint::checkpoint::{DEFAULT_SHARD_LIMIT, Format, WritePlan};
+use aquatint::checkpoint::{DEFAULT_SHARD_LIMIT, WritePlan};
 use aquatint::quant::{Alpha, Method, QuantizeOptions};
+use aquatint::report::Sizes;
 use aquatint::{Checkpoint, Error, Result};
 
 use super::super::args::{SweepArgs, Variant};
@@ -18,8 +19,8 @@ pub struct Cell {
     pub options: QuantizeOptions,
     /// Inputs per grid, `None` for per channel.
     pub group_size: Option<usize>,
-    /// Size of a checkpoint made with these options.
-    pub bytes: u64,
+    /// Of a checkpoint made with these options.
+    pub sizes: Sizes,
 }
 
 /// All of them, in the order of the table.
@@ -47,10 +48,15 @@ impl Grid {
             } else if !names.insert(name.clone()) {
                 grid.skipped.push(format!("{label}: asked for twice"));
             } else {
-                let group_size = options.group_size.resolve(model.config());
-                let format = Format::Gptq(options.gptq_settings(model.config()));
-                let plan = WritePlan::new(model, format, &model.config().linear_names(), DEFAULT_SHARD_LIMIT)?;
-                grid.cells.push(Cell { name, label, options, group_size, bytes: plan.bytes() });
+                let group_size = options.grid_columns(model.config());
+                let (format, layers) = (options.format(model.config()), options.layers(model.config()));
+                let plan = WritePlan::new(model, format, &layers, DEFAULT_SHARD_LIMIT)?;
+                let sizes = Sizes {
+                    original_bytes: model.bytes(),
+                    quantized_bytes: plan.bytes(),
+                    bits_per_weight: Some(plan.bits_per_weight()),
+                };
+                grid.cells.push(Cell { name, label, options, group_size, sizes });
             }
         }
         if grid.cells.is_empty() {
@@ -86,13 +92,13 @@ pub fn method(method: Method) -> String {
 }
 
 fn name(options: &QuantizeOptions, model: &Checkpoint) -> String {
-    let groups = options.group_size.resolve(model.config()).map_or("channel".to_string(), |size| format!("g{size}"));
+    let groups = options.grid_columns(model.config()).map_or("channel".to_string(), |size| format!("g{size}"));
     let (method, alpha) = (method(options.method), options.alpha.default);
     format!("{method}-{}bit-{groups}-{alpha}-seed{}", options.bits, options.seed)
 }
 
 fn label(options: &QuantizeOptions, model: &Checkpoint, seeds: &[u64]) -> String {
-    let groups = options.group_size.resolve(model.config());
+    let groups = options.grid_columns(model.config());
     let groups = groups.map_or("per channel".to_string(), |size| format!("groups of {size}"));
     let seed = if seeds.len() > 1 { format!(", seed {}", options.seed) } else { String::new() };
     let (method, alpha) = (method(options.method), options.alpha.default);

@@ -120,7 +120,7 @@ pub fn records(rows: &[Row], original: &Original) -> Vec<Vec<String>> {
 }
 
 /// What the columns of [`records`] hold.
-pub const COLUMNS: [&str; 27] = [
+pub const COLUMNS: [&str; 28] = [
     "method",
     "bits",
     "group_size",
@@ -138,6 +138,7 @@ pub const COLUMNS: [&str; 27] = [
     "sampling",
     "device",
     "quantized_bytes",
+    "bits_per_weight",
     "mean_alpha",
     "guarded_layers",
     "last_block_error",
@@ -175,7 +176,8 @@ fn record(row: &Row, text: &Evaluation, index: usize) -> Vec<String> {
         options.seq_len.to_string(),
         format!("{:?}", options.sampling).to_lowercase(),
         report.map_or(String::new(), |report| report.device.clone()),
-        row.cell.bytes.to_string(),
+        row.cell.sizes.quantized_bytes.to_string(),
+        result(row.cell.sizes.bits_per_weight),
         result(report.map(|report| {
             report.layers.iter().map(|layer| layer.alpha).sum::<f64>() / report.layers.len().max(1) as f64
         })),
