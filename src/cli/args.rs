@@ -225,6 +225,9 @@ pub struct SweepArgs {
     /// Text to evaluate on, several times for several; left out, the bundled evaluation text.
     #[arg(long, value_name = "FILE")]
     pub text: Vec<PathBuf>,
+    /// Multiple-choice questions to answer as well, several times for several files.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub tasks: Vec<PathBuf>,
     /// Tokens per evaluation window [default: those of a calibration window].
     #[arg(long, value_delimiter = ',', value_name = "N,…")]
     pub eval_seq_len: Vec<usize>,

@@ -108,6 +108,8 @@ impl Observer for Console {
             Event::Planned { .. } => self.planned(event),
             Event::Phase { block, stage, phase } if self.terminal => self.phase(block, stage, phase),
             Event::Group { .. } if self.terminal => self.bar(self.blocks * Stage::ALL.len()).inc(1),
+            Event::Head if self.terminal => self.bar(self.blocks * Stage::ALL.len()).set_message("output matrix"),
+            Event::Head => eprintln!("output matrix"),
             Event::Block { block, ref errors } => self.block(block, errors),
             Event::EvaluationBlock { block, blocks } if self.terminal => {
                 if block == 1 {

@@ -54,7 +54,11 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     let mut rec = Recorder::new(&device);
     let mut console = Console::new();
     let result = quantize(&mut rec, &model, &windows, &options, &mut writer, &mut console);
-    let report = pollster::block_on(result)?;
+    let report = pollster::block_on(result).inspect_err(|error| {
+        if matches!(error, Error::Cancelled) {
+            eprintln!("nothing was written");
+        }
+    })?;
     pollster::block_on(writer.finish())?;
     drop(console);
     summarise(&report);

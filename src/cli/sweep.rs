@@ -8,6 +8,7 @@ mod table;
 use aquatint::checkpoint::read_text_file;
 use aquatint::device::{Device, Recorder};
 use aquatint::eval::evaluate;
+use aquatint::eval::tasks::{Task, TaskResult, answer};
 use aquatint::model::network::{Network, Replacements};
 use aquatint::pipeline::{Job, quantize_together};
 use aquatint::report::{Document, Evaluation, Report, Run, html};
@@ -32,9 +33,12 @@ pub fn run(args: SweepArgs) -> Result<()> {
         return Err(Error::input("--together", "0", "at least 1", "use 4 or leave it out"));
     }
     let calibration = calibration_tokens(&model, &args.calibration)?;
-    let texts = texts(&args, &model, cells[0].options.seq_len)?;
+    let measures = Measures {
+        texts: texts(&args, &model, cells[0].options.seq_len)?,
+        tasks: args.tasks.iter().map(|path| Task::parse(&read_text_file(path)?)).collect::<Result<_>>()?,
+    };
     let device = open_device(&args.device)?;
-    let mut sweep = Sweep::new(&model, &device, &calibration, texts, Store::new(&args.out, args.force))?;
+    let mut sweep = Sweep::new(&model, &device, &calibration, measures, Store::new(&args.out, args.force))?;
     let mut rows = Vec::new();
     for cell in cells {
         let fingerprint = sweep.fingerprint(Some(&cell))?;
@@ -68,6 +72,12 @@ struct Text {
     windows: Vec<Vec<u32>>,
 }
 
+/// What every cell is measured with.
+struct Measures {
+    texts: Vec<Text>,
+    tasks: Vec<Task>,
+}
+
 /// Every text in every length.
 fn texts(args: &SweepArgs, model: &Checkpoint, seq_len: usize) -> Result<Vec<Text>> {
     let files = match args.text.is_empty() {
@@ -89,7 +99,7 @@ fn texts(args: &SweepArgs, model: &Checkpoint, seq_len: usize) -> Result<Vec<Tex
 struct Sweep<'a> {
     model: &'a Checkpoint,
     calibration: &'a Calibration,
-    texts: Vec<Text>,
+    measures: Measures,
     store: Store,
     /// Of the original model's evaluation.
     base: Fingerprint,
@@ -102,18 +112,19 @@ impl<'a> Sweep<'a> {
         model: &'a Checkpoint,
         device: &Device,
         calibration: &'a Calibration,
-        texts: Vec<Text>,
+        measures: Measures,
         store: Store,
     ) -> Result<Self> {
+        let texts = measures.texts.iter().map(|text| (text.name.as_str(), text.windows.as_slice()));
         let base = Fingerprint {
             aquatint: env!("CARGO_PKG_VERSION").to_string(),
             device: device.name(),
             model: pollster::block_on(store::model_hash(model))?,
-            evaluation: store::windows_hash(texts.iter().map(|text| (text.name.as_str(), text.windows.as_slice()))),
+            evaluation: store::texts_hash(texts, &measures.tasks),
             calibration: None,
             options: None,
         };
-        Ok(Self { model, calibration, texts, store, base, rec: Recorder::new(device), console: Console::new() })
+        Ok(Self { model, calibration, measures, store, base, rec: Recorder::new(device), console: Console::new() })
     }
 
     /// Of a cell, or of the original model.
@@ -121,7 +132,7 @@ impl<'a> Sweep<'a> {
         let Some(cell) = cell else { return Ok(self.base.clone()) };
         let windows = draw(self.calibration, &cell.options)?;
         Ok(Fingerprint {
-            calibration: Some(store::windows_hash([("", windows.as_slice())])),
+            calibration: Some(store::texts_hash([("", windows.as_slice())], &[])),
             options: Some(serde_json::to_value(&cell.options).expect("options are numbers and words")),
             ..self.base.clone()
         })
@@ -152,16 +163,25 @@ impl<'a> Sweep<'a> {
             return Ok(original);
         }
         eprintln!("evaluating the original model");
-        let original = (0..self.texts.len()).map(|text| self.perplexity(text, None)).collect::<Result<_>>()?;
+        let original = Original {
+            texts: (0..self.measures.texts.len()).map(|text| self.perplexity(text, None)).collect::<Result<_>>()?,
+            tasks: (0..self.measures.tasks.len()).map(|task| self.accuracy(task, None)).collect::<Result<_>>()?,
+        };
         self.store.save(&path, &fingerprint, &original)?;
         Ok(original)
     }
 
     fn perplexity(&mut self, text: usize, layers: Option<&Replacements>) -> Result<Evaluation> {
-        let Text { name, seq_len, windows } = &self.texts[text];
+        let Text { name, seq_len, windows } = &self.measures.texts[text];
         let network = Network::new(&mut self.rec, self.model, layers, *seq_len)?;
         let measured = evaluate(&mut self.rec, &network, None, windows, &mut self.console);
         Ok(Evaluation::new(name, &pollster::block_on(measured)?))
+    }
+
+    fn accuracy(&mut self, task: usize, layers: Option<&Replacements>) -> Result<TaskResult> {
+        let task = &self.measures.tasks[task];
+        let answered = answer(&mut self.rec, self.model, layers, task, &mut self.console);
+        Ok(TaskResult { log_likelihoods: Vec::new(), ..pollster::block_on(answered)? })
     }
 
     fn quantize(&mut self, cells: &[&Cell]) -> Result<Vec<(Result<Report>, Replacements)>> {
@@ -182,26 +202,41 @@ impl<'a> Sweep<'a> {
         original: &Original,
     ) -> Result<Finished> {
         let report = match report {
-            Err(failure) => return Ok(Finished { run: None, failure: Some(failure.to_string()) }),
+            Err(failure) => {
+                return Ok(Finished { run: None, tasks: Vec::new(), failure: Some(failure.to_string()) });
+            }
             Ok(report) => report,
         };
         let mut run = Run::new(&cell.label, self.model.name(), report);
         run.sizes = Some(cell.sizes);
-        let mut failure = None;
-        for (text, original) in original.iter().enumerate() {
-            match self.perplexity(text, Some(layers)) {
-                Ok(mut evaluation) => {
-                    evaluation.original_perplexity = Some(original.perplexity);
-                    eprintln!("{}: perplexity {:.3}", cell.label, evaluation.perplexity);
-                    run.evaluations.push(evaluation);
-                }
-                Err(error @ Error::NotFinite { .. }) => {
-                    failure = Some(error.to_string());
-                    break;
-                }
-                Err(error) => return Err(error),
-            }
+        let mut tasks = Vec::new();
+        let failure = match self.measure(cell, layers, original, (&mut run.evaluations, &mut tasks)) {
+            Ok(()) => None,
+            Err(error @ Error::NotFinite { .. }) => Some(error.to_string()),
+            Err(error) => return Err(error),
+        };
+        Ok(Finished { run: Some(run), tasks, failure })
+    }
+
+    /// All perplexities and accuracies, as far as the quantized model gives numbers.
+    fn measure(
+        &mut self,
+        cell: &Cell,
+        layers: &Replacements,
+        original: &Original,
+        (evaluations, tasks): (&mut Vec<Evaluation>, &mut Vec<TaskResult>),
+    ) -> Result<()> {
+        for (text, original) in original.texts.iter().enumerate() {
+            let original_perplexity = Some(original.perplexity);
+            let evaluation = Evaluation { original_perplexity, ..self.perplexity(text, Some(layers))? };
+            eprintln!("{}: perplexity {:.3}", cell.label, evaluation.perplexity);
+            evaluations.push(evaluation);
         }
-        Ok(Finished { run: Some(run), failure })
+        for task in 0..original.tasks.len() {
+            let result = self.accuracy(task, Some(layers))?;
+            eprintln!("{}: accuracy {:.2} % in {}", cell.label, 100.0 * result.accuracy, result.task);
+            tasks.push(result);
+        }
+        Ok(())
     }
 }

@@ -41,7 +41,7 @@ pub struct Task {
 }
 
 /// How a model does on a task.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TaskResult {
     /// The task's name.
     pub task: String,
@@ -55,7 +55,8 @@ pub struct TaskResult {
     pub normalised_accuracy: f64,
     /// Its standard error.
     pub normalised_error: f64,
-    /// ln p(choice | context) in nats, for each choice of each question.
+    /// ln p(choice | context) in nats, for each choice of each question; empty where nobody wanted to keep them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub log_likelihoods: Vec<Vec<f64>>,
 }
 

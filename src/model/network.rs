@@ -96,11 +96,24 @@ pub struct Network<'a> {
 #[derive(Debug)]
 pub struct Vocabulary(Vec<(usize, Tensor)>);
 
+/// What normalises the last hidden state.
+#[derive(Debug)]
+pub struct FinalNorm {
+    weight: Tensor,
+    epsilon: f32,
+}
+
+impl FinalNorm {
+    /// The normalised state, `[tokens, hidden]` like `hidden`.
+    pub fn apply(&self, rec: &mut Recorder, hidden: &Tensor) -> Result<Tensor> {
+        rms_norm(rec, hidden, &self.weight, self.epsilon)
+    }
+}
+
 /// The final norm and the output matrix.
 #[derive(Debug)]
 pub struct Head {
-    norm: Tensor,
-    epsilon: f32,
+    norm: FinalNorm,
     /// The output matrix; of a tied model also the embedding.
     pub(super) output: Vocabulary,
 }
@@ -237,10 +250,6 @@ impl<'a> Network<'a> {
         Ok(chunks.into_iter().map(|(_, hidden)| hidden).collect())
     }
 
-    fn output_matrix(&self) -> &'static str {
-        if self.config().tie_word_embeddings { EMBEDDING } else { "lm_head.weight" }
-    }
-
     /// Reads what [`Network::embed`] leaves of the head and keeps nothing: a run that quantizes never needs it, but its
     /// numbers go into the result.
     pub async fn check_head(&self, rec: &mut Recorder) -> Result<()> {
@@ -248,7 +257,7 @@ impl<'a> Network<'a> {
         if !self.config().tie_word_embeddings {
             let rows = self.slab_rows(rec);
             for first in (0..self.config().vocab_size).step_by(rows) {
-                self.slab(rec, self.output_matrix(), first, rows).await?;
+                self.slab(rec, self.config().output_weight(), first, rows).await?;
             }
         }
         Ok(())
@@ -256,17 +265,50 @@ impl<'a> Network<'a> {
 
     /// The head, all of it on the device.
     pub async fn head(&self, rec: &mut Recorder) -> Result<Head> {
-        let output = self.vocabulary(rec, self.output_matrix()).await?;
-        let norm = self.checkpoint.load(rec, FINAL_NORM).await?;
-        Ok(Head { norm, epsilon: self.config().rms_norm_eps, output })
+        let output = match self.replaced_output() {
+            Some(linear) => self.cut(rec, &linear.dequantize())?,
+            None => self.vocabulary(rec, self.config().output_weight()).await?,
+        };
+        Ok(Head { norm: self.final_norm(rec).await?, output })
+    }
+
+    /// What normalises the last hidden state.
+    pub async fn final_norm(&self, rec: &mut Recorder) -> Result<FinalNorm> {
+        Ok(FinalNorm { weight: self.checkpoint.load(rec, FINAL_NORM).await?, epsilon: self.config().rms_norm_eps })
+    }
+
+    /// The output matrix in one piece, `[vocab, hidden]`. Errors: `Error::Input` naming `--lm-head` if the device cannot bind it.
+    pub async fn output_matrix(&self, rec: &mut Recorder) -> Result<Tensor> {
+        let LinearSpec { rows, columns, .. } = self.config().head_linear();
+        let (bytes, most) = ((rows * columns * 4) as u64, rec.device().largest_array());
+        if bytes > most {
+            let found = format!("an output matrix of {bytes} bytes");
+            let expected = format!("at most {most}, which this device can bind");
+            return Err(Error::input("--lm-head", found, expected, "leave it out, or use --device cpu"));
+        }
+        self.checkpoint.load(rec, self.config().output_weight()).await
+    }
+
+    fn replaced_output(&self) -> Option<&StoredLinear> {
+        self.replacements.and_then(|r| r.get(&self.config().head_linear().name))
     }
 
     /// The embedding, all of it on the device, or `None` where it is the head's output matrix.
     pub async fn embedding(&self, rec: &mut Recorder) -> Result<Option<Vocabulary>> {
-        if self.config().tie_word_embeddings {
+        if self.config().tie_word_embeddings && self.replaced_output().is_none() {
             return Ok(None);
         }
         self.vocabulary(rec, EMBEDDING).await.map(Some)
+    }
+
+    /// Slabs of a `[vocab, hidden]` matrix on the host.
+    fn cut(&self, rec: &mut Recorder, matrix: &[f32]) -> Result<Vocabulary> {
+        let (rows, width) = (self.slab_rows(rec), self.config().hidden_size);
+        let slabs = matrix.chunks(rows * width).enumerate();
+        let upload = |(index, slab): (usize, &[f32])| {
+            Ok((index * rows, rec.upload(&[slab.len() / width, width], slab.to_vec())?))
+        };
+        Ok(Vocabulary(slabs.map(upload).collect::<Result<_>>()?))
     }
 
     async fn vocabulary(&self, rec: &mut Recorder, name: &str) -> Result<Vocabulary> {
@@ -298,7 +340,7 @@ impl Vocabulary {
 impl Head {
     /// The normalised hidden state that [`Head::logits`] takes.
     pub fn normalise(&self, rec: &mut Recorder, hidden: &Tensor) -> Result<Tensor> {
-        rms_norm(rec, hidden, &self.norm, self.epsilon)
+        self.norm.apply(rec, hidden)
     }
 
     /// First vocabulary entry of each slab.

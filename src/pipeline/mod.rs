@@ -24,7 +24,7 @@ use crate::report::Report;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 pub use observer::{Event, Observer, Phase};
-use run::{Norms, Open, Run, Step};
+use run::{Group, Norms, Open, Run, Step};
 
 /// Where quantized layers go, in model order.
 pub trait Output {
@@ -109,6 +109,7 @@ pub async fn quantize_together<'a>(
     for index in 0..session.network.config().num_hidden_layers {
         session.block(rec, index, observer).await?;
     }
+    session.head(rec, observer).await?;
     Ok(session.finish(observer.seconds() - started))
 }
 
@@ -280,6 +281,30 @@ impl<'a> Session<'a> {
             open.block.fold(rec, stage, exact, &mut self.network.context(), &mut open.full.0[chunk])?;
         }
         Ok(norms)
+    }
+
+    /// Quantizes the output matrix in every run that asks for it.
+    async fn head(&mut self, rec: &mut Recorder, observer: &mut dyn Observer) -> Result<()> {
+        if !self.running().any(|run| run.quantizes_head()) {
+            return Ok(());
+        }
+        observer.event(&Event::Head);
+        let norm = self.network.final_norm(rec).await?;
+        let weight = self.network.output_matrix(rec).await?;
+        let streams = self.runs.iter_mut().map(|run| &mut run.stream).chain([&mut self.full]);
+        for lane in streams.flat_map(|stream| &mut stream.0) {
+            lane.input = norm.apply(rec, &lane.hidden)?;
+        }
+        let place = self.network.config().head_linear().name;
+        let group = Group { place, at: None, full: &self.full, held_out_from: self.held_out_from };
+        for run in self.runs.iter_mut().filter(|run| run.goes_on()) {
+            if observer.cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let done = run.head(rec, &group, &weight, observer).await;
+            run.survive(done)?;
+        }
+        Ok(())
     }
 
     /// How far every run is from S after block `index`.

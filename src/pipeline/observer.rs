@@ -77,6 +77,8 @@ pub enum Event {
         /// ‖S − Ŝ‖/‖S‖ after it, on the calibration tokens: one for each run that has not broken down.
         errors: Vec<f64>,
     },
+    /// The output matrix is next, after the last block.
+    Head,
     /// An evaluated model has passed a block.
     EvaluationBlock {
         /// Blocks done.

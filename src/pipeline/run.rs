@@ -8,6 +8,7 @@ use crate::checkpoint::Checkpoint;
 use crate::device::Recorder;
 use crate::model::block::{Block, Context, Stage};
 use crate::model::config::LinearSpec;
+use crate::ops::matmul::{Orientation, matmul};
 use crate::quant::awq::Feasible;
 use crate::quant::{Alpha, Method, QuantizeOptions, Statistics};
 use crate::report::{BlockReport, Report, group_name};
@@ -26,7 +27,36 @@ pub(super) struct Open<'a> {
     pub held_out_from: usize,
 }
 
+/// A group of linears that read the same input, and that input in the full-precision stream.
+pub(super) struct Group<'a> {
+    /// For errors.
+    pub place: String,
+    /// Block and stage; `None` for the output matrix.
+    pub at: Option<(usize, Stage)>,
+    pub full: &'a Stream,
+    /// The chunks from this one on are held out.
+    pub held_out_from: usize,
+}
+
+impl Group<'_> {
+    /// Whether any chunk is held out.
+    fn holds_out(&self) -> bool {
+        self.held_out_from < self.full.0.len()
+    }
+
+    fn begin(&self, phase: Phase, observer: &mut dyn Observer) {
+        if let Some((block, stage)) = self.at {
+            observer.event(&Event::Phase { block, stage, phase });
+        }
+    }
+}
+
 impl Open<'_> {
+    fn group(&self, stage: Stage) -> Group<'_> {
+        let (at, held_out_from) = (Some((self.index, stage)), self.held_out_from);
+        Group { place: group_name(self.index, stage), at, full: &self.full, held_out_from }
+    }
+
     /// Whether any chunk is held out.
     fn holds_out(&self) -> bool {
         self.held_out_from < self.full.0.len()
@@ -40,6 +70,15 @@ impl Open<'_> {
 
 /// ‖WX‖² of each linear of a group: of the tokens to fit on, and of those held out.
 pub(super) type Norms = Vec<[f64; 2]>;
+
+/// Numbers that the output matrix may make at a time, about: its rows are many.
+const HEAD_OUTPUTS: usize = 1 << 24;
+
+/// Rows `first..first + rows` of X times Wᵀ.
+fn project_rows(rec: &mut Recorder, (x, weight): (&Tensor, &Tensor), first: usize, rows: usize) -> Result<Tensor> {
+    let x = rec.copy_rows(x, first, rows)?;
+    matmul(rec, Orientation::Nt, &x, weight)
+}
 
 /// A run between its first block and its last.
 pub(super) struct Run<'a> {
@@ -119,7 +158,8 @@ impl<'a> Run<'a> {
             }
             _ => None,
         };
-        let mut outcomes = self.quantize_group(rec, open, (stage, producer.as_ref()), &linears, observer).await?;
+        let group = open.group(stage);
+        let mut outcomes = self.quantize_group(rec, &group, producer.as_ref(), &linears, observer).await?;
         let mut rounded: Vec<Tensor> = originals.iter().map(|w| rec.duplicate(w)).collect::<Result<_>>()?;
         for (&place, outcome) in places.iter().zip(&mut outcomes) {
             rounded[place] = super::take(rec, &mut outcome.dequantized)?;
@@ -138,37 +178,35 @@ impl<'a> Run<'a> {
     async fn quantize_group(
         &mut self,
         rec: &mut Recorder,
-        open: &Open<'_>,
-        (stage, producer): (Stage, Option<&Producer>),
+        group: &Group<'_>,
+        producer: Option<&Producer>,
         linears: &[Linear<'_>],
         observer: &mut dyn Observer,
     ) -> Result<Vec<Outcome>> {
-        let block = open.index;
-        let place = group_name(block, stage);
         let feasible = producer.map(|producer| |wanted: &[f32]| producer.feasible(wanted));
         let quantizer = GroupQuantizer {
             options: self.options,
             group_size: self.report.group_size,
             feasible: feasible.as_ref().map(|feasible| feasible as Feasible<'_>),
-            place: &place,
+            place: &group.place,
         };
         let correlate = linears.iter().any(|linear| linear.alpha != Alpha::Off);
         if !correlate && self.options.method == Method::Rtn {
-            observer.event(&Event::Phase { block, stage, phase: Phase::Rounding });
+            group.begin(Phase::Rounding, observer);
             let since = observer.seconds();
             let outcomes = quantizer.round_plain(rec, linears).await?;
             self.spent(rec, Phase::Rounding, since, observer).await?;
             return Ok(outcomes);
         }
-        observer.event(&Event::Phase { block, stage, phase: Phase::Statistics });
+        group.begin(Phase::Statistics, observer);
         let since = observer.seconds();
-        let gathered = self.gather(rec, open, correlate)?;
+        let gathered = self.gather(rec, group, correlate)?;
         self.spent(rec, Phase::Statistics, since, observer).await?;
-        observer.event(&Event::Phase { block, stage, phase: Phase::Correction });
+        group.begin(Phase::Correction, observer);
         let since = observer.seconds();
         let (prepared, candidates) = quantizer.correct(rec, linears, gathered).await?;
         self.spent(rec, Phase::Correction, since, observer).await?;
-        observer.event(&Event::Phase { block, stage, phase: Phase::Rounding });
+        group.begin(Phase::Rounding, observer);
         let since = observer.seconds();
         let outcomes = quantizer.round(rec, linears, &prepared, candidates).await?;
         self.spent(rec, Phase::Rounding, since, observer).await?;
@@ -176,17 +214,17 @@ impl<'a> Run<'a> {
     }
 
     /// H and D of the input that all linears of the group in hand read.
-    fn gather(&self, rec: &mut Recorder, open: &Open<'_>, correlate: bool) -> Result<Gathered> {
-        let n = open.full.0[0].input.shape()[1];
+    fn gather(&self, rec: &mut Recorder, group: &Group<'_>, correlate: bool) -> Result<Gathered> {
+        let n = group.full.0[0].input.shape()[1];
         let magnitudes = self.options.method == Method::Awq;
         let empty = |rec: &mut Recorder| {
             let statistics = Statistics::zeros(rec, n, correlate)?;
             if magnitudes { statistics.with_magnitudes(rec) } else { Ok(statistics) }
         };
         let mut fitting = empty(rec)?;
-        let mut held_out = if open.holds_out() { Some(empty(rec)?) } else { None };
-        for (index, (full, quantized)) in open.full.0.iter().zip(&self.stream.0).enumerate() {
-            let part = if open.part(index) == 0 { Some(&mut fitting) } else { held_out.as_mut() };
+        let mut held_out = if group.holds_out() { Some(empty(rec)?) } else { None };
+        for (index, (full, quantized)) in group.full.0.iter().zip(&self.stream.0).enumerate() {
+            let part = if index < group.held_out_from { Some(&mut fitting) } else { held_out.as_mut() };
             if let Some(part) = part {
                 part.accumulate(rec, &full.input, &quantized.input)?;
             }
@@ -218,28 +256,37 @@ impl<'a> Run<'a> {
     /// Fills in the measured errors of the group's layers, and hands the output what is ready.
     pub async fn settle(&mut self, open: &Open<'_>, stage: Stage, step: Step, norms: &Norms) -> Result<()> {
         let Step { mut outcomes, producer, errors, .. } = step;
-        for (place, outcome) in &mut outcomes {
-            let (errors, norms) = (errors[*place], norms[*place]);
-            let name = &outcome.report.name;
-            outcome.report.error_fitted = super::relative(errors[0], norms[0], name)?;
-            if open.holds_out() {
-                outcome.report.error_held_out = Some(super::relative(errors[1], norms[1], name)?);
-                let before = outcome.score_gain.map(|gain| (errors[1] + gain) / norms[1]);
-                outcome.report.error_held_out_uncorrected = before.filter(|error| error.is_finite());
-            }
-        }
         let scales = outcomes.first_mut().and_then(|(_, outcome)| outcome.input_scales.take());
         if let Some((producer, scales)) = producer.zip(scales) {
             producer.fold(&scales, &mut self.finished);
         }
-        for (_, outcome) in outcomes {
-            self.report.layers.push(outcome.report);
-            self.finished.linears.push(outcome.stored);
-        }
+        let measured = outcomes.into_iter().map(|(place, outcome)| (outcome, errors[place], norms[place]));
+        self.record(measured.collect(), open.holds_out())?;
         // With AWQ a later stage may still change what an earlier one has stored.
         if self.options.method == Method::Awq && stage != Stage::Down {
             return Ok(());
         }
+        self.hand_over().await
+    }
+
+    /// Fills in measured errors: ‖WX − QX̂‖² and ‖WX‖², each of the tokens to fit on and of those held out.
+    fn record(&mut self, measured: Vec<(Outcome, [f64; 2], [f64; 2])>, holds_out: bool) -> Result<()> {
+        for (mut outcome, errors, norms) in measured {
+            let name = &outcome.report.name;
+            outcome.report.error_fitted = super::relative(errors[0], norms[0], name)?;
+            if holds_out {
+                outcome.report.error_held_out = Some(super::relative(errors[1], norms[1], name)?);
+                let before = outcome.score_gain.map(|gain| (errors[1] + gain) / norms[1]);
+                outcome.report.error_held_out_uncorrected = before.filter(|error| error.is_finite());
+            }
+            self.report.layers.push(outcome.report);
+            self.finished.linears.push(outcome.stored);
+        }
+        Ok(())
+    }
+
+    /// Gives the output what is ready.
+    async fn hand_over(&mut self) -> Result<()> {
         let Finished { tensors, linears } = std::mem::take(&mut self.finished);
         for (name, values) in tensors {
             self.output.put_tensor(name, values)?;
@@ -248,6 +295,42 @@ impl<'a> Run<'a> {
             self.output.put(linear).await?;
         }
         Ok(())
+    }
+
+    /// Quantizes the output matrix `weight`, if this run does. The inputs of all lanes are normalised.
+    pub async fn head(
+        &mut self,
+        rec: &mut Recorder,
+        group: &Group<'_>,
+        weight: &Tensor,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let linear = self.linear(&group.place, weight);
+        let Some(linear) = linear.filter(|_| self.quantizes_head()) else { return Ok(()) };
+        let outcome = self.quantize_group(rec, group, None, &[linear], observer).await?.swap_remove(0);
+        let since = observer.seconds();
+        let (mut errors, mut norms) = ([0.0; 2], [0.0; 2]);
+        for (chunk, (full, quantized)) in group.full.0.iter().zip(&self.stream.0).enumerate() {
+            let part = usize::from(chunk >= group.held_out_from);
+            let tokens = full.input.shape()[0];
+            let piece = (HEAD_OUTPUTS / weight.shape()[0]).max(1);
+            for first in (0..tokens).step_by(piece) {
+                let rows = piece.min(tokens - first);
+                let [exact, approximate] = [(&full.input, weight), (&quantized.input, &outcome.dequantized)];
+                let exact = project_rows(rec, exact, first, rows)?;
+                let approximate = project_rows(rec, approximate, first, rows)?;
+                errors[part] += super::error(rec, &exact, &approximate).await?;
+                norms[part] += super::norm(rec, &exact).await?;
+            }
+        }
+        self.spent(rec, Phase::Forward, since, observer).await?;
+        self.record(vec![(outcome, errors, norms)], group.holds_out())?;
+        self.hand_over().await
+    }
+
+    /// Whether the output matrix is quantized in this run.
+    pub fn quantizes_head(&self) -> bool {
+        self.options.lm_head && self.options.blocks.is_none()
     }
 
     /// Records Δ_m = ‖S − Ŝ‖²/‖S‖² over all tokens; its root.

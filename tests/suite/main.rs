@@ -43,5 +43,6 @@ mod sweep;
 mod tasks;
 mod tiny_llama;
 mod together;
+mod treatment;
 mod vectors;
 mod widen;

@@ -85,10 +85,9 @@ fn interrupt(child: &mut Child) {
 }
 
 /// Runs the sweep one cell at a time until it begins the third, and stops it.
-fn stopped_after_two(directory: &Path) -> String {
+fn stopped_after_two(directory: &Path, more: &[&str]) -> String {
     // Tests started in the background of a script inherit an ignored SIGINT, which the program respects.
-    let plain = command(directory, &["--together", "1"]);
-    let mut command = plain;
+    let mut command = command(directory, &[more, &["--together", "1"]].concat());
     if cfg!(target_os = "linux") {
         let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
         command = Command::new("env");
@@ -117,29 +116,36 @@ fn stopped_after_two(directory: &Path) -> String {
 fn a_sweep_that_was_stopped_keeps_what_is_finished_and_ends_as_one_that_was_not() {
     let scratch = TempDir::new().unwrap();
     let (whole, stopped) = (scratch.path().join("whole"), scratch.path().join("stopped"));
-    let said = succeed(command(&whole, &["--together", "3"]));
+    let task = scratch.path().join("task.jsonl");
+    fs::write(&task, r#"{"context": "The city of", "choices": [" Paris is", " is Paris"], "answer": 0}"#).unwrap();
+    let more = ["--tasks", task.to_str().unwrap()];
+    let said = succeed(command(&whole, &[&more[..], &["--together", "3"]].concat()));
     assert!(said.contains("4 cells, 0 of them finished") && said.contains("full precision"), "{said}");
-    let rest = stopped_after_two(&stopped);
+    assert!(said.contains("task.jsonl, %"), "{said}");
+    let rest = stopped_after_two(&stopped, &more);
     if cfg!(unix) {
         assert!(rest.contains("finished cells are kept in"), "{rest}");
     }
     let before = files(&stopped.join("cells"));
     assert!((2..4).contains(&before.len()), "{:?}", before.keys());
     assert!(!stopped.join("sweep.csv").exists());
-    let said = succeed(command(&stopped, &[]));
+    let said = succeed(command(&stopped, &more));
     assert!(said.contains(&format!("4 cells, {} of them finished", before.len())), "{said}");
     let after = files(&stopped.join("cells"));
     assert_eq!(after.len(), 4);
     assert!(before.iter().all(|(name, file)| after[name] == *file), "a finished cell was written again");
     let lines = table(&stopped.join("sweep.csv"));
-    assert_eq!(lines.len(), 4);
+    assert_eq!(lines.len(), 8);
     assert_eq!(lines, table(&whole.join("sweep.csv")));
     assert_eq!(document(&stopped.join("sweep.json")), document(&whole.join("sweep.json")));
     // Once more, with nothing left to do.
-    succeed(command(&stopped, &[]));
+    succeed(command(&stopped, &more));
     assert_eq!(after, files(&stopped.join("cells")));
-    let perplexity = |line: &BTreeMap<String, String>| line["perplexity"].parse::<f64>().unwrap();
-    assert!(lines.iter().all(|line| (30.0..80.0).contains(&perplexity(line)) && line["failure"].is_empty()));
+    let (texts, tasks): (Vec<_>, Vec<_>) = lines.into_iter().partition(|line| line["accuracy"].is_empty());
+    let number = |line: &BTreeMap<String, String>, column: &str| line[column].parse::<f64>().unwrap();
+    assert_eq!((texts.len(), tasks.len()), (4, 4));
+    assert!(texts.iter().all(|line| (30.0..80.0).contains(&number(line, "perplexity")) && line["failure"].is_empty()));
+    assert!(tasks.iter().all(|line| number(line, "accuracy") == 1.0 && line["text"].ends_with("task.jsonl")));
 }
 
 #[test]

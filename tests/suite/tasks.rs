@@ -16,20 +16,20 @@ fn task(lines: &str) -> aquatint::Result<Task> {
     Task::parse(&TextFile { name: "task.jsonl".to_string(), bytes: lines.as_bytes().to_vec().into() })
 }
 
-/// Beginnings of paragraphs of the evaluation text, each with four ways to go on: its own, and three of other paragraphs.
+/// Beginnings of paragraphs of the evaluation text, each with four ways to go on: its own words, and the same in three other
+/// orders.
 fn cloze(count: usize) -> Task {
     let text = String::from_utf8(bundled::evaluation_text().bytes.to_vec()).unwrap();
-    let cut = |line: &str| {
+    let lines = text.lines().filter(|line| line.split(' ').count() > 40).take(count).enumerate();
+    let question = |(index, line): (usize, &str)| {
         let words: Vec<&str> = line.split(' ').collect();
-        (words.len() > 40).then(|| (words[..24].join(" "), format!(" {}", words[24..32].join(" "))))
-    };
-    let pieces: Vec<(String, String)> = text.lines().filter_map(cut).take(count + 3).collect();
-    let question = |index: usize| {
-        let mut choices: Vec<String> = (index..index + 4).map(|other| pieces[other].1.clone()).collect();
+        let orders = [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [3, 0, 4, 1, 5, 2], [1, 0, 3, 2, 5, 4]];
+        let choice = |order: [usize; 6]| order.map(|word| format!(" {}", words[24 + word])).concat();
+        let mut choices = orders.map(choice).to_vec();
         choices.rotate_right(index % 4);
-        Question { context: pieces[index].0.clone(), choices, answer: index % 4 }
+        Question { context: words[..24].join(" "), choices, answer: index % 4 }
     };
-    Task { name: "cloze".to_string(), questions: (0..pieces.len() - 3).map(question).collect() }
+    Task { name: "cloze".to_string(), questions: lines.map(question).collect() }
 }
 
 fn answered(rec: &mut Recorder, model: &Checkpoint, task: &Task) -> TaskResult {

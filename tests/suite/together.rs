@@ -2,12 +2,14 @@
 //! Runs of the first blocks only.
 
 use crate::common::recorder;
+use aquatint::checkpoint::QuantizedLinear;
 use aquatint::device::{Device, Recorder};
 use aquatint::model::network::Replacements;
-use aquatint::pipeline::{Job, quantize, quantize_together};
+use aquatint::pipeline::{Job, Output, quantize, quantize_together};
 use aquatint::quant::{Alpha, Method, QuantizeOptions};
 use aquatint::report::Report;
 use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
+use futures::future::LocalBoxFuture;
 use pollster::block_on;
 
 fn options(bits: u32, method: Method, alpha: Alpha) -> QuantizeOptions {
@@ -76,6 +78,37 @@ fn a_run_of_the_first_blocks_begins_as_a_whole_one_and_leaves_the_others_alone()
     assert_eq!(whole[..2], first[..2]);
     assert!(first[2..].iter().zip(&whole[2..]).all(|(first, whole)| first < whole), "{first:?}, {whole:?}");
     assert!(first[7] > 0.01, "the error of the first blocks is gone: {first:?}");
+}
+
+/// Takes some layers, and then says that a number is none.
+struct Breaking(usize);
+
+impl Output for Breaking {
+    fn put(&mut self, linear: QuantizedLinear) -> LocalBoxFuture<'_, Result<()>> {
+        let broken = Error::NotFinite { place: linear.name, remedy: String::new() };
+        let result = self.0.checked_sub(1).map(|left| self.0 = left).ok_or(broken);
+        Box::pin(async { result })
+    }
+}
+
+#[test]
+fn a_run_that_breaks_down_leaves_the_others_as_they_are() {
+    let model = block_on(bundled::checkpoint()).unwrap();
+    let mut rec = recorder(&Device::Cpu);
+    let options = options(3, Method::Gptq, Alpha::Fixed(0.5));
+    let (mut breaking, mut layers) = (Breaking(10), Replacements::new());
+    let jobs = vec![Job { options: &options, output: &mut breaking }, Job { options: &options, output: &mut layers }];
+    let windows = windows(&model, &options);
+    let mut reports = block_on(quantize_together(&mut rec, &model, &windows, jobs, &mut ())).unwrap();
+    let (report_alone, layers_alone) = alone(&mut rec, &model, &options);
+    assert_eq!(layers, layers_alone);
+    assert_eq!(measured(&reports.pop().unwrap().unwrap()), measured(&report_alone));
+    let Some(Err(Error::NotFinite { place, .. })) = reports.pop() else { panic!("it broke down") };
+    assert_eq!(place, "model.layers.1.self_attn.o_proj");
+    let mut breaking = Breaking(10);
+    let jobs = vec![Job { options: &options, output: &mut breaking }];
+    let reports = block_on(quantize_together(&mut rec, &model, &windows, jobs, &mut ())).unwrap();
+    assert!(matches!(reports[..], [Err(Error::NotFinite { .. })]));
 }
 
 #[test]

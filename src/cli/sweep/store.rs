@@ -4,6 +4,7 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use aquatint::eval::tasks::{Task, TaskResult};
 use aquatint::report::{Evaluation, Run};
 use aquatint::{Checkpoint, Error, Result};
 use serde::de::DeserializeOwned;
@@ -20,7 +21,7 @@ pub struct Fingerprint {
     pub device: String,
     /// Hash of the model's configuration and of some of each tensor.
     pub model: String,
-    /// Hash of the evaluation windows and the names of their texts.
+    /// Hash of the evaluation windows, the tasks and their names.
     pub evaluation: String,
     /// Hash of the calibration windows, where there are any.
     pub calibration: Option<String>,
@@ -33,12 +34,20 @@ pub struct Fingerprint {
 pub struct Finished {
     /// What was measured; `None` if the run broke down.
     pub run: Option<Run>,
+    /// Accuracies, a task after the other.
+    #[serde(default)]
+    pub tasks: Vec<TaskResult>,
     /// What broke down: the run, or the quantized model on a text.
     pub failure: Option<String>,
 }
 
-/// The original model on each text.
-pub type Original = Vec<Evaluation>;
+/// The original model on each text and task.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Original {
+    pub texts: Vec<Evaluation>,
+    #[serde(default)]
+    pub tasks: Vec<TaskResult>,
+}
 
 #[derive(Serialize, Deserialize)]
 struct Stored<T> {
@@ -135,13 +144,14 @@ pub async fn model_hash(model: &Checkpoint) -> Result<String> {
     Ok(hexadecimal(hash))
 }
 
-/// Identifies windows of tokens, and what they are called.
-pub fn windows_hash<'a>(texts: impl IntoIterator<Item = (&'a str, &'a [Vec<u32>])>) -> String {
+/// Identifies windows of tokens, each with what they are called, and tasks.
+pub fn texts_hash<'a>(texts: impl IntoIterator<Item = (&'a str, &'a [Vec<u32>])>, tasks: &[Task]) -> String {
     let mut hash = Sha256::new();
     for (name, windows) in texts {
-        hash.update(format!("{name} {}", windows.len()));
+        hash.update(format!("{name} {} of {}", windows.len(), windows.first().map_or(0, Vec::len)));
         windows.iter().for_each(|window| hash.update(bytemuck::cast_slice(window)));
     }
+    tasks.iter().for_each(|task| hash.update(format!("{task:?}")));
     hexadecimal(hash)
 }
 

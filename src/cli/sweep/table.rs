@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use aquatint::eval::tasks::TaskResult;
 use aquatint::quant::QuantizeOptions;
 use aquatint::report::Evaluation;
 use comfy_table::{CellAlignment, Table, presets};
@@ -17,20 +18,15 @@ pub struct Row {
 
 /// What a person reads: a row per cell, and where there are several seeds, means over them.
 pub fn print(rows: &[Row], original: &Original) {
-    let several = original.len() > 1;
-    let heading = |text: &Evaluation| match several {
-        true => format!("{} at {}", text.text.rsplit('/').next().unwrap_or_default(), text.seq_len),
-        false => "perplexity".to_string(),
-    };
-    let texts: Vec<String> = original.iter().map(heading).collect();
-    let mut table = table(&["", "bits", "groups", "α", "seed"], &texts, &["last-block error", "seconds"]);
+    let measures = headings(original);
+    let mut table = table(&["", "bits", "groups", "α", "seed"], &measures, &["last-block error", "seconds"]);
     let mut full = vec!["full precision".to_string(), String::new(), String::new(), String::new(), String::new()];
-    full.extend(original.iter().map(|text| format!("{:.3}", text.perplexity)));
+    full.extend(measured(&original.texts, &original.tasks).map(|value| format!("{value:.3}")));
     table.add_row(full);
     for row in rows {
         let mut cells = varied(&row.cell.options, row).to_vec();
         cells.push(row.cell.options.seed.to_string());
-        cells.extend(perplexities(row, original.len()).map(|value| number(value, 3)));
+        cells.extend(results(row, measures.len()).map(|value| number(value, 3)));
         let report = row.finished.run.as_ref().map(|run| &run.report);
         cells.push(number(report.map(|report| report.last_error()), 4));
         cells.push(number(report.map(|report| report.total_seconds), 1));
@@ -42,11 +38,27 @@ pub fn print(rows: &[Row], original: &Original) {
             println!("{}: {failure}", row.cell.label);
         }
     }
-    means(rows, &texts);
+    means(rows, &measures);
+}
+
+/// What [`measured`] gives, in words.
+fn headings(original: &Original) -> Vec<String> {
+    let file = |path: &str| path.rsplit(['/', '\\']).next().unwrap_or_default().to_string();
+    let text = |text: &Evaluation| match original.texts.len() {
+        1 => "perplexity".to_string(),
+        _ => format!("{} at {}", file(&text.text), text.seq_len),
+    };
+    let tasks = original.tasks.iter().map(|task| format!("{}, %", file(&task.task)));
+    original.texts.iter().map(text).chain(tasks).collect()
+}
+
+/// Perplexities, then accuracies in percent.
+fn measured(texts: &[Evaluation], tasks: &[TaskResult]) -> impl Iterator<Item = f64> {
+    texts.iter().map(|text| text.perplexity).chain(tasks.iter().map(|task| 100.0 * task.accuracy))
 }
 
 /// Mean and standard deviation over the seeds, where there are several.
-fn means(rows: &[Row], texts: &[String]) {
+fn means(rows: &[Row], measures: &[String]) {
     let mut kinds: Vec<[String; 4]> = Vec::new();
     let mut values: BTreeMap<usize, Vec<Vec<f64>>> = BTreeMap::new();
     for row in rows {
@@ -55,15 +67,15 @@ fn means(rows: &[Row], texts: &[String]) {
         if index == kinds.len() {
             kinds.push(kind);
         }
-        let series = values.entry(index).or_insert_with(|| vec![Vec::new(); texts.len()]);
-        for (series, value) in series.iter_mut().zip(perplexities(row, texts.len())) {
+        let series = values.entry(index).or_insert_with(|| vec![Vec::new(); measures.len()]);
+        for (series, value) in series.iter_mut().zip(results(row, measures.len())) {
             series.extend(value);
         }
     }
     if values.values().flatten().all(|series| series.len() < 2) {
         return;
     }
-    let mut table = table(&["", "bits", "groups", "α", "seeds"], texts, &[]);
+    let mut table = table(&["", "bits", "groups", "α", "seeds"], measures, &[]);
     for (index, series) in values {
         let mut cells = kinds[index].to_vec();
         cells.push(series.iter().map(Vec::len).min().unwrap_or(0).to_string());
@@ -103,24 +115,52 @@ fn varied(options: &QuantizeOptions, row: &Row) -> [String; 4] {
     [method(options.method), options.bits.to_string(), groups, options.alpha.default.to_string()]
 }
 
-/// One for each text, `None` where the run broke down before.
-fn perplexities(row: &Row, texts: usize) -> impl Iterator<Item = Option<f64>> {
-    let evaluations = row.finished.run.iter().flat_map(|run| &run.evaluations);
-    evaluations.map(|text| Some(text.perplexity)).chain(std::iter::repeat(None)).take(texts)
+/// One for each of `count` measures, `None` where the run broke down before.
+fn results(row: &Row, count: usize) -> impl Iterator<Item = Option<f64>> {
+    let texts = row.finished.run.as_ref().map_or(&[][..], |run| &run.evaluations);
+    measured(texts, &row.finished.tasks).map(Some).chain(std::iter::repeat(None)).take(count)
 }
 
 fn number(value: Option<f64>, digits: usize) -> String {
     value.map_or(String::new(), |value| format!("{value:.digits$}"))
 }
 
-/// A line per cell and text, with a column for every option and every result.
+/// A line per cell and text or task, with a column for every option and every result.
 pub fn records(rows: &[Row], original: &Original) -> Vec<Vec<String>> {
-    let lines = rows.iter().flat_map(|row| original.iter().enumerate().map(move |(index, text)| (row, text, index)));
-    lines.map(|(row, text, index)| record(row, text, index)).collect()
+    let mut lines = Vec::new();
+    for row in rows {
+        let options = options(row);
+        let failure = row.finished.failure.clone().unwrap_or_default();
+        for (index, text) in original.texts.iter().enumerate() {
+            let found = row.finished.run.as_ref().and_then(|run| run.evaluations.get(index));
+            let numbers = [found.map(|found| found.perplexity), Some(text.perplexity), None, None, None, None, None];
+            let sizes = [text.text.clone(), text.seq_len.to_string(), text.windows.to_string(), String::new()];
+            lines.push([&options[..], &sizes, &numbers.map(exact), std::slice::from_ref(&failure)].concat());
+        }
+        for (index, task) in original.tasks.iter().enumerate() {
+            let found = row.finished.tasks.get(index);
+            let numbers = [
+                None,
+                None,
+                found.map(|found| found.accuracy),
+                found.map(|found| found.accuracy_error),
+                found.map(|found| found.normalised_accuracy),
+                found.map(|found| found.normalised_error),
+                Some(task.accuracy),
+            ];
+            let sizes = [task.task.clone(), String::new(), String::new(), task.questions.to_string()];
+            lines.push([&options[..], &sizes, &numbers.map(exact), std::slice::from_ref(&failure)].concat());
+        }
+    }
+    lines
+}
+
+fn exact(value: Option<f64>) -> String {
+    value.map_or(String::new(), |value| value.to_string())
 }
 
 /// What the columns of [`records`] hold.
-pub const COLUMNS: [&str; 28] = [
+pub const COLUMNS: [&str; 34] = [
     "method",
     "bits",
     "group_size",
@@ -146,17 +186,22 @@ pub const COLUMNS: [&str; 28] = [
     "text",
     "eval_seq_len",
     "eval_windows",
+    "eval_questions",
     "perplexity",
     "original_perplexity",
+    "accuracy",
+    "accuracy_error",
+    "normalised_accuracy",
+    "normalised_error",
+    "original_accuracy",
     "failure",
 ];
 
-fn record(row: &Row, text: &Evaluation, index: usize) -> Vec<String> {
+/// The columns up to those of the text.
+fn options(row: &Row) -> Vec<String> {
     let options = &row.cell.options;
     let [method, bits, group_size, alpha] = varied(options, row);
-    let run = row.finished.run.as_ref();
-    let report = run.map(|run| &run.report);
-    let result = |value: Option<f64>| value.map_or(String::new(), |value| value.to_string());
+    let report = row.finished.run.as_ref().map(|run| &run.report);
     let overrides = options.alpha.overrides.iter();
     let overrides: Vec<String> = overrides.map(|(pattern, a)| format!("{pattern}={}", *a)).collect();
     vec![
@@ -177,18 +222,12 @@ fn record(row: &Row, text: &Evaluation, index: usize) -> Vec<String> {
         format!("{:?}", options.sampling).to_lowercase(),
         report.map_or(String::new(), |report| report.device.clone()),
         row.cell.sizes.quantized_bytes.to_string(),
-        result(row.cell.sizes.bits_per_weight),
-        result(report.map(|report| {
+        exact(row.cell.sizes.bits_per_weight),
+        exact(report.map(|report| {
             report.layers.iter().map(|layer| layer.alpha).sum::<f64>() / report.layers.len().max(1) as f64
         })),
         report.map_or(String::new(), |report| report.guarded().count().to_string()),
-        result(report.map(|report| report.last_error())),
-        result(report.map(|report| report.total_seconds)),
-        text.text.clone(),
-        text.seq_len.to_string(),
-        text.windows.to_string(),
-        result(run.and_then(|run| run.evaluations.get(index)).map(|text| text.perplexity)),
-        text.perplexity.to_string(),
-        row.finished.failure.clone().unwrap_or_default(),
+        exact(report.map(|report| report.last_error())),
+        exact(report.map(|report| report.total_seconds)),
     ]
 }
