@@ -2,7 +2,7 @@
 //! Runs of the first blocks only.
 
 use crate::common::recorder;
-use aquatint::checkpoint::QuantizedLinear;
+use aquatint::checkpoint::StoredLinear;
 use aquatint::device::{Device, Recorder};
 use aquatint::model::network::Replacements;
 use aquatint::pipeline::{Job, Output, quantize, quantize_together};
@@ -84,8 +84,12 @@ fn a_run_of_the_first_blocks_begins_as_a_whole_one_and_leaves_the_others_alone()
 struct Breaking(usize);
 
 impl Output for Breaking {
-    fn put(&mut self, linear: QuantizedLinear) -> LocalBoxFuture<'_, Result<()>> {
-        let broken = Error::NotFinite { place: linear.name, remedy: String::new() };
+    fn put_tensor(&mut self, _: String, _: Vec<f32>) -> Result<()> {
+        Ok(())
+    }
+
+    fn put(&mut self, linear: StoredLinear) -> LocalBoxFuture<'_, Result<()>> {
+        let broken = Error::NotFinite { place: linear.name().to_string(), remedy: String::new() };
         let result = self.0.checked_sub(1).map(|left| self.0 = left).ok_or(broken);
         Box::pin(async { result })
     }
