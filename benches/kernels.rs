@@ -26,7 +26,7 @@ use aquatint::ops::rope::rope;
 use aquatint::ops::rtn;
 use aquatint::ops::silu_mul::silu_mul;
 use aquatint::ops::solve::solve_rows;
-use aquatint::quant::{Clipping, Curvature, Damping, Layer, QuantizeOptions, Rounder};
+use aquatint::quant::{Curvature, Damping, Layer, QuantizeOptions, Rounder};
 use aquatint::tensor::Tensor;
 use clap::Parser;
 use pollster::block_on;
@@ -215,7 +215,7 @@ impl Bench {
             self.measure("rtn", shape.clone(), traffic, |rec| rtn::round(rec, &w, &per_channel, n, BITS).map(drop))?;
             let options = gptq_options();
             let rounder = self.gptq(&options, n)?;
-            let layer = Layer { name: "bench", bits: BITS, clipping: Clipping::Allowed };
+            let layer = Layer { name: "bench", bits: BITS };
             // Each pair of columns meets once per row.
             let work = Work::Flops((m * n * n) as f64);
             self.measure("gptq", shape, work, |rec| block_on(rounder.round(rec, layer, &w)).map(drop))?;

@@ -76,9 +76,6 @@ pub enum InputSource {
     Linear(usize),
 }
 
-/// The linears whose outputs meet in a product, q and k, as indices into `ModelConfig::block_linears`.
-pub const QUERY_AND_KEY: std::ops::Range<usize> = 0..2;
-
 /// What a block holds beside its linear weights: both streams share it.
 #[derive(Debug)]
 pub struct Block {

@@ -12,8 +12,7 @@ use crate::quant::awq::Feasible;
 use crate::quant::correction::Corrector;
 use crate::quant::rounding::spec;
 use crate::quant::{
-    Activations, Alpha, Clipping, Curvature, Damping, Layer, Method, QuantizeOptions, Rounded, Rounder, Scaling,
-    Statistics,
+    Activations, Alpha, Curvature, Damping, Layer, Method, QuantizeOptions, Rounded, Rounder, Scaling, Statistics,
 };
 use crate::report::LayerReport;
 use crate::tensor::Tensor;
@@ -29,13 +28,11 @@ pub(super) struct Linear<'a> {
     pub alpha: Alpha,
     /// Bits per code.
     pub bits: u32,
-    /// Whether AWQ may shrink its ranges.
-    pub clipping: Clipping,
 }
 
 impl Linear<'_> {
     fn layer(&self) -> Layer<'_> {
-        Layer { name: self.name, bits: self.bits, clipping: self.clipping }
+        Layer { name: self.name, bits: self.bits }
     }
 }
 

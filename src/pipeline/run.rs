@@ -6,11 +6,11 @@ use super::observer::{Event, Observer, Phase};
 use super::{Job, Output, Stream};
 use crate::checkpoint::Checkpoint;
 use crate::device::Recorder;
-use crate::model::block::{Block, Context, QUERY_AND_KEY, Stage};
+use crate::model::block::{Block, Context, Stage};
 use crate::model::config::LinearSpec;
 use crate::ops::matmul::{Orientation, matmul};
 use crate::quant::awq::Feasible;
-use crate::quant::{Alpha, Clipping, Method, QuantizeOptions, Statistics};
+use crate::quant::{Alpha, Method, QuantizeOptions, Statistics};
 use crate::report::{BlockReport, Report, group_name};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -146,15 +146,7 @@ impl<'a> Run<'a> {
         }
         let originals = &open.weights[stage.linears()];
         let group = open.specs[stage.linears()].iter().zip(originals).enumerate();
-        let first = stage.linears().start;
-        let clipping = |place: usize| match QUERY_AND_KEY.contains(&(first + place)) {
-            true => Clipping::Forbidden,
-            false => Clipping::Allowed,
-        };
-        let chosen = group.filter_map(|(place, (spec, weight))| {
-            let linear = self.linear(&spec.name, weight)?;
-            Some((place, Linear { clipping: clipping(place), ..linear }))
-        });
+        let chosen = group.filter_map(|(place, (spec, weight))| Some((place, self.linear(&spec.name, weight)?)));
         let (places, linears): (Vec<usize>, Vec<Linear<'_>>) = chosen.unzip();
         if linears.is_empty() {
             return Ok(Step::default());
@@ -180,7 +172,7 @@ impl<'a> Run<'a> {
     /// The linear of that module path as this run is to treat it; `None` if it keeps its weight.
     fn linear<'w>(&self, name: &'w str, weight: &'w Tensor) -> Option<Linear<'w>> {
         let bits = self.options.bits_of(name)?;
-        Some(Linear { name, weight, alpha: self.options.alpha.of(name), bits, clipping: Clipping::Allowed })
+        Some(Linear { name, weight, alpha: self.options.alpha.of(name), bits })
     }
 
     async fn quantize_group(

@@ -25,15 +25,6 @@ const PERCENT: [usize; 10] = [100, 95, 90, 85, 80, 75, 70, 65, 60, 55];
 /// Least (mean|x̂|)^r, as in the public implementation.
 const LEAST: f32 = 1e-4;
 
-/// Whether a linear's ranges may be shrunk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Clipping {
-    /// They are searched for.
-    Allowed,
-    /// They stay whole: q and k meet in a product, where errors multiply.
-    Forbidden,
-}
-
 /// What AWQ knows about the input of a group of linears.
 #[derive(Debug)]
 pub struct Activations {
@@ -86,7 +77,8 @@ impl Activations {
 
     /// The scales with the least ⟨E·H, E⟩ summed over the linears, of plain ranges: 40·m·n² operations for each.
     ///
-    /// `weights`: W or W* of each linear, `[m, n]`, and the grids it is to have. `place` names the group in errors. Of equals the least r wins.
+    /// `weights`: W or W* of each linear, `[m, n]`, and the grids it is to have. `place` names the group in errors. Of equals
+    /// the least r wins.
     pub async fn search(
         &self,
         rec: &mut Recorder,
@@ -129,20 +121,14 @@ impl Activations {
 
     /// Rounds `weight` `[m, n]` with `scales`. Codes and grid are of Q', `dequantized` is Q.
     ///
-    /// Unless clipping is forbidden or `spec.search` is min–max, each row and group gets the range with the least eᵀ·H_gg·e:
-    /// 20·m·n·g operations, g the group size.
-    pub fn round(
-        &self,
-        rec: &mut Recorder,
-        weight: &Tensor,
-        scales: &[f32],
-        spec: &GridSpec,
-        clipping: Clipping,
-    ) -> Result<Rounded> {
+    /// Unless `spec.search` is min–max, each row and group gets the range with the least eᵀ·H_gg·e: 20·m·n·g operations, g the
+    /// group size. Unlike the public implementation this also shrinks ranges of q and k: with H over all tokens it pays
+    /// there too.
+    pub fn round(&self, rec: &mut Recorder, weight: &Tensor, scales: &[f32], spec: &GridSpec) -> Result<Rounded> {
         let diagonal = Diagonal::new(rec, scales)?;
         let scaled = diagonal.scaled(rec, weight)?;
         let whole = grid::shrunk(rec, &scaled, spec, PERCENT[0])?;
-        if clipping == Clipping::Forbidden || spec.search == Search::MinMax {
+        if spec.search == Search::MinMax {
             return Ok(diagonal.rounded(rec, &scaled, whole, spec)?.into());
         }
         let mut best = Best::new(rec, whole, spec.group_size)?;

@@ -10,7 +10,7 @@ pub mod rotation;
 pub mod rounding;
 pub mod statistics;
 
-pub use awq::{Activations, Clipping, Scaling};
+pub use awq::{Activations, Scaling};
 pub use options::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions, RotationKind};
 pub use rounding::{Codes, Curvature, Layer, Rounded, Rounder};
 pub use statistics::{Damping, Statistics};

@@ -3,7 +3,7 @@
 use half::f16;
 
 use super::gptq::{self, Groups};
-use super::{ActivationOrder, Activations, Clipping, Damping, Method, QuantizeOptions, Scaling, quip};
+use super::{ActivationOrder, Activations, Damping, Method, QuantizeOptions, Scaling, quip};
 use crate::checkpoint::{DenseLinear, QuantizedLinear, StoredLinear};
 use crate::device::Recorder;
 use crate::ops::cholesky::{self, Factor};
@@ -41,8 +41,6 @@ pub struct Layer<'a> {
     pub name: &'a str,
     /// Bits per code.
     pub bits: u32,
-    /// Whether AWQ may shrink its ranges.
-    pub clipping: Clipping,
 }
 
 /// The base quantizer, ready for all linears of a group.
@@ -147,7 +145,7 @@ impl<'a> Rounder<'a> {
 
     /// Rounds `weight` `[m, n]` of `layer`.
     pub async fn round(&self, rec: &mut Recorder, layer: Layer<'_>, weight: &Tensor) -> Result<Rounded> {
-        let Layer { name, bits, clipping } = layer;
+        let Layer { name, bits } = layer;
         let spec = spec(self.options, self.group_size, bits);
         let (codes, grid) = match &self.plan {
             Plan::Quip(plan) => {
@@ -155,7 +153,7 @@ impl<'a> Rounder<'a> {
                 return Ok(Rounded { codes: None, dequantized });
             }
             Plan::Awq(activations, scaling) => {
-                return activations.round(rec, weight, &scaling.scales, &spec, clipping);
+                return activations.round(rec, weight, &scaling.scales, &spec);
             }
             Plan::Rtn => {
                 let grid = grid::search(rec, weight, &spec)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::common::dense::Dense;
 use crate::common::{devices, random, read, recorder, relative_error};
-use crate::small_model::Model;
+use crate::small_model::{Model, random_layer};
 use aquatint::checkpoint::{
     Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, QuantizedLinear, StoredLinear,
     WritePlan,
@@ -17,11 +17,13 @@ use aquatint::model::network::{Network, Replacements};
 use aquatint::ops::grid::{GridSpec, ScaleType, Search, Symmetry};
 use aquatint::pipeline::fold::{Finished, Producer};
 use aquatint::pipeline::quantize;
-use aquatint::quant::{Activations, Alpha, Clipping, GroupSize, Method, QuantizeOptions, Statistics};
+use aquatint::quant::{Activations, Alpha, GroupSize, Method, QuantizeOptions, Statistics};
 use aquatint::report::Report;
 use aquatint::{Calibration, Error, Sampling, bundled};
 use half::{bf16, f16};
 use pollster::block_on;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
 // The searches, on one group of linears.
@@ -140,14 +142,14 @@ fn the_ranges_are_the_best_of_all_over_every_token() {
         for group_size in [16, n] {
             let activations = activations(&mut rec, &x);
             let spec = spec(group_size, Search::Mse);
-            let mut round = |spec: &GridSpec, clipping| {
-                let rounded = activations.round(&mut rec, &there, &s, spec, clipping).unwrap();
+            let mut round = |spec: &GridSpec| {
+                let rounded = activations.round(&mut rec, &there, &s, spec).unwrap();
                 (
                     Dense::new(m, n, &read(&mut rec, &rounded.dequantized)),
                     read(&mut rec, &rounded.codes.unwrap().grid.scales),
                 )
             };
-            let (found, scales) = round(&spec, Clipping::Allowed);
+            let (found, scales) = round(&spec);
             let candidates: Vec<Dense> =
                 (0..10).map(|step| rounded(&w, &wide, &spec, 1.0 - 0.05 * f64::from(step))).collect();
             let mut clipped = 0;
@@ -166,12 +168,10 @@ fn the_ranges_are_the_best_of_all_over_every_token() {
                 }
             }
             assert!(clipped > m / 4, "clipping must matter here: {clipped}");
-            let (whole, whole_scales) = round(&spec, Clipping::Forbidden);
+            let (whole, whole_scales) = round(&GridSpec { search: Search::MinMax, ..spec });
             let apart = relative_error(&whole.f32(), &candidates[0].values);
             assert!(apart < 1e-2, "{} {apart}", device.name());
             assert!(scales.iter().zip(&whole_scales).all(|(a, b)| a <= b) && scales != whole_scales);
-            let plain = round(&GridSpec { search: Search::MinMax, ..spec }, Clipping::Allowed);
-            assert_eq!(plain, (whole, whole_scales), "min–max leaves ranges whole");
         }
     }
 }
@@ -424,13 +424,28 @@ fn tensors_that_do_not_fit_or_come_too_late_are_errors() {
     assert_eq!(read.dtype(&norm).unwrap(), aquatint::checkpoint::Dtype::F16);
     let other = "model.layers.1.input_layernorm.weight";
     assert_eq!(block_on(read.read(other)).unwrap(), block_on(checkpoint.read(other)).unwrap());
+
+    let options = options(4, Alpha::Off);
+    let layers = options.layers(checkpoint.config());
+    let plan = WritePlan::new(&checkpoint, Format::Float, &layers, DEFAULT_SHARD_LIMIT).unwrap();
+    let sink = DirectorySink::new(&home.path().join("late"), Existing::Refuse, None).unwrap();
+    let mut writer = CheckpointWriter::new(&checkpoint, plan, Box::new(sink)).unwrap();
+    let (mut rng, settings) = (ChaCha8Rng::seed_from_u64(1), options.gptq_settings(checkpoint.config()));
+    for spec in checkpoint.config().linears() {
+        block_on(writer.put_linear(&random_layer(&mut rng, &spec, &settings).into())).unwrap();
+    }
+    writer.put_tensor(norm, &[0.25; 32]).unwrap();
+    assert!(matches!(block_on(writer.finish()), Err(Error::Shape { .. })));
 }
 
 const SEQ_LEN: usize = 256;
 
-fn perplexity(rec: &mut Recorder, model: &Checkpoint, layers: Option<&Replacements>, text: &[Vec<u32>]) -> f64 {
-    let network = Network::new(rec, model, layers, SEQ_LEN).unwrap();
-    block_on(evaluate(rec, &network, None, text, &mut ())).unwrap().perplexity
+/// What came of a run: KL from the full model and perplexity on text, and the last block's error.
+#[derive(Debug)]
+struct Measured {
+    kl: f64,
+    perplexity: f64,
+    error: f64,
 }
 
 #[test]
@@ -453,19 +468,23 @@ fn better_than_rounding_better_still_with_correction_and_the_same_from_disk() {
         };
         let format = Format::Gptq(options.gptq_settings(model.config()));
         let (report, layers, stored) = store(&mut rec, &model, &text, &options, format);
-        let in_memory = perplexity(&mut rec, &model, Some(&layers), &evaluation);
-        let on_disk = perplexity(&mut rec, &stored, None, &evaluation);
-        println!(
-            "{method:?} {alpha:?}: perplexity {in_memory:.3}, {on_disk:.3} from disk, error {:.4}",
-            report.last_error()
-        );
-        assert!((on_disk / in_memory - 1.0).abs() < 1e-3, "{in_memory} in memory, {on_disk} from disk");
-        (in_memory, report.last_error())
+        let full = Network::new(&mut rec, &model, None, SEQ_LEN).unwrap();
+        let mut evaluate = |source: &Checkpoint, layers: Option<&Replacements>| {
+            let network = Network::new(&mut rec, source, layers, SEQ_LEN).unwrap();
+            block_on(evaluate(&mut rec, &network, Some(&full), &evaluation, &mut ())).unwrap()
+        };
+        let (in_memory, on_disk) = (evaluate(&model, Some(&layers)), evaluate(&stored, None).perplexity);
+        let (kl, perplexity) = (in_memory.against.unwrap().kl, in_memory.perplexity);
+        let measured = Measured { kl, perplexity, error: report.last_error() };
+        println!("{method:?} {alpha:?}: {measured:?}, perplexity {on_disk} from disk");
+        assert!((on_disk / perplexity - 1.0).abs() < 1e-3, "{perplexity} in memory, {on_disk} from disk");
+        measured
     };
     let rtn = run(Method::Rtn, Alpha::Off);
     let awq = run(Method::Awq, Alpha::Off);
     let corrected = run(Method::Awq, Alpha::Fixed(0.5));
-    assert!(awq.1 < 0.98 * rtn.1, "error {} with AWQ, {} with RTN", awq.1, rtn.1);
-    assert!(awq.0 < rtn.0, "perplexity {} with AWQ, {} with RTN", awq.0, rtn.0);
-    assert!(corrected.1 < 0.9 * awq.1 && corrected.0 < 0.99 * awq.0, "{corrected:?} with correction, {awq:?} without");
+    // Perplexity of so small a model moves by a percent when a few codes change; the other two do not.
+    assert!(awq.error < 0.975 * rtn.error && awq.kl < 0.985 * rtn.kl, "{awq:?}, RTN {rtn:?}");
+    assert!(corrected.error < 0.9 * awq.error && corrected.kl < 0.9 * awq.kl, "{corrected:?}, without {awq:?}");
+    assert!(corrected.perplexity < 0.985 * awq.perplexity, "{corrected:?}, without {awq:?}");
 }

@@ -6,7 +6,7 @@ use aquatint::device::{Device, Recorder};
 use aquatint::ops::gram;
 use aquatint::ops::grid::Search;
 use aquatint::quant::rotation::{Rotation, require_hadamard};
-use aquatint::quant::{Clipping, Curvature, Damping, Layer, Method, QuantizeOptions, RotationKind, Rounder};
+use aquatint::quant::{Curvature, Damping, Layer, Method, QuantizeOptions, RotationKind, Rounder};
 use pollster::block_on;
 
 const KINDS: [RotationKind; 2] = [RotationKind::Kronecker, RotationKind::Hadamard];
@@ -130,8 +130,7 @@ fn rounded(rec: &mut Recorder, w: &Dense, h: &Dense, options: &QuantizeOptions, 
     let curvature = Curvature { hessian: &packed, diagonal: &diagonal, place: "test" };
     let rounder = block_on(Rounder::new(rec, options, None, curvature)).unwrap();
     let weight = rec.upload(&[w.rows, n], w.f32()).unwrap();
-    let rounded =
-        block_on(rounder.round(rec, Layer { name: "test", bits, clipping: Clipping::Allowed }, &weight)).unwrap();
+    let rounded = block_on(rounder.round(rec, Layer { name: "test", bits }, &weight)).unwrap();
     let values = read(rec, &rounded.dequantized);
     (objective(&w.minus(&Dense::new(w.rows, n, &values)), h), values)
 }

@@ -10,7 +10,7 @@ use aquatint::ops::rtn;
 use aquatint::ops::scale::scale_columns;
 use aquatint::quant::alpha::HeldOut;
 use aquatint::quant::correction::Corrector;
-use aquatint::quant::{ActivationOrder, Clipping, Curvature, Damping, Layer, QuantizeOptions, Rounder, Statistics};
+use aquatint::quant::{ActivationOrder, Curvature, Damping, Layer, QuantizeOptions, Rounder, Statistics};
 use aquatint::tensor::Tensor;
 use pollster::block_on;
 use safetensors::{Dtype, SafeTensors};
@@ -256,9 +256,7 @@ fn gptq_codes_and_objective() {
             };
             let curvature = Curvature { hessian: &hessian, diagonal: &damping, place: "test" };
             let rounder = block_on(Rounder::new(rec, &options, Some(group_size), curvature)).unwrap();
-            let rounded =
-                block_on(rounder.round(rec, Layer { name: "test", bits, clipping: Clipping::Allowed }, &weight))
-                    .unwrap();
+            let rounded = block_on(rounder.round(rec, Layer { name: "test", bits }, &weight)).unwrap();
             assert_eq!(group_size, if case.contains("g-1") { columns } else { v.group });
             let ours = read(rec, &rounded.dequantized);
             let expected = v.wide(case);
