@@ -196,7 +196,7 @@ fn a_quantization_config_is_read_or_refused() {
     refused(with(json!({"dynamic": {"+:x": {"bits": 8, "group_size": 32}}})), &["dynamic", "+:x"]);
     refused(with(json!({"dynamic": {"+:(": {"bits": 8}}})), &["dynamic", "+:("]);
     let rules = json!({"-:a\\.b": {}, "+:model\\.layers\\.1\\.": {"bits": 8}, "layers": {"bits": 2}});
-    let mixed = read(with(json!({ "dynamic": rules }))).quantization.unwrap();
+    let mixed = read(json!({ "dynamic": rules }));
     let bits = |module: &str| mixed.bits_of(module);
     assert_eq!((bits("model.layers.1.x"), bits("model.layers.11.x"), bits("layers.1")), (8, 4, 2));
 }
