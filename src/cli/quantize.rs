@@ -7,6 +7,9 @@ use aquatint::checkpoint::{
     CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, WritePlan, read_text_file,
 };
 use aquatint::device::Recorder;
+use aquatint::model::ModelConfig;
+use aquatint::model::block::Stage;
+use aquatint::model::config::LinearSpec;
 use aquatint::pipeline::quantize;
 use aquatint::quant::{Method, QuantizeOptions};
 use aquatint::report::{Document, Report, Run, Sizes, html};
@@ -35,6 +38,11 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
         quantized_bytes: plan.bytes(),
         bits_per_weight: Some(plan.bits_per_weight()),
     };
+    if let (Format::Gptq(_), Some(layers)) = (format, unequal_parts(&options, model.config())) {
+        eprintln!(
+            "note: {layers} are treated differently; vLLM joins them into one matrix and will not load this checkpoint"
+        );
+    }
     let mut writer = CheckpointWriter::new(&model, plan, Box::new(sink))?;
     let device = open_device(&args.device)?;
     if args.dry_run {
@@ -78,6 +86,19 @@ fn record(args: &QuantizeArgs, run: Run) -> Result<()> {
         println!("wrote {}", path.display());
     }
     Ok(())
+}
+
+/// Layers that vLLM joins into one, if they differ in bits or in being quantized at all.
+fn unequal_parts(options: &QuantizeOptions, config: &ModelConfig) -> Option<String> {
+    let joined = (0..config.num_hidden_layers).flat_map(|block| {
+        let linears = config.block_linears(block);
+        [Stage::Attention, Stage::GateUp].map(|stage| linears[stage.linears()].to_vec())
+    });
+    let differ = |part: &Vec<LinearSpec>| {
+        part.iter().any(|linear| options.bits_of(&linear.name) != options.bits_of(&part[0].name))
+    };
+    let names = |part: Vec<LinearSpec>| part.into_iter().map(|linear| linear.name).collect::<Vec<_>>().join(", ");
+    joined.into_iter().find(differ).map(names)
 }
 
 /// The last part of a path, or a name that is none.
