@@ -146,12 +146,15 @@ pub fn warnings(page: &Page<'_>) -> String {
     super::section("Warnings", &body)
 }
 
+/// Whether a warning applies to a layer.
+type Applies<'a> = &'a dyn Fn(&LayerReport) -> bool;
+
 fn run_warnings(page: &Page<'_>, run: usize) -> String {
     let (run, label) = page.run(run);
     let prefix = if page.runs.len() > 1 { format!("<strong>{label}</strong>: ") } else { String::new() };
     let (options, layers) = (&run.report.options, &run.report.layers);
     let raised = |found: f64, asked: f64| found > asked * (1.0 + 1e-9);
-    let kinds: [(&dyn Fn(&LayerReport) -> bool, &str); 3] = [
+    let kinds: [(Applies<'_>, &str); 3] = [
         (&|layer| layer.guarded, "stored uncorrected, since the correction made it worse on held-out tokens"),
         (
             &|layer| raised(layer.correction_damping, options.correction_damping),
