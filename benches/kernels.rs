@@ -26,7 +26,7 @@ use aquatint::ops::rope::rope;
 use aquatint::ops::rtn;
 use aquatint::ops::silu_mul::silu_mul;
 use aquatint::ops::solve::solve_rows;
-use aquatint::quant::{Damping, QuantizeOptions, Rounder};
+use aquatint::quant::{Curvature, Damping, Layer, QuantizeOptions, Rounder};
 use aquatint::tensor::Tensor;
 use clap::Parser;
 use pollster::block_on;
@@ -213,24 +213,21 @@ impl Bench {
             // Weights in, codes and values out.
             let traffic = bytes(3 * m * n);
             self.measure("rtn", shape.clone(), traffic, |rec| rtn::round(rec, &w, &per_channel, n, BITS).map(drop))?;
-            let rounder = self.gptq(n)?;
+            let options = gptq_options();
+            let rounder = self.gptq(&options, n)?;
+            let layer = Layer { name: "bench", bits: BITS };
             // Each pair of columns meets once per row.
             let work = Work::Flops((m * n * n) as f64);
-            self.measure("gptq", shape, work, |rec| rounder.round(rec, &w).map(drop))?;
+            self.measure("gptq", shape, work, |rec| block_on(rounder.round(rec, layer, &w)).map(drop))?;
         }
         Ok(())
     }
 
-    fn gptq(&mut self, n: usize) -> Result<Rounder> {
-        let options = QuantizeOptions {
-            bits: BITS,
-            symmetry: Symmetry::Asymmetric,
-            grid: Search::MinMax,
-            ..QuantizeOptions::default()
-        };
+    fn gptq<'o>(&mut self, options: &'o QuantizeOptions, n: usize) -> Result<Rounder<'o>> {
         let h = hessian(&mut self.rec, n, 1.0)?;
         let diagonal = block_on(Damping::of(&mut self.rec, &h, "bench"))?;
-        block_on(Rounder::gptq(&mut self.rec, &options, None, &h, &diagonal, "bench"))
+        let curvature = Curvature { hessian: &h, diagonal: &diagonal, place: "bench" };
+        block_on(Rounder::new(&mut self.rec, options, None, curvature))
     }
 
     /// What a block does between its products.
@@ -298,4 +295,8 @@ fn hessian(rec: &mut Recorder, n: usize, scale: f32) -> Result<Packed> {
 /// An asymmetric grid with scales as a checkpoint stores them.
 fn spec(group_size: usize, search: Search) -> GridSpec {
     GridSpec { bits: BITS, group_size, symmetry: Symmetry::Asymmetric, search, scale_type: ScaleType::F16 }
+}
+
+fn gptq_options() -> QuantizeOptions {
+    QuantizeOptions { bits: BITS, symmetry: Symmetry::Asymmetric, grid: Search::MinMax, ..QuantizeOptions::default() }
 }

@@ -56,8 +56,8 @@ struct Clock(Instant);
 
 impl Observer for Clock {
     fn event(&mut self, event: &Event) {
-        if let Event::Block { block, error } = event {
-            eprintln!("block {block}: {:.1} s, error {error:.3}", self.seconds());
+        if let Event::Block { block, errors } = event {
+            eprintln!("block {block}: {:.1} s, error {:.3}", self.seconds(), errors[0]);
         }
     }
     fn seconds(&self) -> f64 {

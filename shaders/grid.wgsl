@@ -9,8 +9,10 @@ struct Params {
     // Rows × groups, and workgroups along x.
     count: u32,
     stride: u32,
-    // Candidates: 80, or 1 for the range as it is.
+    // Candidates: 80, or 1 for a range that is given.
     factors: u32,
+    // The first of them, in percent of the range.
+    percent: u32,
     symmetric: u32,
     // Whether scales are rounded to f16.
     half: u32,
@@ -41,7 +43,7 @@ fn to_half(x: f32) -> f32 {
 
 // Scale and zero point of the range after shrinking by factor number i.
 fn quantizer(range: vec2<f32>, i: u32) -> vec2<f32> {
-    let shrunk = range * (f32(100u - i) / 100.0);
+    let shrunk = range * (f32(p.percent - i) / 100.0);
     let width = shrunk.y - shrunk.x;
     var scale = max(width / p.top, 1.17549435e-38);
     // Without s where s is not rounded: so a half, as in [−1, 1], stays one.

@@ -78,7 +78,7 @@ pub enum Error {
         message: String,
     },
     /// The user, or the program around the library, asked to stop.
-    #[error("cancelled; nothing was written")]
+    #[error("cancelled")]
     Cancelled,
 }
 

@@ -1,5 +1,7 @@
 //! Perplexity of a model on a text, and how far its next-token distribution is from another model's (algorithms.md §8).
 
+pub mod tasks;
+
 use serde::Serialize;
 
 use crate::device::Recorder;
@@ -118,16 +120,29 @@ async fn last_hidden(
     observer: &mut dyn Observer,
 ) -> Result<Vec<Tensor>> {
     let chunks: Vec<&[Vec<u32>]> = windows.chunks(per_chunk).collect();
-    let mut chunks = network.embed(rec, &chunks).await?;
+    let lengths = vec![windows.first().map_or(0, Vec::len); chunks.len()];
+    let chunks = network.embed(rec, &chunks).await?;
+    through_blocks(rec, network, chunks, &lengths, observer).await
+}
+
+/// The hidden states after the last block from those before the first, chunk by chunk. `lengths`: tokens per sequence of
+/// each chunk, none longer than the network was made for.
+async fn through_blocks(
+    rec: &mut Recorder,
+    network: &Network<'_>,
+    mut chunks: Vec<Tensor>,
+    lengths: &[usize],
+    observer: &mut dyn Observer,
+) -> Result<Vec<Tensor>> {
     let blocks = network.config().num_hidden_layers;
     for index in 0..blocks {
         if observer.cancelled() {
             return Err(Error::Cancelled);
         }
         let (block, weights) = network.block(rec, index).await?;
-        for chunk in &mut chunks {
+        for (chunk, &length) in chunks.iter_mut().zip(lengths) {
             let hidden = std::mem::replace(chunk, rec.empty(&[0])?);
-            *chunk = block.forward(rec, &weights, &mut network.context(), hidden)?;
+            *chunk = block.forward(rec, &weights, &mut network.context_of(length), hidden)?;
         }
         rec.submit()?;
         observer.event(&Event::EvaluationBlock { block: index + 1, blocks });

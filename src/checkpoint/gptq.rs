@@ -33,6 +33,60 @@ pub struct QuantizedLinear {
     pub zeros: Vec<u8>,
 }
 
+/// A layer that was quantized, in one of the forms in which methods leave it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StoredLinear {
+    /// Codes on grids of its own.
+    Codes(QuantizedLinear),
+    /// A weight that lies on no grid, because a rotation was undone after rounding.
+    Dense(DenseLinear),
+}
+
+/// A weight as plain numbers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DenseLinear {
+    /// Module path without `.weight`.
+    pub name: String,
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub columns: usize,
+    /// `[rows, columns]`, row-major.
+    pub weight: Vec<f32>,
+}
+
+impl From<QuantizedLinear> for StoredLinear {
+    fn from(linear: QuantizedLinear) -> Self {
+        Self::Codes(linear)
+    }
+}
+
+impl StoredLinear {
+    /// Module path without `.weight`.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Codes(linear) => &linear.name,
+            Self::Dense(linear) => &linear.name,
+        }
+    }
+
+    /// Outputs and inputs.
+    pub fn shape(&self) -> [usize; 2] {
+        match self {
+            Self::Codes(linear) => [linear.rows, linear.columns],
+            Self::Dense(linear) => [linear.rows, linear.columns],
+        }
+    }
+
+    /// The weight that the layer now has, `[rows, columns]`.
+    pub fn dequantize(&self) -> Vec<f32> {
+        match self {
+            Self::Codes(linear) => linear.dequantize(),
+            Self::Dense(linear) => linear.weight.clone(),
+        }
+    }
+}
+
 impl QuantizedLinear {
     /// Groups per row.
     pub fn groups(&self) -> usize {
@@ -245,7 +299,7 @@ impl PackedLayout {
 /// What a GPTQ checkpoint says about how it was made.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GptqSettings {
-    /// Bits per code: 2, 3, 4 or 8.
+    /// Bits per code where a layer has none of its own: 2, 3, 4 or 8.
     pub bits: u32,
     /// Inputs per group; `None` is one group per output row.
     pub group_size: Option<usize>,
@@ -256,12 +310,12 @@ pub struct GptqSettings {
 }
 
 impl GptqSettings {
-    /// How `linear` is stored; errors if the format cannot.
-    pub fn layout(&self, linear: &LinearSpec) -> Result<PackedLayout> {
+    /// How `linear` is stored with codes of `bits` bits; errors if the format cannot.
+    pub fn layout(&self, linear: &LinearSpec, bits: u32) -> Result<PackedLayout> {
         let LinearSpec { ref name, rows, columns, .. } = *linear;
         let group_size = self.group_size.unwrap_or(columns);
-        storable(name, rows, columns, self.bits, group_size)?;
-        Ok(PackedLayout { rows, columns, bits: self.bits, group_size, zero_points: self.zero_points() })
+        storable(name, rows, columns, bits, group_size)?;
+        Ok(PackedLayout { rows, columns, bits, group_size, zero_points: self.zero_points() })
     }
 
     fn zero_points(&self) -> ZeroPointFormat {

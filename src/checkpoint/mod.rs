@@ -11,9 +11,11 @@ mod sink;
 mod source;
 mod writer;
 
-pub use gptq::{GptqSettings, PackedLayout, PackedPart, PackedTensors, QuantizedLinear, storable};
+pub use gptq::{
+    DenseLinear, GptqSettings, PackedLayout, PackedPart, PackedTensors, QuantizedLinear, StoredLinear, storable,
+};
 pub use header::{TensorEntry, read_header};
-pub use plan::{DEFAULT_SHARD_LIMIT, Format, WritePlan};
+pub use plan::{DEFAULT_SHARD_LIMIT, Format, LayerPlan, WritePlan};
 pub use reader::{Checkpoint, belongs};
 pub use safetensors::Dtype;
 pub use sink::Sink;

@@ -10,6 +10,7 @@ use super::gptq::{GptqSettings, PackedPart};
 use super::header::byte_size;
 use super::reader::{CONFIG_FILE, Checkpoint, QUANTIZE_CONFIG_FILE};
 use super::shards::{INDEX_FILE, SINGLE_FILE};
+use crate::model::ModelConfig;
 use crate::model::config::{LinearSpec, state_both_forms};
 use crate::{Error, Result};
 
@@ -26,6 +27,9 @@ pub enum Format {
     /// F16 rounds s·(q − z) to 11 bits, as clients that dequantize in F16 do; BF16 would round it to 8.
     Float,
 }
+
+/// Name of the output matrix where it is not the embedding.
+const HEAD_WEIGHT: &str = "lm_head.weight";
 
 /// Contents of a checkpoint to be written.
 #[derive(Debug)]
@@ -50,10 +54,36 @@ pub(super) struct Shard {
 /// Something to be written, in the order of the file.
 #[derive(Debug)]
 pub(super) enum Item {
-    /// Bytes of a file of the source, as they are.
-    Copy { file: usize, range: Range<u64> },
-    /// A layer that the caller will hand over; `dtype` is its element type in `Format::Float`.
-    Linear { spec: LinearSpec, dtype: Dtype },
+    /// Bytes of a file of the source, as they are unless the caller has handed over others: the tensor `name`.
+    Copy { name: String, file: usize, range: Range<u64> },
+    /// A layer that the caller will hand over.
+    Linear(DueLinear),
+}
+
+/// A layer to be handed over.
+#[derive(Debug, Clone)]
+pub(super) struct DueLinear {
+    pub spec: LinearSpec,
+    /// Bits per code in `Format::Gptq`.
+    pub bits: u32,
+    /// Element type in `Format::Float`.
+    pub dtype: Dtype,
+}
+
+/// A layer to be quantized.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerPlan {
+    /// Module path.
+    pub name: String,
+    /// Bits per code: 2, 3, 4 or 8.
+    pub bits: u32,
+}
+
+impl LayerPlan {
+    /// All linears of all blocks, at `bits` bits.
+    pub fn all(config: &ModelConfig, bits: u32) -> Vec<Self> {
+        config.linear_names().into_iter().map(|name| Self { name, bits }).collect()
+    }
 }
 
 /// An item with the tensors it becomes.
@@ -80,11 +110,11 @@ impl PlannedTensor {
 }
 
 impl WritePlan {
-    /// Plans a copy of `source` in which the layers `linears` are quantized: module paths, either of all decoder layers or of the
-    /// same ones in every block. Shards stay below `shard_limit` bytes; [`DEFAULT_SHARD_LIMIT`] suits every client.
+    /// Plans a copy of `source` in which the layers `linears` are quantized; `lm_head` may be one of them, and is then untied
+    /// from the embedding. Shards stay below `shard_limit` bytes; [`DEFAULT_SHARD_LIMIT`] suits every client.
     ///
     /// Errors if `source` is quantized itself, or if the format cannot store a layer.
-    pub fn new(source: &Checkpoint, format: Format, linears: &[String], shard_limit: u64) -> Result<Self> {
+    pub fn new(source: &Checkpoint, format: Format, linears: &[LayerPlan], shard_limit: u64) -> Result<Self> {
         if source.config().quantization.is_some() {
             let expected = "float weights";
             let found = "a checkpoint that is quantized already";
@@ -94,7 +124,7 @@ impl WritePlan {
         let units = units(source, format, &chosen)?;
         let bits_per_weight = bits_per_weight(&units);
         let groups = split(units, shard_limit);
-        let mut documents = documents(source, format, &chosen)?;
+        let mut documents = documents(source, format, &chosen);
         let count = groups.len();
         let mut weight_map = Map::new();
         let mut shards = Vec::with_capacity(count);
@@ -137,16 +167,22 @@ fn twice(source: &Checkpoint, tensor: &str) -> Error {
     Error::input(source.name(), found, "float weights alone", "use the original model")
 }
 
-/// The specifications of the named layers, by the name of their weight.
-fn chosen_linears(source: &Checkpoint, names: &[String]) -> Result<BTreeMap<String, LinearSpec>> {
-    let wanted: BTreeSet<&str> = names.iter().map(String::as_str).collect();
-    let all = source.config().linears().into_iter();
-    let chosen: BTreeMap<String, LinearSpec> = all
-        .filter(|linear| wanted.contains(linear.name.as_str()))
-        .map(|linear| (format!("{}.weight", linear.name), linear))
+/// A layer to be quantized, with what the model says of it.
+struct Chosen {
+    spec: LinearSpec,
+    bits: u32,
+}
+
+/// The named layers by the name of their weight.
+fn chosen_linears(source: &Checkpoint, layers: &[LayerPlan]) -> Result<BTreeMap<String, Chosen>> {
+    let wanted: BTreeMap<&str, u32> = layers.iter().map(|layer| (layer.name.as_str(), layer.bits)).collect();
+    let all = source.config().linears().into_iter().chain([source.config().head_linear()]);
+    let chosen: BTreeMap<String, Chosen> = all
+        .filter_map(|spec| wanted.get(spec.name.as_str()).map(|&bits| Chosen { spec, bits }))
+        .map(|chosen| (format!("{}.weight", chosen.spec.name), chosen))
         .collect();
     if chosen.len() != wanted.len() {
-        let detail = format!("{} of {} layers are decoder layers of the model", chosen.len(), wanted.len());
+        let detail = format!("{} of {} layers are linear layers of the model", chosen.len(), wanted.len());
         return Err(Error::shape("WritePlan", detail));
     }
     Ok(chosen)
@@ -156,18 +192,24 @@ fn chosen_linears(source: &Checkpoint, names: &[String]) -> Result<BTreeMap<Stri
 ///
 /// Tensors of the model take multiples of four bytes, as its widths are even; the others follow with the widest elements first,
 /// so that every tensor starts at a multiple of its element size, which some readers need.
-fn units(source: &Checkpoint, format: Format, chosen: &BTreeMap<String, LinearSpec>) -> Result<Vec<Unit>> {
+fn units(source: &Checkpoint, format: Format, chosen: &BTreeMap<String, Chosen>) -> Result<Vec<Unit>> {
     let config = source.config();
-    let expected: Vec<String> = config.expected_tensors().into_iter().map(|(name, _)| name).collect();
+    let mut expected: Vec<String> = config.expected_tensors().into_iter().map(|(name, _)| name).collect();
+    if unties(source, chosen) {
+        expected.push(HEAD_WEIGHT.to_owned());
+    }
     let known: BTreeSet<&str> = expected.iter().map(String::as_str).collect();
-    let dropped = |name: &str| config.tie_word_embeddings && name == "lm_head.weight";
+    let dropped = |name: &str| config.tie_word_embeddings && name == HEAD_WEIGHT;
     let mut others: Vec<&str> = source.stored_names().filter(|name| !known.contains(name) && !dropped(name)).collect();
     let width = |name: &str| source.tensor(name).map_or(0, |tensor| tensor.dtype.bitsize());
     others.sort_by_key(|name| std::cmp::Reverse(width(name)));
     let names = expected.iter().map(String::as_str).chain(others);
     names
         .map(|name| match chosen.get(name) {
-            Some(linear) => linear_unit(linear, format, source.dtype(name)?),
+            Some(chosen) if name == HEAD_WEIGHT => {
+                linear_unit(chosen, format, source.dtype(source.config().output_weight())?)
+            }
+            Some(chosen) => linear_unit(chosen, format, source.dtype(name)?),
             None => copy_unit(source, name),
         })
         .collect()
@@ -176,7 +218,7 @@ fn units(source: &Checkpoint, format: Format, chosen: &BTreeMap<String, LinearSp
 fn bits_per_weight(units: &[Unit]) -> f64 {
     let (mut bytes, mut weights) = (0, 0);
     for unit in units {
-        if let Item::Linear { spec, .. } = &unit.item {
+        if let Item::Linear(DueLinear { spec, .. }) = &unit.item {
             bytes += unit.tensors.iter().map(|tensor| tensor.bytes).sum::<u64>();
             weights += spec.rows as u64 * spec.columns as u64;
         }
@@ -187,24 +229,26 @@ fn bits_per_weight(units: &[Unit]) -> f64 {
 fn copy_unit(source: &Checkpoint, name: &str) -> Result<Unit> {
     let tensor = source.tensor(name)?;
     let planned = PlannedTensor::new(name.to_owned(), tensor.dtype, tensor.shape.clone())?;
-    Ok(Unit { item: Item::Copy { file: tensor.file, range: tensor.range.clone() }, tensors: vec![planned] })
+    let item = Item::Copy { name: name.to_owned(), file: tensor.file, range: tensor.range.clone() };
+    Ok(Unit { item, tensors: vec![planned] })
 }
 
-fn linear_unit(linear: &LinearSpec, format: Format, source_dtype: Dtype) -> Result<Unit> {
+fn linear_unit(chosen: &Chosen, format: Format, source_dtype: Dtype) -> Result<Unit> {
+    let Chosen { spec: linear, bits } = chosen;
     let dtype = if source_dtype == Dtype::F32 { Dtype::F32 } else { Dtype::F16 };
     let tensors = match format {
         Format::Float => {
             vec![PlannedTensor::new(format!("{}.weight", linear.name), dtype, vec![linear.rows, linear.columns])?]
         }
         Format::Gptq(settings) => {
-            let layout = settings.layout(linear)?;
+            let layout = settings.layout(linear, *bits)?;
             let part = |part: PackedPart| {
                 PlannedTensor::new(format!("{}.{}", linear.name, part.suffix), part.dtype, part.shape)
             };
             layout.parts().into_iter().map(part).collect::<Result<_>>()?
         }
     };
-    Ok(Unit { item: Item::Linear { spec: linear.clone(), dtype }, tensors })
+    Ok(Unit { item: Item::Linear(DueLinear { spec: linear.clone(), bits: *bits, dtype }), tensors })
 }
 
 /// Cuts the units into shards of less than `limit` bytes, counting generously for the header.
@@ -251,44 +295,70 @@ fn header(units: &[Unit]) -> Result<(Vec<u8>, u64)> {
 }
 
 /// `config.json`, and with it `quantize_config.json` in the GPTQ format.
-fn documents(
-    source: &Checkpoint,
-    format: Format,
-    chosen: &BTreeMap<String, LinearSpec>,
-) -> Result<Vec<(String, String)>> {
+fn documents(source: &Checkpoint, format: Format, chosen: &BTreeMap<String, Chosen>) -> Vec<(String, String)> {
     let mut config = source.raw_config().clone();
     config.remove("quantization_config");
     state_both_forms(&mut config, &source.config().rope);
     let mut documents = Vec::new();
     if let Format::Gptq(settings) = format {
         let mut quantization = settings.to_json();
-        if chosen.len() != source.config().linears().len() {
-            let inside = json!([modules_in_block(source, chosen)?]);
-            quantization["modules_in_block_to_quantize"] = inside;
-        }
+        exceptions(source, settings.bits, chosen, &mut quantization);
         documents.push((QUANTIZE_CONFIG_FILE.to_owned(), pretty(&quantization)));
         config.insert("quantization_config".to_owned(), quantization);
     }
+    if unties(source, chosen) {
+        config.insert("tie_word_embeddings".to_owned(), false.into());
+    }
     documents.push((CONFIG_FILE.to_owned(), pretty(&Value::Object(config))));
-    Ok(documents)
+    documents
 }
 
-/// The chosen layers of a block by their path inside it, which must be the same in all blocks: clients have no other way to be
-/// told about layers that stay unquantized.
-fn modules_in_block(source: &Checkpoint, chosen: &BTreeMap<String, LinearSpec>) -> Result<Vec<String>> {
-    let in_block = |layer: usize| -> Vec<String> {
-        let prefix = format!("model.layers.{layer}.");
-        let linears = source.config().block_linears(layer).into_iter();
-        let taken = linears.filter(|linear| chosen.contains_key(&format!("{}.weight", linear.name)));
-        taken.map(|linear| linear.name.trim_start_matches(&prefix).to_owned()).collect()
-    };
-    let first = in_block(0);
-    if (1..source.config().num_hidden_layers).all(|layer| in_block(layer) == first) {
-        return Ok(first);
+/// Whether the output matrix becomes a tensor of its own.
+fn unties(source: &Checkpoint, chosen: &BTreeMap<String, Chosen>) -> bool {
+    source.config().tie_word_embeddings && chosen.contains_key(HEAD_WEIGHT)
+}
+
+/// What clients must be told about layers that differ from the others: `modules_in_block_to_quantize` where the same
+/// layers stay as they are in every block, which every client reads, else `dynamic`, which GPTQModel and vLLM read.
+fn exceptions(source: &Checkpoint, bits: u32, chosen: &BTreeMap<String, Chosen>, quantization: &mut Value) {
+    let config = source.config();
+    if chosen.contains_key(HEAD_WEIGHT) {
+        quantization["lm_head"] = true.into();
     }
-    let found = "layers to quantize that differ between blocks";
-    let expected = "the same layers in every block, as the GPTQ format demands";
-    Err(Error::input("--format gptq", found, expected, "choose the same layers everywhere, or --format float"))
+    let treatment = |linear: &LinearSpec| chosen.get(&format!("{}.weight", linear.name)).map(|chosen| chosen.bits);
+    let first: Vec<Option<u32>> = config.block_linears(0).iter().map(treatment).collect();
+    let mut rules = Map::new();
+    let mut rule = |module: &str, treatment: Option<u32>| match treatment {
+        None => rules.insert(format!("-:^{module}$"), json!({})),
+        Some(own) if own != bits => rules.insert(format!("+:^{module}$"), json!({ "bits": own })),
+        Some(_) => None,
+    };
+    let blocks: Vec<Vec<LinearSpec>> = (0..config.num_hidden_layers).map(|layer| config.block_linears(layer)).collect();
+    for (position, linear) in blocks[0].iter().enumerate() {
+        if blocks.iter().all(|block| treatment(&block[position]) == first[position]) {
+            let inside = linear.name.trim_start_matches("model.layers.0.");
+            if first[position].is_some() {
+                rule(&format!(r"model\.layers\.\d+\.{}", regex::escape(inside)), first[position]);
+            }
+            continue;
+        }
+        for block in &blocks {
+            rule(&regex::escape(&block[position].name), treatment(&block[position]));
+        }
+    }
+    if let Some(head) = chosen.get(HEAD_WEIGHT) {
+        rule("lm_head", Some(head.bits));
+    }
+    let everywhere = |position: usize| blocks.iter().all(|block| treatment(&block[position]).is_none());
+    if (0..first.len()).any(everywhere) {
+        let kept = blocks[0].iter().enumerate().filter(|(position, _)| !everywhere(*position));
+        let inside = |linear: &LinearSpec| linear.name.trim_start_matches("model.layers.0.").to_owned();
+        let names: Vec<String> = kept.map(|(_, linear)| inside(linear)).collect();
+        quantization["modules_in_block_to_quantize"] = json!([names]);
+    }
+    if !rules.is_empty() {
+        quantization["dynamic"] = Value::Object(rules);
+    }
 }
 
 /// JSON as people read it, with a final newline.

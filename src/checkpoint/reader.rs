@@ -306,7 +306,7 @@ impl Checkpoint {
     }
 
     fn check_packed(&self, module: &str, shape: &[usize]) -> Result<()> {
-        for part in self.layout(shape)?.parts() {
+        for part in self.layout(module, shape)?.parts() {
             let name = format!("{module}.{}", part.suffix);
             if part.suffix == "scales" {
                 self.check_tensor(&name, &part.shape)?;
@@ -323,22 +323,22 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// How a quantized weight of shape `[outputs, inputs]` is stored here.
-    fn layout(&self, shape: &[usize]) -> Result<PackedLayout> {
+    /// How the weight of `module`, of shape `[outputs, inputs]`, is stored here.
+    fn layout(&self, module: &str, shape: &[usize]) -> Result<PackedLayout> {
         let (Some(quantization), &[rows, columns]) = (&self.config.quantization, shape) else {
             return Err(Error::shape("Checkpoint::layout", format!("a quantized tensor of shape {shape:?}")));
         };
         Ok(PackedLayout {
             rows,
             columns,
-            bits: quantization.bits,
+            bits: quantization.bits_of(module),
             group_size: quantization.group_size.unwrap_or(columns),
             zero_points: quantization.checkpoint_format,
         })
     }
 
     async fn read_packed(&self, module: &str, name: &str) -> Result<Vec<f32>> {
-        let layout = self.layout(self.shape(name)?)?;
+        let layout = self.layout(module, self.shape(name)?)?;
         let scales = format!("{module}.scales");
         let tensors = PackedTensors {
             qweight: self.read_words(&format!("{module}.qweight")).await?,
@@ -360,10 +360,10 @@ impl Checkpoint {
     /// A symmetric layer has one zero point. Another one means that the file is labelled with the wrong version of the format,
     /// and every weight would be off by one step.
     fn check_symmetry(&self, module: &str, layout: &PackedLayout, qzeros: &[u32]) -> Result<()> {
-        let Some(QuantizationConfig { symmetric: true, bits, checkpoint_format, .. }) = self.config.quantization else {
+        let Some(QuantizationConfig { symmetric: true, checkpoint_format, .. }) = self.config.quantization else {
             return Ok(());
         };
-        let middle = 1u16 << (bits - 1);
+        let middle = 1u16 << (layout.bits - 1);
         let Some(other) = layout.unpack_zeros(qzeros).into_iter().find(|&z| u16::from(z) != middle) else {
             return Ok(());
         };

@@ -1,18 +1,18 @@
 //! Writes a quantized copy of a checkpoint, one layer at a time, beside the final name until it is whole.
 
+use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use half::f16;
+use half::{bf16, f16};
 use safetensors::Dtype;
 
-use super::gptq::QuantizedLinear;
-use super::plan::{Format, Item, WritePlan};
+use super::gptq::StoredLinear;
+use super::plan::{DueLinear, Format, Item, WritePlan};
 use super::reader::Checkpoint;
 use super::sink::Sink;
 use super::source::{Source, pieces};
-use crate::model::config::LinearSpec;
 use crate::{Error, Result};
 
 /// A checkpoint being written.
@@ -28,6 +28,8 @@ pub struct CheckpointWriter<'a> {
     /// The shard and item that come next.
     shard: usize,
     item: usize,
+    /// What goes in the place of tensors that are still to come, by name.
+    replaced: HashMap<String, Vec<u8>>,
 }
 
 impl<'a> CheckpointWriter<'a> {
@@ -40,23 +42,40 @@ impl<'a> CheckpointWriter<'a> {
         if available.is_some_and(|bytes| bytes < plan.bytes()) {
             return Err(output.no_space());
         }
-        Ok(Self { source, plan, output, opened: 0, shard: 0, item: 0 })
+        Ok(Self { source, plan, output, opened: 0, shard: 0, item: 0, replaced: HashMap::new() })
+    }
+
+    /// Has `values` written in the place of the unquantized tensor `name`, in the type that it has.
+    ///
+    /// Errors: `Error::NotFinite` if they do not fit that type, `Error::Shape` if there are more or fewer than it has; what is
+    /// handed over after its turn, or is no tensor to be copied, fails in [`finish`](Self::finish).
+    pub fn put_tensor(&mut self, name: String, values: &[f32]) -> Result<()> {
+        let (dtype, shape) = (self.source.dtype(&name)?, self.source.shape(&name)?);
+        if shape.iter().product::<usize>() != values.len() {
+            return Err(Error::shape("put_tensor", format!("{} values for {name} of shape {shape:?}", values.len())));
+        }
+        let bytes = encode_floats(values, dtype).ok_or_else(|| Error::NotFinite {
+            place: format!("{name} in {dtype}"),
+            remedy: "use another --method".to_owned(),
+        })?;
+        self.replaced.insert(name, bytes);
+        Ok(())
     }
 
     /// Writes the next planned layer, and what comes before it in the model.
     ///
     /// Errors: `Error::Shape` if it is not the layer that is due, or was made with other settings than planned.
-    pub async fn put_linear(&mut self, linear: &QuantizedLinear) -> Result<()> {
+    pub async fn put_linear(&mut self, linear: &StoredLinear) -> Result<()> {
         match self.copy_to_next_linear().await? {
-            Some((spec, dtype)) => {
-                let chunks = encode(self.plan.format, &spec, dtype, linear)?;
+            Some(due) => {
+                let chunks = encode(self.plan.format, &due, linear)?;
                 for chunk in &chunks {
                     self.output.write(chunk).await?;
                 }
                 self.item += 1;
                 Ok(())
             }
-            None => Err(Error::shape("put_linear", format!("{} after the last planned layer", linear.name))),
+            None => Err(Error::shape("put_linear", format!("{} after the last planned layer", linear.name()))),
         }
     }
 
@@ -64,8 +83,11 @@ impl<'a> CheckpointWriter<'a> {
     ///
     /// Errors: `Error::Shape` if a planned layer was not handed over.
     pub async fn finish(mut self) -> Result<()> {
-        if let Some((due, _)) = self.copy_to_next_linear().await? {
-            return Err(Error::shape("finish", format!("layer {} was not written", due.name)));
+        if let Some(due) = self.copy_to_next_linear().await? {
+            return Err(Error::shape("finish", format!("layer {} was not written", due.spec.name)));
+        }
+        if let Some(name) = self.replaced.keys().min() {
+            return Err(Error::shape("finish", format!("new values of {name} came too late, or it is quantized")));
         }
         for (name, text) in &self.plan.documents {
             self.output.create(name).await?;
@@ -79,7 +101,7 @@ impl<'a> CheckpointWriter<'a> {
     }
 
     /// Copies tensors up to the next layer to be quantized, which it returns, or to the end.
-    async fn copy_to_next_linear(&mut self) -> Result<Option<(LinearSpec, Dtype)>> {
+    async fn copy_to_next_linear(&mut self) -> Result<Option<DueLinear>> {
         while let Some(shard) = self.plan.shards.get(self.shard) {
             if self.opened == self.shard {
                 self.output.create(&shard.file).await?;
@@ -87,9 +109,12 @@ impl<'a> CheckpointWriter<'a> {
                 self.opened += 1;
             }
             match shard.items.get(self.item) {
-                Some(Item::Linear { spec, dtype }) => return Ok(Some((spec.clone(), *dtype))),
-                Some(Item::Copy { file, range }) => {
-                    self.output.copy(self.source.file(*file), range.clone()).await?;
+                Some(Item::Linear(due)) => return Ok(Some(due.clone())),
+                Some(Item::Copy { name, file, range }) => {
+                    match self.replaced.remove(name) {
+                        Some(bytes) => self.output.write(&bytes).await?,
+                        None => self.output.copy(self.source.file(*file), range.clone()).await?,
+                    }
                     self.item += 1;
                 }
                 None => {
@@ -103,35 +128,57 @@ impl<'a> CheckpointWriter<'a> {
 }
 
 /// The tensors of a layer as bytes, in the order of the plan.
-fn encode(format: Format, spec: &LinearSpec, dtype: Dtype, linear: &QuantizedLinear) -> Result<Vec<Vec<u8>>> {
-    let planned_shape = (spec.name.as_str(), spec.rows, spec.columns);
-    if (linear.name.as_str(), linear.rows, linear.columns) != planned_shape {
-        let given = (&linear.name, linear.rows, linear.columns);
-        return Err(Error::shape("put_linear", format!("{given:?} where {planned_shape:?} is due")));
+fn encode(format: Format, due: &DueLinear, linear: &StoredLinear) -> Result<Vec<Vec<u8>>> {
+    let DueLinear { spec, bits, dtype } = due;
+    let planned = (spec.name.as_str(), [spec.rows, spec.columns]);
+    let given = (linear.name(), linear.shape());
+    if given != planned {
+        return Err(Error::shape("put_linear", format!("{given:?} where {planned:?} is due")));
     }
-    match format {
-        Format::Float => Ok(vec![float_bytes(linear, dtype)?]),
-        Format::Gptq(settings) if linear.layout() == settings.layout(spec)? => Ok(linear.pack()?.into()),
-        Format::Gptq(settings) => {
-            let detail = format!("{}: {:?}, planned with {settings:?}", linear.name, linear.layout());
+    match (format, linear) {
+        (Format::Float, _) => Ok(vec![float_bytes(linear, *dtype)?]),
+        (Format::Gptq(settings), StoredLinear::Codes(codes)) if codes.layout() == settings.layout(spec, *bits)? => {
+            Ok(codes.pack()?.into())
+        }
+        (Format::Gptq(settings), StoredLinear::Codes(codes)) => {
+            let detail = format!("{}: {:?}, planned with {settings:?}", codes.name, codes.layout());
             Err(Error::shape("put_linear", detail))
+        }
+        (Format::Gptq(_), StoredLinear::Dense(dense)) => {
+            Err(Error::shape("put_linear", format!("{}: a weight without codes", dense.name)))
         }
     }
 }
 
 /// The dequantized weight in the given type: F32 exactly, or F16 rounded.
-fn float_bytes(linear: &QuantizedLinear, dtype: Dtype) -> Result<Vec<u8>> {
-    linear.check_parts()?;
-    let weight = linear.dequantize();
-    if dtype == Dtype::F32 {
-        return Ok(weight.iter().flat_map(|w| w.to_le_bytes()).collect());
+fn float_bytes(linear: &StoredLinear, dtype: Dtype) -> Result<Vec<u8>> {
+    match linear {
+        StoredLinear::Codes(codes) => codes.check_parts()?,
+        StoredLinear::Dense(dense) if dense.weight.len() == dense.rows * dense.columns => (),
+        StoredLinear::Dense(dense) => return Err(Error::shape("put_linear", format!("{}: a part of it", dense.name))),
     }
-    let halves: Vec<f16> = weight.into_iter().map(f16::from_f32).collect();
-    if halves.iter().all(|half| half.is_finite()) {
-        return Ok(halves.iter().flat_map(|half| half.to_le_bytes()).collect());
+    encode_floats(&linear.dequantize(), dtype).ok_or_else(|| Error::NotFinite {
+        place: format!("{}.weight in {dtype}", linear.name()),
+        remedy: "its weights are too large, use --format gptq or another --method".to_owned(),
+    })
+}
+
+/// Little-endian numbers of a float type, rounded to it; `None` if one is too large for it, or the type is another.
+fn encode_floats(values: &[f32], dtype: Dtype) -> Option<Vec<u8>> {
+    match dtype {
+        Dtype::F32 => {
+            values.iter().all(|v| v.is_finite()).then(|| values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        }
+        Dtype::F16 => {
+            let rounded: Vec<f16> = values.iter().map(|&v| f16::from_f32(v)).collect();
+            rounded.iter().all(|v| v.is_finite()).then(|| rounded.iter().flat_map(|v| v.to_le_bytes()).collect())
+        }
+        Dtype::BF16 => {
+            let rounded: Vec<bf16> = values.iter().map(|&v| bf16::from_f32(v)).collect();
+            rounded.iter().all(|v| v.is_finite()).then(|| rounded.iter().flat_map(|v| v.to_le_bytes()).collect())
+        }
+        _ => None,
     }
-    let remedy = "its weights are too large for F16, use --format gptq".to_owned();
-    Err(Error::NotFinite { place: format!("{}.weight in F16", linear.name), remedy })
 }
 
 /// The sink, with its errors put into words, and emptied again when dropped before the commit.

@@ -6,10 +6,13 @@ use std::path::PathBuf;
 use aquatint::device::Choice;
 use aquatint::ops::grid::{Search, Symmetry};
 use aquatint::quant::options::default_symmetry;
-use aquatint::quant::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions};
-use aquatint::{GenerateOptions, Sampling};
+use aquatint::quant::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions, RotationKind};
+use aquatint::{GenerateOptions, ModelConfig, Sampling};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use regex::Regex;
+
+const DEFAULT_SAMPLES: usize = 128;
+const DEFAULT_SEQ_LEN: usize = 2048;
 
 /// Quantizes language models to 4, 3 and 2 bits on any GPU, or on the CPU.
 #[derive(Debug, Parser)]
@@ -25,8 +28,12 @@ pub enum Command {
     Devices,
     /// Quantize a checkpoint.
     Quantize(Box<QuantizeArgs>),
-    /// Measure perplexity on a text, of an ordinary or a quantized checkpoint.
+    /// Measure perplexity on a text, or accuracy in multiple choice, of an ordinary or a quantized checkpoint.
     Eval(EvalArgs),
+    /// Quantize in every combination of some options, and evaluate each: a table. Goes on where it was stopped.
+    Sweep(Box<SweepArgs>),
+    /// Quantize the first blocks only, and follow the error through the others, with and without propagation.
+    ErrorGrowth(Box<ErrorGrowthArgs>),
     /// Continue a text, with an ordinary or a quantized checkpoint.
     Generate(GenerateArgs),
     /// Make a page of records that --json wrote, or compare several.
@@ -66,9 +73,9 @@ pub struct QuantizeArgs {
     pub text: CalibrationArgs,
     #[command(flatten)]
     pub device: DeviceArg,
-    /// How to store the result.
-    #[arg(long, value_enum, default_value = "gptq")]
-    pub format: FormatArg,
+    /// How to store the result [default: gptq, of QuIP float].
+    #[arg(long, value_enum)]
+    pub format: Option<FormatArg>,
     /// Measure the perplexity of the original and the result on this text afterwards, for --json and --report.
     #[arg(long, value_name = "FILE")]
     pub evaluate: Vec<PathBuf>,
@@ -89,7 +96,7 @@ pub struct QuantizeArgs {
 #[derive(Debug, Args)]
 pub struct MethodArgs {
     /// Base quantizer.
-    #[arg(long, value_parser = parse_method, default_value = "gptq", value_name = "rtn|gptq")]
+    #[arg(long, value_parser = parse_method, default_value = "gptq", value_name = "rtn|gptq|awq|quip")]
     pub method: Method,
     /// Bits per weight: 2, 3, 4 or 8.
     #[arg(long, default_value_t = 4, value_name = "BITS")]
@@ -97,13 +104,23 @@ pub struct MethodArgs {
     /// Inputs per grid: auto (the largest of 128, 64, 32 that divides every width), a number, or -1 for one per row.
     #[arg(long, default_value = "auto", value_parser = parse_group_size, allow_hyphen_values = true, value_name = "auto|N|-1")]
     pub group_size: GroupSize,
+    /// Propagation strength: auto (per layer, from held-out windows), off, or a number from 0 to 1.
+    #[arg(long, default_value = "auto", value_name = "auto|off|0..1")]
+    pub alpha: Alpha,
+    #[command(flatten)]
+    pub details: DetailArgs,
+}
+
+/// The options of a method that a sweep does not vary.
+#[derive(Debug, Args)]
+pub struct DetailArgs {
     /// Zero points fixed in the middle [default at 4 and 8 bits].
     #[arg(long, conflicts_with = "asym")]
     pub sym: bool,
     /// Zero points chosen freely [default at 2 and 3 bits].
     #[arg(long)]
     pub asym: bool,
-    /// How grids are chosen.
+    /// How grids are chosen; with awq, mse is its own search of ranges by the error at the output.
     #[arg(long, value_parser = parse_grid, default_value = "mse", value_name = "minmax|mse")]
     pub grid: Search,
     /// GPTQ visits columns by falling activation, with static groups [default].
@@ -112,9 +129,18 @@ pub struct MethodArgs {
     /// GPTQ visits columns as stored, with a group's grid chosen when it is reached.
     #[arg(long)]
     pub no_act_order: bool,
-    /// Propagation strength: auto (per layer, from held-out windows), off, or a number from 0 to 1.
-    #[arg(long, default_value = "auto", value_name = "auto|off|0..1")]
-    pub alpha: Alpha,
+    /// QuIP's random transform: kronecker, for any width, or hadamard.
+    #[arg(long, value_parser = parse_rotation, default_value = "kronecker", value_name = "kronecker|hadamard")]
+    pub rotation: RotationKind,
+    /// Leave the layers alone whose path a regular expression matches, such as 'layers\.0\.' or down_proj.
+    #[arg(long, value_name = "PATTERN")]
+    pub skip: Vec<Regex>,
+    /// Bits of the layers whose path a regular expression matches, such as down_proj=4; the last match wins.
+    #[arg(long, value_parser = parse_bits_for, value_name = "PATTERN=BITS")]
+    pub bits_for: Vec<(Regex, u32)>,
+    /// Quantize the output matrix, too; one that is tied to the embedding becomes a matrix of its own.
+    #[arg(long)]
+    pub lm_head: bool,
     /// α of the layers whose path a regular expression matches, such as down_proj=0.25; the last match wins.
     #[arg(long, value_parser = parse_override, value_name = "PATTERN=VALUE")]
     pub alpha_for: Vec<(Regex, Alpha)>,
@@ -153,15 +179,18 @@ pub struct EvalArgs {
     /// A checkpoint directory, quantized or not; left out, the bundled tiny LLaMA.
     pub model: Option<PathBuf>,
     /// Text to evaluate on; left out, the bundled evaluation text.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, requires = "seq_len", value_name = "FILE")]
     pub text: Option<PathBuf>,
     /// Tokens per window.
-    #[arg(long, value_name = "N")]
-    pub seq_len: usize,
+    #[arg(long, required_unless_present = "tasks", value_name = "N")]
+    pub seq_len: Option<usize>,
+    /// Multiple-choice questions, several times for several files; without --seq-len nothing else is measured.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub tasks: Vec<PathBuf>,
     /// Windows, the first ones of the text [default: all].
     #[arg(long, value_name = "N")]
     pub windows: Option<usize>,
-    /// Another checkpoint to compare with on the same tokens: KL divergence and top-1 agreement.
+    /// Another checkpoint to compare with: KL divergence and top-1 agreement on the same tokens, accuracy in the same tasks.
     #[arg(long, value_name = "MODEL")]
     pub against: Option<PathBuf>,
     #[command(flatten)]
@@ -169,6 +198,84 @@ pub struct EvalArgs {
     /// Write the result.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct SweepArgs {
+    /// A Hugging Face checkpoint directory; left out, the bundled tiny LLaMA.
+    pub model: Option<PathBuf>,
+    /// Directory for the results: a file per finished cell, sweep.json, sweep.csv. What is finished there is kept.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Redo cells whose file was made with other options or texts, or by another version.
+    #[arg(long)]
+    pub force: bool,
+    /// Base quantizers.
+    #[arg(long, value_parser = parse_method, default_value = "gptq", value_delimiter = ',', value_name = "METHOD,…")]
+    pub methods: Vec<Method>,
+    /// Bits per weight.
+    #[arg(long, default_value = "4,3,2", value_delimiter = ',', value_name = "BITS,…")]
+    pub bits: Vec<u32>,
+    /// Inputs per grid, each auto, a number, or -1 for one grid per row.
+    #[arg(long, default_value = "auto", value_parser = parse_group_size, allow_hyphen_values = true, value_delimiter = ',', value_name = "SIZE,…")]
+    pub group_sizes: Vec<GroupSize>,
+    /// Propagation strengths, each auto, off, or a number from 0 to 1.
+    #[arg(long, default_value = "off,auto", value_delimiter = ',', value_name = "ALPHA,…")]
+    pub alphas: Vec<Alpha>,
+    /// Seeds of the draw of calibration windows.
+    #[arg(long, value_delimiter = ',', conflicts_with = "seed", value_name = "SEED,…")]
+    pub seeds: Vec<u64>,
+    #[command(flatten)]
+    pub details: DetailArgs,
+    #[command(flatten)]
+    pub calibration: CalibrationArgs,
+    /// Text to evaluate on, several times for several; left out, the bundled evaluation text.
+    #[arg(long, value_name = "FILE")]
+    pub text: Vec<PathBuf>,
+    /// Multiple-choice questions to answer as well, several times for several files.
+    #[arg(long, value_name = "FILE.jsonl")]
+    pub tasks: Vec<PathBuf>,
+    /// Tokens per evaluation window [default: those of a calibration window].
+    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    pub eval_seq_len: Vec<usize>,
+    /// Evaluation windows, the first ones of each text [default: all].
+    #[arg(long, value_name = "N")]
+    pub windows: Option<usize>,
+    /// Cells that go through the model together and share the full-precision stream: more are faster and take more memory.
+    #[arg(long, default_value_t = 4, value_name = "N")]
+    pub together: usize,
+    #[command(flatten)]
+    pub device: DeviceArg,
+    /// Write a page with all runs.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Check everything and list the cells, without running any.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct ErrorGrowthArgs {
+    /// A Hugging Face checkpoint directory; left out, the bundled tiny LLaMA.
+    pub model: Option<PathBuf>,
+    /// How many blocks to quantize: the first ones.
+    #[arg(long, value_name = "K")]
+    pub blocks: usize,
+    #[command(flatten)]
+    pub method: MethodArgs,
+    #[command(flatten)]
+    pub calibration: CalibrationArgs,
+    #[command(flatten)]
+    pub device: DeviceArg,
+    /// Write the table.
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// Write a record of both runs.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write a page with both runs.
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -213,33 +320,62 @@ pub struct DemoArgs {
     pub device: DeviceArg,
 }
 
+/// The options that a sweep varies.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Variant {
+    pub method: Method,
+    pub bits: u32,
+    pub group_size: GroupSize,
+    pub alpha: Alpha,
+    pub seed: u64,
+}
+
 impl MethodArgs {
-    /// The options, with the calibration left at `samples` × `seq_len`.
-    pub fn options(&self, text: &CalibrationArgs, samples: usize, seq_len: usize) -> QuantizeOptions {
+    /// The options for `model`, with the calibration of `text`.
+    pub fn options(&self, text: &CalibrationArgs, model: &ModelConfig) -> QuantizeOptions {
+        let Self { method, bits, group_size, alpha, .. } = *self;
+        self.details.options(&Variant { method, bits, group_size, alpha, seed: text.seed }, text, model)
+    }
+}
+
+impl CalibrationArgs {
+    /// Tokens per window for `model`.
+    pub fn seq_len(&self, model: &ModelConfig) -> usize {
+        self.seq_len.unwrap_or(DEFAULT_SEQ_LEN.min(model.max_position_embeddings))
+    }
+}
+
+impl DetailArgs {
+    /// The options for `model` that differ from others by `variant`.
+    pub fn options(&self, variant: &Variant, text: &CalibrationArgs, model: &ModelConfig) -> QuantizeOptions {
         let symmetry = match (self.sym, self.asym) {
             (true, _) => Symmetry::Symmetric,
             (_, true) => Symmetry::Asymmetric,
-            _ => default_symmetry(self.bits),
+            _ => default_symmetry(variant.bits),
         };
         let order = if self.no_act_order { ActivationOrder::Natural } else { ActivationOrder::Descending };
         QuantizeOptions {
-            method: self.method,
-            bits: self.bits,
-            group_size: self.group_size,
+            method: variant.method,
+            bits: variant.bits,
+            bits_for: self.bits_for.clone(),
+            skip: self.skip.clone(),
+            lm_head: self.lm_head,
+            rotation: self.rotation,
+            group_size: variant.group_size,
             symmetry,
             grid: self.grid,
             activation_order: order,
             alpha: AlphaPolicy {
-                default: self.alpha,
+                default: variant.alpha,
                 overrides: self.alpha_for.clone(),
                 shrinkage: self.alpha_shrinkage,
             },
             correction_damping: self.correction_damping,
             rounding_damping: self.rounding_damping,
-            samples,
-            seq_len,
+            samples: text.samples.unwrap_or(DEFAULT_SAMPLES),
+            seq_len: text.seq_len(model),
             sampling: text.sampling,
-            seed: text.seed,
+            seed: variant.seed,
             ..QuantizeOptions::default()
         }
     }
@@ -249,7 +385,9 @@ fn parse_method(text: &str) -> Result<Method, String> {
     match text {
         "rtn" => Ok(Method::Rtn),
         "gptq" => Ok(Method::Gptq),
-        _ => Err(format!("found '{text}', expected rtn or gptq")),
+        "awq" => Ok(Method::Awq),
+        "quip" => Ok(Method::Quip),
+        _ => Err(format!("found '{text}', expected rtn, gptq, awq or quip")),
     }
 }
 
@@ -280,8 +418,28 @@ fn parse_group_size(text: &str) -> Result<GroupSize, String> {
     }
 }
 
+fn parse_rotation(text: &str) -> Result<RotationKind, String> {
+    match text {
+        "kronecker" => Ok(RotationKind::Kronecker),
+        "hadamard" => Ok(RotationKind::Hadamard),
+        _ => Err(format!("found '{text}', expected kronecker or hadamard")),
+    }
+}
+
 fn parse_override(text: &str) -> Result<(Regex, Alpha), String> {
+    let (pattern, value) = parse_rule(text)?;
+    Ok((pattern, value.parse()?))
+}
+
+fn parse_bits_for(text: &str) -> Result<(Regex, u32), String> {
+    let (pattern, value) = parse_rule(text)?;
+    let bits = value.parse().map_err(|_| format!("found '{value}' bits, expected 2, 3, 4 or 8"))?;
+    Ok((pattern, bits))
+}
+
+/// PATTERN=VALUE.
+fn parse_rule(text: &str) -> Result<(Regex, &str), String> {
     let (pattern, value) = text.rsplit_once('=').ok_or(format!("found '{text}', expected PATTERN=VALUE"))?;
     let pattern = Regex::new(pattern).map_err(|e| format!("'{pattern}' is no regular expression: {e}"))?;
-    Ok((pattern, value.parse()?))
+    Ok((pattern, value))
 }

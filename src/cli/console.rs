@@ -12,11 +12,14 @@ use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
 /// Watches a run for a person.
 pub struct Console {
     started: Instant,
+    /// When the blocks in hand were begun.
+    planned: Instant,
     bar: Option<ProgressBar>,
     terminal: bool,
     quiet: bool,
     blocks: usize,
-    error: Option<f64>,
+    /// Of each run in hand after the last block.
+    errors: String,
     interrupted: Arc<AtomicBool>,
 }
 
@@ -43,7 +46,8 @@ impl Console {
             eprintln!("\nstopping after the group in hand; press Ctrl-C again to stop at once");
         });
         let terminal = std::io::stderr().is_terminal();
-        Self { started: Instant::now(), bar: None, terminal, quiet, blocks: 0, error: None, interrupted }
+        let started = Instant::now();
+        Self { started, planned: started, bar: None, terminal, quiet, blocks: 0, errors: String::new(), interrupted }
     }
 
     fn bar(&mut self, length: usize) -> &ProgressBar {
@@ -53,10 +57,24 @@ impl Console {
         })
     }
 
-    fn planned(&mut self, event: &Event) {
-        let Event::Planned { blocks, tokens, held_out, group_size, bytes } = *event else { return };
+    /// Before a first block, perhaps not the first one in the life of this value.
+    fn start_over(&mut self, blocks: usize) {
         self.blocks = blocks;
-        let groups = group_size.map_or("one grid per row".to_string(), |size| format!("groups of {size}"));
+        self.planned = Instant::now();
+        self.errors.clear();
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn planned(&mut self, event: &Event) {
+        let Event::Planned { runs, blocks, tokens, held_out, group_size, bytes } = *event else { return };
+        self.start_over(blocks);
+        let groups = match (runs, group_size) {
+            (1, None) => "one grid per row".to_string(),
+            (1, Some(size)) => format!("groups of {size}"),
+            _ => format!("{runs} runs together"),
+        };
         eprintln!(
             "plan: {blocks} blocks, {groups}, {tokens} calibration tokens of which {held_out} held out, about {} on the device",
             HumanBytes(bytes)
@@ -64,20 +82,20 @@ impl Console {
     }
 
     fn phase(&mut self, block: usize, stage: Stage, phase: Phase) {
-        let so_far = self.error.map_or(String::new(), |error| format!(", error so far {error:.4}"));
+        let so_far = if self.errors.is_empty() { String::new() } else { format!(", error so far {}", self.errors) };
         let message = format!("block {} of {}: {} {}{so_far}", block + 1, self.blocks, phase.label(), stage.label());
         let length = self.blocks * Stage::ALL.len();
         self.bar(length).set_message(message);
     }
 
-    fn block(&mut self, block: usize, error: f64) {
-        self.error = Some(error);
+    fn block(&mut self, block: usize, errors: &[f64]) {
+        self.errors = errors.iter().map(|error| format!("{error:.4}")).collect::<Vec<_>>().join(", ");
         if self.terminal {
             return;
         }
         let done = block + 1;
-        let left = self.started.elapsed().mul_f64((self.blocks - done) as f64 / done as f64);
-        eprintln!("block {done} of {}: error {error:.4}, about {} left", self.blocks, HumanDuration(left));
+        let left = self.planned.elapsed().mul_f64((self.blocks - done) as f64 / done as f64);
+        eprintln!("block {done} of {}: error {}, about {} left", self.blocks, self.errors, HumanDuration(left));
     }
 }
 
@@ -90,8 +108,13 @@ impl Observer for Console {
             Event::Planned { .. } => self.planned(event),
             Event::Phase { block, stage, phase } if self.terminal => self.phase(block, stage, phase),
             Event::Group { .. } if self.terminal => self.bar(self.blocks * Stage::ALL.len()).inc(1),
-            Event::Block { block, error } => self.block(block, error),
+            Event::Head if self.terminal => self.bar(self.blocks * Stage::ALL.len()).set_message("output matrix"),
+            Event::Head => eprintln!("output matrix"),
+            Event::Block { block, ref errors } => self.block(block, errors),
             Event::EvaluationBlock { block, blocks } if self.terminal => {
+                if block == 1 {
+                    self.start_over(blocks);
+                }
                 self.bar(blocks).set_position(block as u64);
                 self.bar(blocks).set_message(format!("evaluating block {block} of {blocks}"));
             }

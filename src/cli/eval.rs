@@ -2,9 +2,11 @@
 
 use aquatint::checkpoint::read_text_file;
 use aquatint::device::Recorder;
+use aquatint::eval::tasks::{Task, TaskResult, answer};
 use aquatint::eval::{Evaluation, evaluate};
 use aquatint::model::network::Network;
 use aquatint::{Calibration, Checkpoint, Error, Result, Sampling, TextFile, bundled};
+use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 
 use super::args::EvalArgs;
@@ -16,29 +18,83 @@ use super::{open_device, open_model, write_json};
 struct Record<'a> {
     aquatint: &'static str,
     model: &'a str,
-    text: &'a str,
     device: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<String>,
     #[serde(flatten)]
-    evaluation: &'a Evaluation,
+    evaluation: Option<Evaluation>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tasks: Vec<Answered>,
+}
+
+/// A task with the results of one model or two.
+#[derive(Serialize)]
+struct Answered {
+    #[serde(flatten)]
+    result: TaskResult,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    against: Option<TaskResult>,
+}
+
+/// A text in windows.
+struct Windows {
+    name: String,
+    seq_len: usize,
+    windows: Vec<Vec<u32>>,
 }
 
 /// Evaluates and prints.
 pub fn run(args: EvalArgs) -> Result<()> {
     let model = open_model(args.model.as_deref())?;
     let against = args.against.as_deref().map(|path| open_model(Some(path))).transpose()?;
+    let text = args.seq_len.map(|seq_len| windows(&args, &model, seq_len)).transpose()?;
+    let tasks = args.tasks.iter().map(|path| Task::parse(&read_text_file(path)?)).collect::<Result<Vec<_>>>()?;
+    let device = open_device(&args.device)?;
+    let mut rec = Recorder::new(&device);
+    let mut console = Console::new();
+    let evaluation = match &text {
+        Some(text) => Some(perplexity(&mut rec, &model, against.as_ref(), text, &mut console)?),
+        None => None,
+    };
+    let mut answered = Vec::new();
+    for task in &tasks {
+        let mut answer = |model| pollster::block_on(answer(&mut rec, model, None, task, &mut console));
+        let result = answer(&model)?;
+        answered.push(Answered { result, against: against.as_ref().map(answer).transpose()? });
+    }
+    drop(console);
+    evaluation.iter().for_each(print_perplexity);
+    if !answered.is_empty() {
+        println!("{}", table(&answered));
+    }
+    let text = text.map(|text| text.name);
+    let device = device.name();
+    let record =
+        Record { aquatint: env!("CARGO_PKG_VERSION"), model: model.name(), device, text, evaluation, tasks: answered };
+    args.json.as_deref().map_or(Ok(()), |path| write_json(path, &record))
+}
+
+fn windows(args: &EvalArgs, model: &Checkpoint, seq_len: usize) -> Result<Windows> {
     let text = match &args.text {
         Some(path) => read_text_file(path)?,
         None => bundled::evaluation_text(),
     };
-    let windows = evaluation_windows(&model, &text, args.seq_len, args.windows)?;
-    let device = open_device(&args.device)?;
-    let mut rec = Recorder::new(&device);
-    let network = Network::new(&mut rec, &model, None, args.seq_len)?;
-    let other = against.as_ref().map(|other| Network::new(&mut rec, other, None, args.seq_len)).transpose()?;
-    let mut console = Console::new();
-    let result = evaluate(&mut rec, &network, other.as_ref(), &windows, &mut console);
-    let evaluation = pollster::block_on(result)?;
-    drop(console);
+    Ok(Windows { windows: evaluation_windows(model, &text, seq_len, args.windows)?, name: text.name, seq_len })
+}
+
+fn perplexity(
+    rec: &mut Recorder,
+    model: &Checkpoint,
+    against: Option<&Checkpoint>,
+    text: &Windows,
+    console: &mut Console,
+) -> Result<Evaluation> {
+    let network = Network::new(rec, model, None, text.seq_len)?;
+    let other = against.map(|other| Network::new(rec, other, None, text.seq_len)).transpose()?;
+    pollster::block_on(evaluate(rec, &network, other.as_ref(), &text.windows, console))
+}
+
+fn print_perplexity(evaluation: &Evaluation) {
     println!(
         "perplexity {:.4} on {} predicted tokens ({} windows of {})",
         evaluation.perplexity, evaluation.predicted, evaluation.windows, evaluation.seq_len
@@ -51,14 +107,28 @@ pub fn run(args: EvalArgs) -> Result<()> {
             100.0 * against.top1_agreement
         );
     }
-    let record = Record {
-        aquatint: env!("CARGO_PKG_VERSION"),
-        model: model.name(),
-        text: &text.name,
-        device: device.name(),
-        evaluation: &evaluation,
+}
+
+/// A row per task; for two models, one for each.
+fn table(answered: &[Answered]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).set_header(vec!["task", "questions", "accuracy", "per character"]);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    let percent = |share: f64, error: f64| format!("{:.2} % ± {:.2}", 100.0 * share, 100.0 * error);
+    let mut row = |label: String, result: &TaskResult| {
+        let accuracy = percent(result.accuracy, result.accuracy_error);
+        let normalised = percent(result.normalised_accuracy, result.normalised_error);
+        table.add_row(vec![label, result.questions.to_string(), accuracy, normalised]);
     };
-    args.json.as_deref().map_or(Ok(()), |path| write_json(path, &record))
+    for Answered { result, against } in answered {
+        row(result.task.clone(), result);
+        if let Some(against) = against {
+            row("against".to_string(), against);
+        }
+    }
+    table
 }
 
 /// The first windows of the text, all of them if no number is given.

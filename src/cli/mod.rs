@@ -4,10 +4,12 @@ mod args;
 mod console;
 mod demo;
 mod devices;
+mod error_growth;
 mod eval;
 mod generate;
 mod quantize;
 mod report;
+mod sweep;
 
 use std::io::Write;
 use std::path::Path;
@@ -30,6 +32,8 @@ pub fn run() -> ExitCode {
         Command::Devices => devices::run(),
         Command::Quantize(args) => quantize::run(*args),
         Command::Eval(args) => eval::run(args),
+        Command::Sweep(args) => sweep::run(*args),
+        Command::ErrorGrowth(args) => error_growth::run(*args),
         Command::Generate(args) => generate::run(args),
         Command::Report(args) => report::run(args),
         Command::Demo(args) => demo::run(args),
@@ -83,6 +87,17 @@ fn write_whole(path: &Path, text: &str) -> Result<()> {
         let _ = std::fs::remove_file(temporary);
         unwritable(path, e)
     })
+}
+
+/// Writes a table of these records to `path`, as [`write_whole`] does.
+fn write_csv(path: &Path, columns: &[&str], records: Vec<Vec<String>>) -> Result<()> {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    let header = columns.iter().map(|name| name.to_string()).collect();
+    for record in std::iter::once(header).chain(records) {
+        writer.write_record(record).map_err(|error| unwritable(path, error.into()))?;
+    }
+    let bytes = writer.into_inner().map_err(|error| unwritable(path, error.into_error()))?;
+    write_whole(path, &String::from_utf8_lossy(&bytes))
 }
 
 fn unwritable(path: &Path, source: std::io::Error) -> Error {

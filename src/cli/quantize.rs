@@ -10,9 +10,9 @@ use aquatint::device::Recorder;
 use aquatint::eval::evaluate;
 use aquatint::model::network::Network;
 use aquatint::pipeline::quantize;
-use aquatint::quant::QuantizeOptions;
+use aquatint::quant::{Method, QuantizeOptions};
 use aquatint::report::{Document, Evaluation, Report, Run, Sizes, html};
-use aquatint::{Calibration, Checkpoint, Result, bundled};
+use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
 use indicatif::{HumanBytes, HumanDuration};
 
 use super::args::{CalibrationArgs, FormatArg, QuantizeArgs};
@@ -20,22 +20,18 @@ use super::console::Console;
 use super::eval::evaluation_windows;
 use super::{check_writable, open_device, open_model, write_json, write_whole};
 
-const DEFAULT_SAMPLES: usize = 128;
-const DEFAULT_SEQ_LEN: usize = 2048;
-
 /// Quantizes, writes and reports.
 pub fn run(args: QuantizeArgs) -> Result<()> {
     for (option, path) in [("--json", &args.json), ("--report", &args.report)] {
         path.as_deref().map_or(Ok(()), |path| check_writable(option, path))?;
     }
     let model = open_model(args.model.as_deref())?;
-    let seq_len = args.text.seq_len.unwrap_or(DEFAULT_SEQ_LEN.min(model.config().max_position_embeddings));
-    let options = args.method.options(&args.text, args.text.samples.unwrap_or(DEFAULT_SAMPLES), seq_len);
+    let options = args.method.options(&args.text, model.config());
     options.validate_for(model.config())?;
-    let windows = calibration_windows(&model, &args.text, &options)?;
-    let texts = evaluation_texts(&args, &model, seq_len)?;
-    let format = format(args.format, &options, &model);
-    let plan = WritePlan::new(&model, format, &model.config().linear_names(), DEFAULT_SHARD_LIMIT)?;
+    let windows = draw(&calibration_tokens(&model, &args.text)?, &options)?;
+    let texts = evaluation_texts(&args, &model, options.seq_len)?;
+    let format = format(args.format, &options, &model)?;
+    let plan = WritePlan::new(&model, format, &options.layers(model.config()), DEFAULT_SHARD_LIMIT)?;
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };
     let sink = DirectorySink::new(&args.out, existing, model.directory())?;
     let sizes = Sizes {
@@ -46,13 +42,14 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     let mut writer = CheckpointWriter::new(&model, plan, Box::new(sink))?;
     let device = open_device(&args.device)?;
     if args.dry_run {
-        let group_size = options.group_size.resolve(model.config());
+        let group_size = options.grid_columns(model.config());
         let groups = group_size.map_or("one grid per row".to_string(), |size| format!("groups of {size}"));
         println!(
-            "would quantize {} to {} bits, {groups}, on {} windows of {seq_len} tokens, and write {} to {}",
+            "would quantize {} to {} bits, {groups}, on {} windows of {} tokens, and write {} to {}",
             model.name(),
             options.bits,
             windows.len(),
+            options.seq_len,
             HumanBytes(sizes.quantized_bytes),
             args.out.display()
         );
@@ -61,7 +58,11 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     let mut rec = Recorder::new(&device);
     let mut console = Console::new();
     let result = quantize(&mut rec, &model, &windows, &options, &mut writer, &mut console);
-    let report = pollster::block_on(result)?;
+    let report = pollster::block_on(result).inspect_err(|error| {
+        if matches!(error, Error::Cancelled) {
+            eprintln!("nothing was written");
+        }
+    })?;
     pollster::block_on(writer.finish())?;
     drop(console);
     summarise(&report);
@@ -123,14 +124,21 @@ fn file_name(path: &str) -> String {
     Path::new(path).file_name().map_or(path.to_string(), |name| name.to_string_lossy().into_owned())
 }
 
-fn format(format: FormatArg, options: &QuantizeOptions, model: &Checkpoint) -> Format {
-    match format {
-        FormatArg::Float => Format::Float,
-        FormatArg::Gptq => Format::Gptq(options.gptq_settings(model.config())),
+fn format(wanted: Option<FormatArg>, options: &QuantizeOptions, model: &Checkpoint) -> Result<Format> {
+    match (options.method, wanted) {
+        (_, Some(FormatArg::Float)) => Ok(Format::Float),
+        (Method::Quip, Some(FormatArg::Gptq)) => Err(Error::input(
+            "--format",
+            "gptq for --method quip, whose weights lie on no grid once the rotation is undone",
+            "float",
+            "leave --format out",
+        )),
+        _ => Ok(options.format(model.config())),
     }
 }
 
-fn calibration_windows(model: &Checkpoint, text: &CalibrationArgs, options: &QuantizeOptions) -> Result<Vec<Vec<u32>>> {
+/// The text to calibrate on, as tokens of the model.
+pub fn calibration_tokens(model: &Checkpoint, text: &CalibrationArgs) -> Result<Calibration> {
     let files: Vec<TextFile> = if text.calibration.is_empty() {
         if model.directory().is_some() {
             eprintln!(
@@ -142,7 +150,11 @@ fn calibration_windows(model: &Checkpoint, text: &CalibrationArgs, options: &Qua
         text.calibration.iter().map(|path| read_text_file(path)).collect::<Result<_>>()?
     };
     let tokenizer = pollster::block_on(model.tokenizer())?;
-    let tokens = Calibration::from_texts(&tokenizer, &files, model.config().vocab_size)?;
+    Calibration::from_texts(&tokenizer, &files, model.config().vocab_size)
+}
+
+/// The calibration windows that the options ask for.
+pub fn draw(tokens: &Calibration, options: &QuantizeOptions) -> Result<Vec<Vec<u32>>> {
     tokens.draw(options.samples, options.held_out(), options.seq_len, options.sampling, options.seed)
 }
 

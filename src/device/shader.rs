@@ -20,12 +20,15 @@ const SOURCES: &[(&str, &str)] = sources![
     "cholesky_gather",
     "cholesky_panel",
     "cholesky_trailing",
+    "clip",
     "dequantize",
     "embedding",
     "gptq",
     "gram",
     "grid",
+    "grouped_product",
     "kl",
+    "magnitude",
     "matmul",
     "nll",
     "packed",
@@ -42,7 +45,7 @@ const SOURCES: &[(&str, &str)] = sources![
     "solve",
     "solve_order",
     "widen",
-    "zero_columns",
+    "scale_columns",
 ];
 
 const PERMUTATIONS: &str = include_str!("../../shaders/permutations");

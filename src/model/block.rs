@@ -44,6 +44,18 @@ impl Stage {
         }
     }
 
+    /// What makes the input of this stage; `None` where one channel of it comes from several places, or feeds several.
+    pub fn source(self, config: &ModelConfig) -> Option<InputSource> {
+        match self {
+            Self::Attention => Some(InputSource::Norm("input_layernorm")),
+            // Attention mixes the rows of one head over the tokens; but heads that share values would share channels.
+            Self::Output if config.num_key_value_heads == config.num_attention_heads => Some(InputSource::Linear(2)),
+            Self::Output => None,
+            Self::GateUp => Some(InputSource::Norm("post_attention_layernorm")),
+            Self::Down => Some(InputSource::Linear(5)),
+        }
+    }
+
     /// A short name for progress lines.
     pub fn label(self) -> &'static str {
         match self {
@@ -53,6 +65,15 @@ impl Stage {
             Self::Down => "down",
         }
     }
+}
+
+/// What has one number, or one row, for each input channel of a stage: divided by s, it divides the channel by s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InputSource {
+    /// The norm of that name in the block.
+    Norm(&'static str),
+    /// A linear with its bias, as an index into `ModelConfig::block_linears`.
+    Linear(usize),
 }
 
 /// What a block holds beside its linear weights: both streams share it.

@@ -1,11 +1,12 @@
 //! A checkpoint on a device: its embedding, its blocks one at a time, its head in slabs of the vocabulary.
 
 use std::collections::HashMap;
+use std::ops::Index;
 
 use super::block::{Block, Context, widest_activation};
 use super::config::LinearSpec;
 use super::{ModelConfig, rope};
-use crate::checkpoint::{Checkpoint, QuantizedLinear};
+use crate::checkpoint::{Checkpoint, StoredLinear};
 use crate::device::Recorder;
 use crate::ops::Positions;
 use crate::ops::attention::Heads;
@@ -15,8 +16,63 @@ use crate::ops::rms_norm::rms_norm;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
-/// Quantized layers by module path, standing in for those of a checkpoint.
-pub type Replacements = HashMap<String, QuantizedLinear>;
+/// Quantized layers by module path, and other tensors by name, standing in for those of a checkpoint.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Replacements {
+    linears: HashMap<String, StoredLinear>,
+    tensors: HashMap<String, Vec<f32>>,
+}
+
+impl Replacements {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Number of layers.
+    pub fn len(&self) -> usize {
+        self.linears.len()
+    }
+
+    /// Whether there is no layer.
+    pub fn is_empty(&self) -> bool {
+        self.linears.is_empty()
+    }
+
+    /// The layer with that module path.
+    pub fn get(&self, module: &str) -> Option<&StoredLinear> {
+        self.linears.get(module)
+    }
+
+    /// The layers with their module paths, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &StoredLinear)> {
+        self.linears.iter()
+    }
+
+    /// Puts `linear` in the place of the layer `module`. Returns what stood there.
+    pub fn insert(&mut self, module: String, linear: StoredLinear) -> Option<StoredLinear> {
+        self.linears.insert(module, linear)
+    }
+
+    /// The values of the norm or bias of that name.
+    pub fn tensor(&self, name: &str) -> Option<&[f32]> {
+        self.tensors.get(name).map(Vec::as_slice)
+    }
+
+    /// Puts `values` in the place of the norm or bias `name`. Returns what stood there.
+    pub fn insert_tensor(&mut self, name: String, values: Vec<f32>) -> Option<Vec<f32>> {
+        self.tensors.insert(name, values)
+    }
+}
+
+impl<T: AsRef<str> + ?Sized> Index<&T> for Replacements {
+    type Output = StoredLinear;
+
+    /// The layer with that module path. Panics if there is none.
+    fn index(&self, module: &T) -> &StoredLinear {
+        &self.linears[module.as_ref()]
+    }
+}
 
 /// Tokens that are processed together, about: enough to fill a GPU, few enough to fit any binding.
 const CHUNK_TOKENS: usize = 4096;
@@ -40,11 +96,24 @@ pub struct Network<'a> {
 #[derive(Debug)]
 pub struct Vocabulary(Vec<(usize, Tensor)>);
 
+/// What normalises the last hidden state.
+#[derive(Debug)]
+pub struct FinalNorm {
+    weight: Tensor,
+    epsilon: f32,
+}
+
+impl FinalNorm {
+    /// The normalised state, `[tokens, hidden]` like `hidden`.
+    pub fn apply(&self, rec: &mut Recorder, hidden: &Tensor) -> Result<Tensor> {
+        rms_norm(rec, hidden, &self.weight, self.epsilon)
+    }
+}
+
 /// The final norm and the output matrix.
 #[derive(Debug)]
 pub struct Head {
-    norm: Tensor,
-    epsilon: f32,
+    norm: FinalNorm,
     /// The output matrix; of a tied model also the embedding.
     pub(super) output: Vocabulary,
 }
@@ -68,30 +137,53 @@ impl<'a> Network<'a> {
         self.checkpoint.config()
     }
 
+    /// Where the weights come from.
+    pub fn checkpoint(&self) -> &'a Checkpoint {
+        self.checkpoint
+    }
+
     /// What a block is given with sequences of `seq_len` tokens.
     pub fn context(&self) -> Context<'_> {
-        Context { rope_table: &self.rope_table, positions: Positions::whole(self.seq_len), cache: None }
+        self.context_of(self.seq_len)
+    }
+
+    /// The same with shorter sequences, of `length` tokens each.
+    pub fn context_of(&self, length: usize) -> Context<'_> {
+        Context { rope_table: &self.rope_table, positions: Positions::whole(length), cache: None }
     }
 
     /// How many sequences go into one chunk on the recorder's device.
     pub fn sequences_per_chunk(&self, rec: &Recorder) -> Result<usize> {
-        let bytes_per_sequence = (self.seq_len * widest_activation(self.config()) * 4) as u64;
+        self.sequences_of(rec, self.seq_len)
+    }
+
+    /// The same with shorter sequences, of `length` tokens each.
+    pub fn sequences_of(&self, rec: &Recorder, length: usize) -> Result<usize> {
+        let bytes_per_sequence = (length * widest_activation(self.config()) * 4) as u64;
         let fitting = rec.device().largest_array() / bytes_per_sequence;
         if fitting == 0 {
             return Err(Error::input(
                 "--seq-len",
-                format!("{} tokens, whose widest activation takes {bytes_per_sequence} bytes", self.seq_len),
+                format!("{length} tokens, whose widest activation takes {bytes_per_sequence} bytes"),
                 format!("at most {} bytes on this device", rec.device().largest_array()),
                 "use shorter sequences or --device cpu",
             ));
         }
-        Ok((CHUNK_TOKENS / self.seq_len).clamp(1, fitting as usize))
+        Ok((CHUNK_TOKENS / length).clamp(1, fitting as usize))
     }
 
     async fn weight(&self, rec: &mut Recorder, linear: &LinearSpec) -> Result<Tensor> {
         match self.replacements.and_then(|r| r.get(&linear.name)) {
             Some(replacement) => rec.upload(&[linear.rows, linear.columns], replacement.dequantize()),
             None => self.checkpoint.load(rec, &format!("{}.weight", linear.name)).await,
+        }
+    }
+
+    /// A norm or a bias.
+    async fn vector(&self, rec: &mut Recorder, name: &str) -> Result<Tensor> {
+        match self.replacements.and_then(|r| r.tensor(name)) {
+            Some(values) => rec.upload(&[values.len()], values.to_vec()),
+            None => self.checkpoint.load(rec, name).await,
         }
     }
 
@@ -103,7 +195,7 @@ impl<'a> Network<'a> {
         for (linear, bias) in config.block_linears(index).iter().zip(&mut biases) {
             weights.push(self.weight(rec, linear).await?);
             if linear.bias {
-                *bias = Some(self.checkpoint.load(rec, &format!("{}.bias", linear.name)).await?);
+                *bias = Some(self.vector(rec, &format!("{}.bias", linear.name)).await?);
             }
         }
         let head_norms = if config.qk_norm {
@@ -113,8 +205,8 @@ impl<'a> Network<'a> {
             None
         };
         let block = Block {
-            attention_norm: self.checkpoint.load(rec, &at("input_layernorm")).await?,
-            mlp_norm: self.checkpoint.load(rec, &at("post_attention_layernorm")).await?,
+            attention_norm: self.vector(rec, &at("input_layernorm")).await?,
+            mlp_norm: self.vector(rec, &at("post_attention_layernorm")).await?,
             head_norms,
             biases,
             heads: Heads {
@@ -158,10 +250,6 @@ impl<'a> Network<'a> {
         Ok(chunks.into_iter().map(|(_, hidden)| hidden).collect())
     }
 
-    fn output_matrix(&self) -> &'static str {
-        if self.config().tie_word_embeddings { EMBEDDING } else { "lm_head.weight" }
-    }
-
     /// Reads what [`Network::embed`] leaves of the head and keeps nothing: a run that quantizes never needs it, but its
     /// numbers go into the result.
     pub async fn check_head(&self, rec: &mut Recorder) -> Result<()> {
@@ -169,7 +257,7 @@ impl<'a> Network<'a> {
         if !self.config().tie_word_embeddings {
             let rows = self.slab_rows(rec);
             for first in (0..self.config().vocab_size).step_by(rows) {
-                self.slab(rec, self.output_matrix(), first, rows).await?;
+                self.slab(rec, self.config().output_weight(), first, rows).await?;
             }
         }
         Ok(())
@@ -177,17 +265,50 @@ impl<'a> Network<'a> {
 
     /// The head, all of it on the device.
     pub async fn head(&self, rec: &mut Recorder) -> Result<Head> {
-        let output = self.vocabulary(rec, self.output_matrix()).await?;
-        let norm = self.checkpoint.load(rec, FINAL_NORM).await?;
-        Ok(Head { norm, epsilon: self.config().rms_norm_eps, output })
+        let output = match self.replaced_output() {
+            Some(linear) => self.cut(rec, &linear.dequantize())?,
+            None => self.vocabulary(rec, self.config().output_weight()).await?,
+        };
+        Ok(Head { norm: self.final_norm(rec).await?, output })
+    }
+
+    /// What normalises the last hidden state.
+    pub async fn final_norm(&self, rec: &mut Recorder) -> Result<FinalNorm> {
+        Ok(FinalNorm { weight: self.checkpoint.load(rec, FINAL_NORM).await?, epsilon: self.config().rms_norm_eps })
+    }
+
+    /// The output matrix in one piece, `[vocab, hidden]`. Errors: `Error::Input` naming `--lm-head` if the device cannot bind it.
+    pub async fn output_matrix(&self, rec: &mut Recorder) -> Result<Tensor> {
+        let LinearSpec { rows, columns, .. } = self.config().head_linear();
+        let (bytes, most) = ((rows * columns * 4) as u64, rec.device().largest_array());
+        if bytes > most {
+            let found = format!("an output matrix of {bytes} bytes");
+            let expected = format!("at most {most}, which this device can bind");
+            return Err(Error::input("--lm-head", found, expected, "leave it out, or use --device cpu"));
+        }
+        self.checkpoint.load(rec, self.config().output_weight()).await
+    }
+
+    fn replaced_output(&self) -> Option<&StoredLinear> {
+        self.replacements.and_then(|r| r.get(&self.config().head_linear().name))
     }
 
     /// The embedding, all of it on the device, or `None` where it is the head's output matrix.
     pub async fn embedding(&self, rec: &mut Recorder) -> Result<Option<Vocabulary>> {
-        if self.config().tie_word_embeddings {
+        if self.config().tie_word_embeddings && self.replaced_output().is_none() {
             return Ok(None);
         }
         self.vocabulary(rec, EMBEDDING).await.map(Some)
+    }
+
+    /// Slabs of a `[vocab, hidden]` matrix on the host.
+    fn cut(&self, rec: &mut Recorder, matrix: &[f32]) -> Result<Vocabulary> {
+        let (rows, width) = (self.slab_rows(rec), self.config().hidden_size);
+        let slabs = matrix.chunks(rows * width).enumerate();
+        let upload = |(index, slab): (usize, &[f32])| {
+            Ok((index * rows, rec.upload(&[slab.len() / width, width], slab.to_vec())?))
+        };
+        Ok(Vocabulary(slabs.map(upload).collect::<Result<_>>()?))
     }
 
     async fn vocabulary(&self, rec: &mut Recorder, name: &str) -> Result<Vocabulary> {
@@ -219,7 +340,7 @@ impl Vocabulary {
 impl Head {
     /// The normalised hidden state that [`Head::logits`] takes.
     pub fn normalise(&self, rec: &mut Recorder, hidden: &Tensor) -> Result<Tensor> {
-        rms_norm(rec, hidden, &self.norm, self.epsilon)
+        self.norm.apply(rec, hidden)
     }
 
     /// First vocabulary entry of each slab.

@@ -64,12 +64,29 @@ pub struct Grid {
 
 /// Number of shrink factors of the MSE search: 1.00, 0.99, … 0.21.
 const FACTORS: usize = 80;
+/// The range as it is, in percent.
+const WHOLE: usize = 100;
 
 /// Finds the grid of every group of `w`.
 ///
 /// With [lo, hi] the range, `s = (hi − lo) / (2^b − 1)` and `z = round(−lo / s)`. `w`: `[m, n]`. A group of zeros gets
 /// the range [−1, 1]. Errors: `Error::Shape` if there are no columns per group, or not 1 to 8 bits.
 pub fn search(rec: &mut Recorder, w: &Tensor, spec: &GridSpec) -> Result<Grid> {
+    find(rec, w, spec, WHOLE)
+}
+
+/// The grid of every group of `w` whose range is the extremes shrunk to `percent`, 1 to 100, of what they are.
+///
+/// Otherwise as [`search`], whatever `spec.search` says.
+pub fn shrunk(rec: &mut Recorder, w: &Tensor, spec: &GridSpec, percent: usize) -> Result<Grid> {
+    if !(1..=WHOLE).contains(&percent) {
+        return Err(Error::shape("grid", format!("a range shrunk to {percent} %")));
+    }
+    find(rec, w, &GridSpec { search: Search::MinMax, ..*spec }, percent)
+}
+
+/// The best of the candidates from `percent` of the range on down.
+fn find(rec: &mut Recorder, w: &Tensor, spec: &GridSpec, percent: usize) -> Result<Grid> {
     let [m, n] = w.matrix("grid")?;
     if spec.group_size == 0 || !(1..=8).contains(&spec.bits) {
         return Err(Error::shape("grid", format!("{spec:?}")));
@@ -77,17 +94,18 @@ pub fn search(rec: &mut Recorder, w: &Tensor, spec: &GridSpec) -> Result<Grid> {
     let groups = n.div_ceil(spec.group_size);
     let mut grid = Grid { scales: rec.empty(&[m, groups])?, zeros: rec.empty(&[m, groups])? };
     if rec.is_gpu() {
-        search_gpu(rec, w, spec, &grid)?;
+        find_gpu(rec, w, spec, percent, &grid)?;
         return Ok(grid);
     }
     if w.is_empty() {
         return Ok(grid);
     }
+    let first = WHOLE - percent;
     let scales = grid.scales.host_mut().par_chunks_mut(groups);
     let zeros = grid.zeros.host_mut().par_chunks_mut(groups);
     w.host().par_chunks(n).zip(scales).zip(zeros).for_each_init(Vec::new, |padded, ((w, scales), zeros)| {
         for ((w, scale), zero) in w.chunks(spec.group_size).zip(scales).zip(zeros) {
-            (*scale, *zero) = pulp::Arch::new().dispatch(SearchGroup { w, spec, padded });
+            (*scale, *zero) = pulp::Arch::new().dispatch(SearchGroup { w, spec, first, padded });
         }
     });
     Ok(grid)
@@ -102,12 +120,13 @@ struct Params {
     count: u32,
     stride: u32,
     factors: u32,
+    percent: u32,
     symmetric: u32,
     half: u32,
     top: f32,
 }
 
-fn search_gpu(rec: &mut Recorder, w: &Tensor, spec: &GridSpec, grid: &Grid) -> Result<()> {
+fn find_gpu(rec: &mut Recorder, w: &Tensor, spec: &GridSpec, percent: usize, grid: &Grid) -> Result<()> {
     let workgroups = spread(grid.scales.len());
     let factors = if spec.search == Search::Mse { FACTORS } else { 1 };
     let params = Params {
@@ -117,6 +136,7 @@ fn search_gpu(rec: &mut Recorder, w: &Tensor, spec: &GridSpec, grid: &Grid) -> R
         count: grid.scales.len() as u32,
         stride: workgroups[0] as u32,
         factors: factors as u32,
+        percent: percent as u32,
         symmetric: u32::from(spec.symmetry == Symmetry::Symmetric),
         half: u32::from(spec.scale_type == ScaleType::F16),
         top: ((1u32 << spec.bits) - 1) as f32,
@@ -140,6 +160,8 @@ const STRETCH: usize = 128;
 struct SearchGroup<'a> {
     w: &'a [f32],
     spec: &'a GridSpec,
+    /// The factor to start with, by number.
+    first: usize,
     padded: &'a mut Vec<f32>,
 }
 
@@ -148,16 +170,16 @@ impl pulp::NullaryFnOnce for SearchGroup<'_> {
 
     #[inline(always)]
     fn call(self) -> (f32, f32) {
-        search_group(self.w, self.spec, self.padded)
+        search_group(self.w, self.spec, self.first, self.padded)
     }
 }
 
 /// The twin for one group. `padded` is scratch.
 #[inline(always)]
-fn search_group(w: &[f32], spec: &GridSpec, padded: &mut Vec<f32>) -> (f32, f32) {
+fn search_group(w: &[f32], spec: &GridSpec, first: usize, padded: &mut Vec<f32>) -> (f32, f32) {
     let range = range(w, spec.symmetry);
     if spec.search == Search::MinMax {
-        return quantizer(range, 1.0, spec);
+        return quantizer(range, factor(first), spec);
     }
     padded.clear();
     padded.extend_from_slice(w);
@@ -183,7 +205,7 @@ fn search_group(w: &[f32], spec: &GridSpec, padded: &mut Vec<f32>) -> (f32, f32)
 /// Shrink factor number i.
 #[inline(always)]
 fn factor(i: usize) -> f32 {
-    (100 - i) as f32 / 100.0
+    (WHOLE - i) as f32 / WHOLE as f32
 }
 
 /// The range of the weights, never empty, always with 0 inside.

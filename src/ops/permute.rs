@@ -5,7 +5,6 @@ use rayon::prelude::*;
 
 use crate::Result;
 use crate::device::{Buffer, Dispatch, Recorder};
-use crate::ops::spread_elements;
 use crate::tensor::{Element, Tensor};
 
 /// Rows that are moved together: one cache line of each column.
@@ -43,40 +42,11 @@ pub fn from_columns<T: Element>(rec: &mut Recorder, x: &Tensor<T>, order: &Tenso
     Ok(out)
 }
 
-/// `w[r, i] = 0` where `dead[i]` is 1. `w`: `[m, n]`; `dead`: `[n]`, of 0 and 1. Errors: `Error::Shape`.
-pub fn zero_columns(rec: &mut Recorder, w: &mut Tensor, dead: &Tensor<u32>) -> Result<()> {
-    let [_, n] = w.matrix("zero_columns")?;
-    dead.expect_shape("zero_columns", &[n])?;
-    if rec.is_gpu() {
-        let (workgroups, stride) = spread_elements(w.len());
-        let params = ZeroParams { n: n as u32, count: w.len() as u32, stride };
-        return rec.dispatch(Dispatch {
-            kernel: "zero_columns",
-            params: bytemuck::bytes_of(&params),
-            inputs: &[dead.buffer()],
-            outputs: &[w.buffer()],
-            workgroups,
-            work: w.len() as f64,
-        });
-    }
-    let columns: Vec<usize> = (0..n).filter(|&i| dead.host()[i] == 1).collect();
-    w.host_mut().par_chunks_mut(n.max(1)).with_min_len(64).for_each(|row| columns.iter().for_each(|&i| row[i] = 0.0));
-    Ok(())
-}
-
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Params {
     m: u32,
     n: u32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct ZeroParams {
-    n: u32,
-    count: u32,
-    stride: u32,
 }
 
 fn permute_gpu(

@@ -1,14 +1,19 @@
 //! One group of linears: from the statistics of its input to codes (algorithms.md §3 to §6).
 
 use crate::Result;
-use crate::checkpoint::QuantizedLinear;
+use crate::checkpoint::StoredLinear;
 use crate::device::Recorder;
 use crate::ops::add::add_scaled;
 use crate::ops::gram::Packed;
-use crate::ops::permute::zero_columns;
+use crate::ops::grid::GridSpec;
+use crate::ops::scale::scale_columns;
 use crate::quant::alpha::HeldOut;
+use crate::quant::awq::Feasible;
 use crate::quant::correction::Corrector;
-use crate::quant::{Alpha, Damping, Method, QuantizeOptions, Rounded, Rounder, Statistics};
+use crate::quant::rounding::spec;
+use crate::quant::{
+    Activations, Alpha, Curvature, Damping, Layer, Method, QuantizeOptions, Rounded, Rounder, Scaling, Statistics,
+};
 use crate::report::LayerReport;
 use crate::tensor::Tensor;
 
@@ -21,6 +26,14 @@ pub(super) struct Linear<'a> {
     pub weight: &'a Tensor,
     /// α that was asked for.
     pub alpha: Alpha,
+    /// Bits per code.
+    pub bits: u32,
+}
+
+impl Linear<'_> {
+    fn layer(&self) -> Layer<'_> {
+        Layer { name: self.name, bits: self.bits }
+    }
 }
 
 /// H and D of the group's input, over the tokens to fit on and over those held out.
@@ -33,9 +46,11 @@ pub(super) struct Gathered {
 /// A quantized linear of the group.
 #[derive(Debug)]
 pub(super) struct Outcome {
-    pub stored: QuantizedLinear,
-    /// s·(q − z), `[m, n]`.
+    pub stored: StoredLinear,
+    /// What the layer computes with from now on, `[m, n]`; after AWQ it fits the input as it is, before its scales.
     pub dequantized: Tensor,
+    /// AWQ's scales of the input, the same for all linears of the group.
+    pub input_scales: Option<Vec<f32>>,
     pub report: LayerReport,
     /// Held-out score without correction less that of what is stored, where both are known.
     pub score_gain: Option<f64>,
@@ -58,6 +73,13 @@ pub(super) struct Candidate {
     optimal: Option<f64>,
 }
 
+impl Candidate {
+    /// W* where there is one, else W.
+    fn target(&self) -> &Tensor {
+        self.corrected.as_ref().map_or(&self.weight, |corrected| &corrected.weight)
+    }
+}
+
 /// A linear's correction.
 #[derive(Debug)]
 struct Corrected {
@@ -72,6 +94,8 @@ struct Corrected {
 pub(super) struct GroupQuantizer<'a> {
     pub options: &'a QuantizeOptions,
     pub group_size: Option<usize>,
+    /// Which scales of its input AWQ can have; `None` where it can have none.
+    pub feasible: Option<Feasible<'a>>,
     /// The group, for errors.
     pub place: &'a str,
 }
@@ -82,7 +106,7 @@ impl GroupQuantizer<'_> {
         let mut outcomes = Vec::new();
         for linear in linears {
             let rounder = Rounder::rtn(self.options, self.group_size, linear.weight.shape()[1]);
-            let rounded = rounder.round(rec, linear.weight)?;
+            let rounded = rounder.round(rec, linear.layer(), linear.weight).await?;
             outcomes.push(self.outcome(rec, linear, &rounder, rounded, None).await?);
         }
         Ok(outcomes)
@@ -109,10 +133,10 @@ impl GroupQuantizer<'_> {
             Some(_) => Some(self.corrector(rec, &all.hessian, &diagonal).await?),
             None => None,
         };
-        let dead = rec.upload(&[all.hessian.n()], diagonal.dead())?;
+        let alive = rec.upload(&[all.hessian.n()], diagonal.alive())?;
         let mut candidates = Vec::new();
         for (linear, fitted) in linears.iter().zip(fitted_corrections) {
-            let weight = without_dead(rec, linear.weight, &dead)?;
+            let weight = without_dead(rec, linear.weight, &alive)?;
             let arriving = match &held_out {
                 Some(held_out) if linear.alpha != Alpha::Off => Some(held_out.arriving(rec, linear.weight)?),
                 _ => None,
@@ -146,9 +170,9 @@ impl GroupQuantizer<'_> {
         };
         let diagonal = Damping::of(rec, &fitting.hessian, self.place).await?;
         let corrector = self.corrector(rec, &fitting.hessian, &diagonal).await?;
-        let dead = rec.upload(&[fitting.hessian.n()], diagonal.dead())?;
+        let alive = rec.upload(&[fitting.hessian.n()], diagonal.alive())?;
         let mut correction = |linear: &Linear<'_>| {
-            let weight = without_dead(rec, linear.weight, &dead)?;
+            let weight = without_dead(rec, linear.weight, &alive)?;
             corrector.correction(rec, &weight, d)
         };
         linears.iter().map(|linear| wanted(linear).then(|| correction(linear)).transpose()).collect()
@@ -182,18 +206,17 @@ impl GroupQuantizer<'_> {
         candidates: Vec<Candidate>,
     ) -> Result<Vec<Outcome>> {
         let Prepared { all, diagonal, held_out } = prepared;
+        let curvature = Curvature { hessian: &all.hessian, diagonal, place: self.place };
         let rounder = match self.options.method {
-            Method::Rtn => Rounder::rtn(self.options, self.group_size, all.hessian.n()),
-            Method::Gptq => {
-                Rounder::gptq(rec, self.options, self.group_size, &all.hessian, diagonal, self.place).await?
-            }
+            Method::Awq => self.awq(rec, all, linears, &candidates).await?,
+            _ => Rounder::new(rec, self.options, self.group_size, curvature).await?,
         };
         let mut outcomes = Vec::new();
         for (linear, candidate) in linears.iter().zip(candidates) {
             let plain = match (self.options.method, &candidate.corrected) {
                 // Plain RTN needs no data, so it knows of no dead inputs either.
-                (Method::Rtn, None) => rounder.round(rec, linear.weight)?,
-                _ => rounder.round(rec, &candidate.weight)?,
+                (Method::Rtn, None) => rounder.round(rec, linear.layer(), linear.weight).await?,
+                _ => rounder.round(rec, linear.layer(), &candidate.weight).await?,
             };
             let Some(Corrected { weight: corrected, alpha, arriving }) = candidate.corrected else {
                 let mut outcome = self.outcome(rec, linear, &rounder, plain, None).await?;
@@ -201,7 +224,7 @@ impl GroupQuantizer<'_> {
                 outcomes.push(outcome);
                 continue;
             };
-            let rounded = rounder.round(rec, &corrected)?;
+            let rounded = rounder.round(rec, linear.layer(), &corrected).await?;
             let gain = match held_out.as_ref().zip(arriving.as_ref()) {
                 None => None,
                 Some((held_out, arriving)) => {
@@ -220,11 +243,30 @@ impl GroupQuantizer<'_> {
         Ok(outcomes)
     }
 
+    /// AWQ with scales that suit what is to be rounded: the corrected weights where there are any.
+    async fn awq(
+        &self,
+        rec: &mut Recorder,
+        all: &Statistics,
+        linears: &[Linear<'_>],
+        candidates: &[Candidate],
+    ) -> Result<Rounder<'_>> {
+        let n = all.hessian.n();
+        let activations = Activations::of(rec, all, self.place).await?;
+        let grids = linears.iter().map(|linear| spec(self.options, self.group_size.unwrap_or(n), linear.bits));
+        let weights: Vec<(&Tensor, GridSpec)> = candidates.iter().map(Candidate::target).zip(grids).collect();
+        let scaling = match self.feasible {
+            Some(feasible) => activations.search(rec, &weights, feasible, self.place).await?,
+            None => Scaling::none(n),
+        };
+        Ok(Rounder::awq(self.options, self.group_size, activations, scaling))
+    }
+
     async fn outcome(
         &self,
         rec: &mut Recorder,
         linear: &Linear<'_>,
-        rounder: &Rounder,
+        rounder: &Rounder<'_>,
         rounded: Rounded,
         score_gain: Option<f64>,
     ) -> Result<Outcome> {
@@ -236,12 +278,14 @@ impl GroupQuantizer<'_> {
             guarded: false,
             correction_damping: self.options.correction_damping,
             rounding_damping: rounder.damping(),
+            awq_ratio: rounder.scaling().and_then(|scaling| scaling.ratio),
             error_fitted: 0.0,
             error_held_out: None,
             error_held_out_uncorrected: None,
         };
         let stored = rounder.store(rec, linear.name, &rounded).await?;
-        Ok(Outcome { stored, dequantized: rounded.dequantized, report, score_gain })
+        let input_scales = rounder.scaling().map(|scaling| scaling.scales.clone());
+        Ok(Outcome { stored, dequantized: rounded.dequantized, input_scales, report, score_gain })
     }
 
     async fn corrector(&self, rec: &mut Recorder, hessian: &Packed, diagonal: &Damping) -> Result<Corrector> {
@@ -250,8 +294,8 @@ impl GroupQuantizer<'_> {
 }
 
 /// W with the columns of dead inputs set to zero: what is corrected, and what GPTQ rounds.
-fn without_dead(rec: &mut Recorder, weight: &Tensor, dead: &Tensor<u32>) -> Result<Tensor> {
+fn without_dead(rec: &mut Recorder, weight: &Tensor, alive: &Tensor) -> Result<Tensor> {
     let mut weight = rec.duplicate(weight)?;
-    zero_columns(rec, &mut weight, dead)?;
+    scale_columns(rec, &mut weight, alive)?;
     Ok(weight)
 }

@@ -1,46 +1,69 @@
 //! The block loop of algorithms.md §2: two streams of hidden states, one through original weights only, one through
 //! what has been quantized so far; group by group, statistics, correction, rounding, and both streams step on.
 //!
-//! Between groups a stream is two tensors per chunk (`Lane`), so each linear runs once per stream and token.
+//! Between groups a stream is two tensors per chunk (`Lane`), so each linear runs once per stream and token. Several runs
+//! over the same text go through the blocks together and share the first of the two streams.
 
+pub mod fold;
 mod group;
 mod observer;
+mod run;
 
 use std::collections::BTreeMap;
 
 use futures::future::LocalBoxFuture;
 
-use crate::checkpoint::{Checkpoint, CheckpointWriter, QuantizedLinear};
+use crate::checkpoint::{Checkpoint, CheckpointWriter, StoredLinear};
 use crate::device::Recorder;
+use crate::model::ModelConfig;
 use crate::model::block::{Block, Lane, Stage, widest_activation};
-use crate::model::config::{LinearSpec, ModelConfig};
 use crate::model::network::{Network, Replacements};
 use crate::ops::reduce::{squared_difference, sum_squares, total};
-use crate::quant::{Alpha, Method, QuantizeOptions, Statistics};
-use crate::report::{BlockReport, Report, group_name};
+use crate::quant::QuantizeOptions;
+use crate::report::Report;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
-use group::{Gathered, GroupQuantizer, Linear, Outcome};
 pub use observer::{Event, Observer, Phase};
+use run::{Group, Norms, Open, Run, Step};
 
 /// Where quantized layers go, in model order.
 pub trait Output {
+    /// Takes new values of a norm or a bias, before the layers of its block; in its stored type they are exact.
+    fn put_tensor(&mut self, name: String, values: Vec<f32>) -> Result<()>;
+
     /// Takes one layer.
-    fn put(&mut self, linear: QuantizedLinear) -> LocalBoxFuture<'_, Result<()>>;
+    fn put(&mut self, linear: StoredLinear) -> LocalBoxFuture<'_, Result<()>>;
 }
 
 impl Output for CheckpointWriter<'_> {
-    fn put(&mut self, linear: QuantizedLinear) -> LocalBoxFuture<'_, Result<()>> {
+    fn put_tensor(&mut self, name: String, values: Vec<f32>) -> Result<()> {
+        CheckpointWriter::put_tensor(self, name, &values)
+    }
+
+    fn put(&mut self, linear: StoredLinear) -> LocalBoxFuture<'_, Result<()>> {
         Box::pin(async move { self.put_linear(&linear).await })
     }
 }
 
 /// Keeps the layers in memory, to evaluate them without a checkpoint.
 impl Output for Replacements {
-    fn put(&mut self, linear: QuantizedLinear) -> LocalBoxFuture<'_, Result<()>> {
-        self.insert(linear.name.clone(), linear);
+    fn put_tensor(&mut self, name: String, values: Vec<f32>) -> Result<()> {
+        self.insert_tensor(name, values);
+        Ok(())
+    }
+
+    fn put(&mut self, linear: StoredLinear) -> LocalBoxFuture<'_, Result<()>> {
+        self.insert(linear.name().to_string(), linear);
         Box::pin(async { Ok(()) })
     }
+}
+
+/// One of several runs over the same windows.
+pub struct Job<'a> {
+    /// What to do.
+    pub options: &'a QuantizeOptions,
+    /// Where the layers go.
+    pub output: &'a mut dyn Output,
 }
 
 /// Quantizes every linear of every block of `checkpoint`, calibrated on `windows`, and hands them to `output`.
@@ -56,271 +79,281 @@ pub async fn quantize(
     output: &mut dyn Output,
     observer: &mut dyn Observer,
 ) -> Result<Report> {
-    options.validate()?;
-    let started = observer.seconds();
-    let network = Network::new(rec, checkpoint, None, options.seq_len)?;
-    let mut run = Run::start(rec, network, windows, options, observer).await?;
-    for index in 0..run.network.config().num_hidden_layers {
-        run.block(rec, index, output, observer).await?;
-    }
-    run.report.total_seconds = observer.seconds() - started;
-    Ok(run.report)
+    let mut reports = quantize_together(rec, checkpoint, windows, vec![Job { options, output }], observer).await?;
+    reports.swap_remove(0)
 }
 
-/// The streams and the record of a run.
-struct Run<'a> {
+/// As many calls of [`quantize`] at once, block by block, with one full-precision stream for all of them: the same
+/// results to the bit, for less time and more memory.
+///
+/// All jobs have the same `samples` and `seq_len`. In a report, time that served all is divided equally.
+/// Errors: as of [`quantize`]; of a run that breaks down (`Error::NotFinite`) only its own result.
+pub async fn quantize_together<'a>(
+    rec: &mut Recorder,
+    checkpoint: &'a Checkpoint,
+    windows: &[Vec<u32>],
+    jobs: Vec<Job<'a>>,
+    observer: &mut dyn Observer,
+) -> Result<Vec<Result<Report>>> {
+    let Some(seq_len) = jobs.first().map(|job| job.options.seq_len) else { return Ok(Vec::new()) };
+    for job in &jobs {
+        job.options.validate()?;
+        if job.options.seq_len != seq_len || job.options.samples != windows.len() {
+            let detail = format!("{} windows of {seq_len} tokens for {:?}", windows.len(), job.options);
+            return Err(Error::shape("quantize_together", detail));
+        }
+    }
+    let started = observer.seconds();
+    let network = Network::new(rec, checkpoint, None, seq_len)?;
+    let mut session = Session::start(rec, network, windows, jobs, observer).await?;
+    for index in 0..session.network.config().num_hidden_layers {
+        session.block(rec, index, observer).await?;
+    }
+    session.head(rec, observer).await?;
+    Ok(session.finish(observer.seconds() - started))
+}
+
+/// Hidden states, chunk by chunk.
+struct Stream(Vec<Lane>);
+
+impl Stream {
+    /// Before any block.
+    fn new(rec: &mut Recorder, hidden: Vec<Tensor>) -> Result<Self> {
+        let lanes = hidden.into_iter().map(|hidden| Ok(Lane { hidden, input: rec.empty(&[0])? }));
+        lanes.collect::<Result<_>>().map(Self)
+    }
+
+    /// Starts a block.
+    fn enter(&mut self, rec: &mut Recorder, block: &Block) -> Result<()> {
+        for lane in &mut self.0 {
+            let hidden = take(rec, &mut lane.hidden)?;
+            *lane = block.enter(rec, hidden)?;
+        }
+        Ok(())
+    }
+}
+
+/// The full-precision stream, and the runs that it serves.
+struct Session<'a> {
     network: Network<'a>,
-    options: &'a QuantizeOptions,
-    /// S and Ŝ: the hidden states of each chunk, before the block in hand.
-    full: Vec<Tensor>,
-    quantized: Vec<Tensor>,
+    /// S.
+    full: Stream,
     /// The chunks from this one on are held out.
     held_out_from: usize,
-    report: Report,
+    runs: Vec<Run<'a>>,
 }
 
-/// A block in hand: both streams inside it, and the names and original weights of its linears.
-struct Open<'a> {
-    index: usize,
-    block: &'a Block,
-    specs: &'a [LinearSpec],
-    weights: &'a [Tensor],
-    full: Vec<Lane>,
-    quantized: Vec<Lane>,
-}
-
-impl<'a> Run<'a> {
+impl<'a> Session<'a> {
     async fn start(
         rec: &mut Recorder,
         network: Network<'a>,
         windows: &[Vec<u32>],
-        options: &'a QuantizeOptions,
+        jobs: Vec<Job<'a>>,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
         let config = network.config();
+        let options = jobs[0].options;
         let per_chunk = network.sequences_per_chunk(rec)?;
         let (fitting, held_out) = windows.split_at(windows.len() - options.held_out());
         let chunks: Vec<&[Vec<u32>]> = fitting.chunks(per_chunk).chain(held_out.chunks(per_chunk)).collect();
         let tokens = windows.len() * options.seq_len;
         let held_out_tokens = held_out.len() * options.seq_len;
-        let group_size = options.group_size.resolve(config);
         observer.event(&Event::Planned {
+            runs: jobs.len(),
             blocks: config.num_hidden_layers,
             tokens,
             held_out: held_out_tokens,
-            group_size,
-            bytes: device_bytes(config, tokens, per_chunk * options.seq_len),
+            group_size: options.grid_columns(config),
+            bytes: device_bytes(config, jobs.len(), tokens, per_chunk * options.seq_len),
         });
         network.check_head(rec).await?;
-        let full = network.embed(rec, &chunks).await?;
-        let quantized = full.iter().map(|chunk| rec.duplicate(chunk)).collect::<Result<_>>()?;
-        let report = Report {
-            aquatint: env!("CARGO_PKG_VERSION").to_string(),
-            device: rec.device().name(),
-            options: options.clone(),
-            group_size,
-            tokens,
-            held_out_tokens,
-            layers: Vec::new(),
-            blocks: Vec::new(),
-            seconds: BTreeMap::new(),
-            total_seconds: 0.0,
-        };
+        let embedded = network.embed(rec, &chunks).await?;
+        let mut runs = Vec::new();
+        for job in jobs {
+            let report = Report {
+                aquatint: env!("CARGO_PKG_VERSION").to_string(),
+                device: rec.device().name(),
+                options: job.options.clone(),
+                group_size: job.options.grid_columns(config),
+                tokens,
+                held_out_tokens,
+                layers: Vec::new(),
+                blocks: Vec::new(),
+                seconds: BTreeMap::new(),
+                total_seconds: 0.0,
+            };
+            let hidden = embedded.iter().map(|chunk| rec.duplicate(chunk)).collect::<Result<_>>()?;
+            runs.push(Run::new(job, Stream::new(rec, hidden)?, report));
+        }
         let held_out_from = fitting.chunks(per_chunk).len();
-        Ok(Self { network, options, full, quantized, held_out_from, report })
+        Ok(Self { network, full: Stream::new(rec, embedded)?, held_out_from, runs })
     }
 
-    async fn block(
-        &mut self,
-        rec: &mut Recorder,
-        index: usize,
-        output: &mut dyn Output,
-        observer: &mut dyn Observer,
-    ) -> Result<()> {
+    /// The records, for a session that took `seconds`.
+    fn finish(self, seconds: f64) -> Vec<Result<Report>> {
+        let booked = |run: &Run<'_>| run.report.seconds.values().sum::<f64>();
+        let rest = (seconds - self.runs.iter().map(booked).sum::<f64>()) / self.runs.len() as f64;
+        let finish = |mut run: Run<'a>| {
+            run.report.total_seconds = booked(&run) + rest;
+            run.finish()
+        };
+        self.runs.into_iter().map(finish).collect()
+    }
+
+    fn running(&mut self) -> impl Iterator<Item = &mut Run<'a>> {
+        self.runs.iter_mut().filter(|run| run.goes_on())
+    }
+
+    async fn block(&mut self, rec: &mut Recorder, index: usize, observer: &mut dyn Observer) -> Result<()> {
+        if self.running().next().is_none() {
+            return Ok(());
+        }
         let since = observer.seconds();
         let (block, weights) = self.network.block(rec, index).await?;
         let specs = self.network.config().block_linears(index);
         self.spent(rec, Phase::Load, since, observer).await?;
         let since = observer.seconds();
-        let enter = |rec: &mut Recorder, hidden: Vec<Tensor>| -> Result<Vec<Lane>> {
-            hidden.into_iter().map(|hidden| block.enter(rec, hidden)).collect()
-        };
-        let full = enter(rec, std::mem::take(&mut self.full))?;
-        let quantized = enter(rec, std::mem::take(&mut self.quantized))?;
+        let mut full = std::mem::replace(&mut self.full, Stream(Vec::new()));
+        full.enter(rec, &block)?;
+        for run in self.running() {
+            run.stream.enter(rec, &block)?;
+        }
         self.spent(rec, Phase::Forward, since, observer).await?;
-        let mut open = Open { index, block: &block, specs: &specs, weights: &weights, full, quantized };
+        let held_out_from = self.held_out_from;
+        let checkpoint = self.network.checkpoint();
+        let mut open = Open { index, checkpoint, block: &block, specs: &specs, weights: &weights, full, held_out_from };
         for stage in Stage::ALL {
-            if observer.cancelled() {
-                return Err(Error::Cancelled);
-            }
-            self.stage(rec, &mut open, stage, output, observer).await?;
+            self.stage(rec, &mut open, stage, observer).await?;
             observer.event(&Event::Group { block: index, stage });
         }
-        let Open { full, quantized, .. } = open;
-        self.full = full.into_iter().map(|lane| lane.hidden).collect();
-        self.quantized = quantized.into_iter().map(|lane| lane.hidden).collect();
-        let delta = self.stream_error(rec, index).await?;
-        self.report.blocks.push(BlockReport { block: index, delta, error: delta.sqrt() });
-        observer.event(&Event::Block { block: index, error: delta.sqrt() });
-        Ok(())
+        self.full = open.full;
+        self.measure(rec, index, observer).await
     }
 
-    /// Quantizes the linears of `stage` and takes both streams past them.
+    /// Quantizes the linears of `stage` in every run, and takes all streams past them.
     async fn stage(
         &mut self,
         rec: &mut Recorder,
         open: &mut Open<'_>,
         stage: Stage,
-        output: &mut dyn Output,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        let linears: Vec<Linear<'_>> = stage
-            .linears()
-            .map(|i| (&open.specs[i].name, &open.weights[i]))
-            .map(|(name, weight)| Linear { name, weight, alpha: self.options.alpha.of(name) })
-            .collect();
-        let mut outcomes = self.quantize_group(rec, open, stage, &linears, observer).await?;
-        let rounded: Vec<Tensor> = outcomes.iter_mut().map(|o| take(rec, &mut o.dequantized)).collect::<Result<_>>()?;
-        self.begin(open.index, stage, Phase::Forward, observer);
+        let mut steps = Vec::new();
+        for run in &mut self.runs {
+            if observer.cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let step = if run.goes_on() { run.quantize(rec, open, stage, observer).await } else { Ok(Step::default()) };
+            steps.push(run.survive(step)?);
+        }
+        observer.event(&Event::Phase { block: open.index, stage, phase: Phase::Forward });
         let since = observer.seconds();
-        self.advance(rec, open, stage, &rounded, &mut outcomes).await?;
+        let norms = self.advance(rec, open, stage, &mut steps).await?;
         self.spent(rec, Phase::Forward, since, observer).await?;
-        self.begin(open.index, stage, Phase::Write, observer);
+        observer.event(&Event::Phase { block: open.index, stage, phase: Phase::Write });
         let since = observer.seconds();
-        for outcome in outcomes {
-            self.report.layers.push(outcome.report);
-            output.put(outcome.stored).await?;
+        for (run, step) in self.runs.iter_mut().zip(steps).filter(|(run, _)| run.goes_on()) {
+            let settled = run.settle(open, stage, step, &norms).await;
+            run.survive(settled)?;
         }
         self.spent(rec, Phase::Write, since, observer).await
     }
 
-    async fn quantize_group(
-        &mut self,
-        rec: &mut Recorder,
-        open: &Open<'_>,
-        stage: Stage,
-        linears: &[Linear<'_>],
-        observer: &mut dyn Observer,
-    ) -> Result<Vec<Outcome>> {
-        let place = group_name(open.index, stage);
-        let quantizer = GroupQuantizer { options: self.options, group_size: self.report.group_size, place: &place };
-        let correlate = linears.iter().any(|linear| linear.alpha != Alpha::Off);
-        if !correlate && self.options.method == Method::Rtn {
-            self.begin(open.index, stage, Phase::Rounding, observer);
-            let since = observer.seconds();
-            let outcomes = quantizer.round_plain(rec, linears).await?;
-            self.spent(rec, Phase::Rounding, since, observer).await?;
-            return Ok(outcomes);
-        }
-        self.begin(open.index, stage, Phase::Statistics, observer);
-        let since = observer.seconds();
-        let gathered = self.gather(rec, open, correlate)?;
-        self.spent(rec, Phase::Statistics, since, observer).await?;
-        self.begin(open.index, stage, Phase::Correction, observer);
-        let since = observer.seconds();
-        let (prepared, candidates) = quantizer.correct(rec, linears, gathered).await?;
-        self.spent(rec, Phase::Correction, since, observer).await?;
-        self.begin(open.index, stage, Phase::Rounding, observer);
-        let since = observer.seconds();
-        let outcomes = quantizer.round(rec, linears, &prepared, candidates).await?;
-        self.spent(rec, Phase::Rounding, since, observer).await?;
-        Ok(outcomes)
-    }
-
-    /// H and D of the input that all linears of the group in hand read.
-    fn gather(&self, rec: &mut Recorder, open: &Open<'_>, correlate: bool) -> Result<Gathered> {
-        let n = open.full[0].input.shape()[1];
-        let mut fitting = Statistics::zeros(rec, n, correlate)?;
-        let held = self.held_out_from < open.full.len();
-        let mut held_out = if held { Some(Statistics::zeros(rec, n, correlate)?) } else { None };
-        for (index, (full, quantized)) in open.full.iter().zip(&open.quantized).enumerate() {
-            let part = if index < self.held_out_from { Some(&mut fitting) } else { held_out.as_mut() };
-            if let Some(part) = part {
-                part.accumulate(rec, &full.input, &quantized.input)?;
-            }
-        }
-        Ok(Gathered { fitting, held_out })
-    }
-
-    /// Both streams past the linears of `stage`, each through its own weights; fills in the measured layer errors.
+    /// All streams past the linears of `stage`, each through its own weights.
     async fn advance(
-        &self,
+        &mut self,
         rec: &mut Recorder,
         open: &mut Open<'_>,
         stage: Stage,
-        rounded: &[Tensor],
-        outcomes: &mut [Outcome],
-    ) -> Result<()> {
-        let mut sums = vec![[Sum::default(); 2]; outcomes.len()];
+        steps: &mut [Step],
+    ) -> Result<Norms> {
         let originals = &open.weights[stage.linears()];
-        for (index, (full, quantized)) in open.full.iter_mut().zip(&mut open.quantized).enumerate() {
-            let part = usize::from(index >= self.held_out_from);
-            let exact = open.block.project(rec, originals, full)?;
-            let approximate = open.block.project(rec, rounded, quantized)?;
-            for ((exact, approximate), sums) in exact.iter().zip(&approximate).zip(&mut sums) {
-                sums[part].add(rec, exact, approximate).await?;
+        let mut norms = vec![[0.0; 2]; originals.len()];
+        for chunk in 0..open.full.0.len() {
+            let exact = open.block.project(rec, originals, &open.full.0[chunk])?;
+            for (exact, norms) in exact.iter().zip(&mut norms) {
+                norms[open.part(chunk)] += norm(rec, exact).await?;
             }
-            open.block.fold(rec, stage, exact, &mut self.network.context(), full)?;
-            open.block.fold(rec, stage, approximate, &mut self.network.context(), quantized)?;
+            for (run, step) in self.runs.iter_mut().zip(&mut *steps).filter(|(run, _)| run.goes_on()) {
+                let mut context = self.network.context();
+                run.advance(rec, open, (stage, chunk), &exact, step, &mut context).await?;
+            }
+            open.block.fold(rec, stage, exact, &mut self.network.context(), &mut open.full.0[chunk])?;
         }
-        for (outcome, [fitted, held_out]) in outcomes.iter_mut().zip(&sums) {
-            outcome.report.error_fitted = fitted.relative(&outcome.report.name)?;
-            if self.held_out_from < open.full.len() {
-                outcome.report.error_held_out = Some(held_out.relative(&outcome.report.name)?);
-                let before = outcome.score_gain.map(|gain| (held_out.error + gain) / held_out.norm);
-                outcome.report.error_held_out_uncorrected = before.filter(|error| error.is_finite());
+        Ok(norms)
+    }
+
+    /// Quantizes the output matrix in every run that asks for it.
+    async fn head(&mut self, rec: &mut Recorder, observer: &mut dyn Observer) -> Result<()> {
+        if !self.running().any(|run| run.quantizes_head()) {
+            return Ok(());
+        }
+        observer.event(&Event::Head);
+        let norm = self.network.final_norm(rec).await?;
+        let weight = self.network.output_matrix(rec).await?;
+        let streams = self.runs.iter_mut().map(|run| &mut run.stream).chain([&mut self.full]);
+        for lane in streams.flat_map(|stream| &mut stream.0) {
+            lane.input = norm.apply(rec, &lane.hidden)?;
+        }
+        let place = self.network.config().head_linear().name;
+        let group = Group { place, at: None, full: &self.full, held_out_from: self.held_out_from };
+        for run in self.runs.iter_mut().filter(|run| run.goes_on()) {
+            if observer.cancelled() {
+                return Err(Error::Cancelled);
             }
+            let done = run.head(rec, &group, &weight, observer).await;
+            run.survive(done)?;
         }
         Ok(())
     }
 
-    /// Δ_m = ‖S − Ŝ‖²/‖S‖² over all tokens.
-    async fn stream_error(&self, rec: &mut Recorder, index: usize) -> Result<f64> {
-        let mut sum = Sum::default();
-        for (full, quantized) in self.full.iter().zip(&self.quantized) {
-            sum.add(rec, full, quantized).await?;
+    /// How far every run is from S after block `index`.
+    async fn measure(&mut self, rec: &mut Recorder, index: usize, observer: &mut dyn Observer) -> Result<()> {
+        let mut all = 0.0;
+        for lane in &self.full.0 {
+            all += norm(rec, &lane.hidden).await?;
         }
-        sum.relative(&format!("the hidden states after block {index}"))
+        let mut errors = Vec::new();
+        for run in self.runs.iter_mut().filter(|run| run.goes_on()) {
+            let measured = run.measure(rec, index, &self.full, all).await;
+            errors.extend(run.survive(measured)?);
+        }
+        observer.event(&Event::Block { block: index, errors });
+        Ok(())
     }
 
-    fn begin(&self, block: usize, stage: Stage, phase: Phase, observer: &mut dyn Observer) {
-        observer.event(&Event::Phase { block, stage, phase });
-    }
-
-    /// Waits for the device and books the time since `since` under `phase`.
+    /// Waits for the device and books the time since `since` under `phase`, an equal share for every run.
     async fn spent(&mut self, rec: &mut Recorder, phase: Phase, since: f64, observer: &mut dyn Observer) -> Result<()> {
         rec.finish().await?;
-        *self.report.seconds.entry(phase).or_default() += observer.seconds() - since;
+        let seconds = observer.seconds() - since;
+        let runs = self.running().count() as f64;
+        self.running().for_each(|run| run.book(phase, seconds / runs));
         Ok(())
     }
 }
 
-/// ‖y − ŷ‖² and ‖y‖² over some tokens.
-#[derive(Debug, Clone, Copy, Default)]
-struct Sum {
-    error: f64,
-    norm: f64,
+/// ‖y − ŷ‖².
+async fn error(rec: &mut Recorder, exact: &Tensor, approximate: &Tensor) -> Result<f64> {
+    let partials = squared_difference(rec, exact, approximate)?;
+    total(rec, &partials).await
 }
 
-impl Sum {
-    async fn add(&mut self, rec: &mut Recorder, exact: &Tensor, approximate: &Tensor) -> Result<()> {
-        let (error, norm) = (squared_difference(rec, exact, approximate)?, sum_squares(rec, exact)?);
-        self.error += total(rec, &error).await?;
-        self.norm += total(rec, &norm).await?;
-        Ok(())
-    }
+/// ‖y‖².
+async fn norm(rec: &mut Recorder, exact: &Tensor) -> Result<f64> {
+    let partials = sum_squares(rec, exact)?;
+    total(rec, &partials).await
+}
 
-    /// The quotient, 0 if nothing differs. Errors: `Error::NotFinite` naming `place`.
-    fn relative(&self, place: &str) -> Result<f64> {
-        let quotient = if self.error == 0.0 { 0.0 } else { self.error / self.norm };
-        if quotient.is_finite() {
-            return Ok(quotient);
-        }
-        Err(Error::NotFinite {
-            place: place.to_string(),
-            remedy: "the quantized model has broken down; use more bits, smaller groups or --alpha off".to_string(),
-        })
+/// `error`/`norm`, 0 if nothing differs. Errors: `Error::NotFinite` naming `place`.
+fn relative(error: f64, norm: f64, place: &str) -> Result<f64> {
+    let quotient = if error == 0.0 { 0.0 } else { error / norm };
+    if quotient.is_finite() {
+        return Ok(quotient);
     }
+    Err(Error::NotFinite {
+        place: place.to_string(),
+        remedy: "the quantized model has broken down; use more bits, smaller groups or --alpha off".to_string(),
+    })
 }
 
 /// Takes a tensor out of a place that is not needed again.
@@ -328,16 +361,17 @@ fn take(rec: &mut Recorder, place: &mut Tensor) -> Result<Tensor> {
     Ok(std::mem::replace(place, rec.empty(&[0])?))
 }
 
-/// The device memory of a run at its peak, in bytes, about: streams, one block twice, and the statistics of its widest group.
-pub fn device_bytes(config: &ModelConfig, tokens: usize, chunk_tokens: usize) -> u64 {
-    let [tokens, chunk_tokens] = [tokens, chunk_tokens].map(|count| count as u64);
+/// The device memory of `runs` runs together at their peak, in bytes, about: streams, one block and its quantized forms,
+/// and the statistics of its widest group.
+pub fn device_bytes(config: &ModelConfig, runs: usize, tokens: usize, chunk_tokens: usize) -> u64 {
+    let [runs, tokens, chunk_tokens] = [runs, tokens, chunk_tokens].map(|count| count as u64);
     let widest = widest_activation(config) as u64;
-    let streams = 2 * tokens * (config.hidden_size as u64 + widest);
+    let streams = (1 + runs) * tokens * (config.hidden_size as u64 + widest);
     let weights: u64 = config.block_linears(0).iter().map(|linear| linear.rows as u64 * linear.columns as u64).sum();
     let transient = 4 * chunk_tokens * widest;
     // H and D, fitted and held out, the factor and its unpacked forms.
     let statistics = 8 * widest * widest;
-    (streams + 2 * weights + transient + statistics) * 4
+    (streams + (1 + runs) * weights + transient + statistics) * 4
 }
 
 /// The largest array of a run, in bytes: what the device must be able to bind.

@@ -41,13 +41,15 @@ impl Phase {
 pub enum Event {
     /// Before any work on a block.
     Planned {
+        /// Runs that go through the blocks together.
+        runs: usize,
         /// Blocks of the model.
         blocks: usize,
         /// Calibration tokens, held-out ones included.
         tokens: usize,
         /// Tokens held out.
         held_out: usize,
-        /// Inputs per grid, `None` for per channel.
+        /// Inputs per grid of the first run, `None` for per channel.
         group_size: Option<usize>,
         /// Estimated bytes on the device at the peak.
         bytes: u64,
@@ -61,7 +63,7 @@ pub enum Event {
         /// What begins.
         phase: Phase,
     },
-    /// A group is quantized and both streams have passed it.
+    /// A group is quantized in every run, and all streams have passed it.
     Group {
         /// Block, from 0.
         block: usize,
@@ -72,9 +74,11 @@ pub enum Event {
     Block {
         /// Block, from 0.
         block: usize,
-        /// ‖S − Ŝ‖/‖S‖ after it, on the calibration tokens.
-        error: f64,
+        /// ‖S − Ŝ‖/‖S‖ after it, on the calibration tokens: one for each run that has not broken down.
+        errors: Vec<f64>,
     },
+    /// The output matrix is next, after the last block.
+    Head,
     /// An evaluated model has passed a block.
     EvaluationBlock {
         /// Blocks done.

@@ -18,10 +18,10 @@ use crate::tensor::Tensor;
 const BLOCK: usize = 128;
 
 /// Where a group's grid comes from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Groups {
-    /// All grids from the weight as handed in.
-    Static,
+    /// All grids are given.
+    Fixed(Grid),
     /// Each from the weights as updated when its first column is reached.
     Dynamic,
 }
@@ -45,8 +45,7 @@ pub(super) fn quantize(
         codes: rec.zeros(&[n, rows])?,
     };
     let grid = match groups {
-        Groups::Static => {
-            let grid = grid::search(rec, weight, spec)?;
+        Groups::Fixed(grid) => {
             let group_of = order.iter().map(|&column| column / spec.group_size as u32).collect();
             let group_of = rec.upload(&[n], group_of)?;
             state.quantize(rec, 0..n, &grid, &group_of)?;

@@ -1,12 +1,16 @@
 //! The methods: how one linear layer is corrected and rounded. Written in ops, knowing no model and no wgpu.
 
 pub mod alpha;
+pub mod awq;
 pub mod correction;
 pub mod gptq;
 pub mod options;
+pub mod quip;
+pub mod rotation;
 pub mod rounding;
 pub mod statistics;
 
-pub use options::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions};
-pub use rounding::{Rounded, Rounder};
+pub use awq::{Activations, Scaling};
+pub use options::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions, RotationKind};
+pub use rounding::{Codes, Curvature, Layer, Rounded, Rounder};
 pub use statistics::{Damping, Statistics};

@@ -2,9 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::GptqSettings;
+use crate::checkpoint::{Format, GptqSettings, LayerPlan};
 use crate::model::ModelConfig;
 use crate::ops::grid::{ScaleType, Search, Symmetry};
+use crate::quant::rotation;
 use crate::{Error, Result, Sampling};
 
 /// The base quantizer that the corrected weight is handed to.
@@ -15,6 +16,21 @@ pub enum Method {
     Rtn,
     /// Column by column, later columns taking up the error of earlier ones (arXiv 2210.17323).
     Gptq,
+    /// RTN after scaling inputs by how much they carry, with ranges shrunk to what serves the output (arXiv 2306.00978).
+    Awq,
+    /// GPTQ's loop on one grid per layer, after a rotation of inputs and outputs, which is undone (arXiv 2307.13304).
+    Quip,
+}
+
+/// The random orthogonal transform of QuIP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RotationKind {
+    /// The Kronecker product of two random orthogonal matrices; any width.
+    #[default]
+    Kronecker,
+    /// A Hadamard matrix with random signs, where the width has one.
+    Hadamard,
 }
 
 /// In which order GPTQ visits the columns.
@@ -81,6 +97,17 @@ impl std::str::FromStr for Alpha {
     }
 }
 
+/// As the command line takes it.
+impl std::fmt::Display for Alpha {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Off => f.write_str("off"),
+            Self::Fixed(alpha) => write!(f, "{alpha}"),
+            Self::Auto => f.write_str("auto"),
+        }
+    }
+}
+
 /// Which layer gets which α.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AlphaPolicy {
@@ -93,24 +120,38 @@ pub struct AlphaPolicy {
     pub shrinkage: f64,
 }
 
-/// Regular expressions as their text.
+/// Values by regular expression, the expressions as their text.
 mod patterns {
+    use regex::Regex;
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<T: Serialize, S: Serializer>(rules: &[(Regex, T)], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(rules.iter().map(|(pattern, value)| (pattern.as_str(), value)))
+    }
+
+    pub fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<(Regex, T)>, D::Error> {
+        let rules = Vec::<(String, T)>::deserialize(deserializer)?;
+        let compiled = |(pattern, value): (String, T)| Ok((Regex::new(&pattern).map_err(D::Error::custom)?, value));
+        rules.into_iter().map(compiled).collect()
+    }
+}
+
+/// Regular expressions as their text.
+mod expressions {
     use regex::Regex;
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serializer};
 
-    use super::Alpha;
-
-    type Overrides = Vec<(Regex, Alpha)>;
-
-    pub fn serialize<S: Serializer>(overrides: &Overrides, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(overrides.iter().map(|(pattern, alpha)| (pattern.as_str(), alpha)))
+    pub fn serialize<S: Serializer>(expressions: &[Regex], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(expressions.iter().map(Regex::as_str))
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Overrides, D::Error> {
-        let overrides = Vec::<(String, Alpha)>::deserialize(deserializer)?;
-        let compiled = |(pattern, alpha): (String, Alpha)| Ok((Regex::new(&pattern).map_err(D::Error::custom)?, alpha));
-        overrides.into_iter().map(compiled).collect()
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Regex>, D::Error> {
+        let texts = Vec::<String>::deserialize(deserializer)?;
+        texts.iter().map(|text| Regex::new(text).map_err(D::Error::custom)).collect()
     }
 }
 
@@ -129,14 +170,26 @@ pub struct QuantizeOptions {
     pub method: Method,
     /// Bits per weight: 2, 3, 4 or 8.
     pub bits: u32,
+    /// Bits of some layers: regular expressions on the module path; the last that matches wins.
+    #[serde(default, with = "patterns")]
+    pub bits_for: Vec<(regex::Regex, u32)>,
+    /// Layers that keep their weights: regular expressions on the module path.
+    #[serde(default, with = "expressions")]
+    pub skip: Vec<regex::Regex>,
+    /// Whether the output matrix is quantized, too. A tied one becomes a matrix of its own.
+    #[serde(default)]
+    pub lm_head: bool,
     /// Inputs per grid.
     pub group_size: GroupSize,
     /// Whether zero points are fixed at 2^(bits−1).
     pub symmetry: Symmetry,
-    /// How grids are chosen.
+    /// How grids are chosen. With AWQ, MSE stands for its own search, by the error at the output.
     pub grid: Search,
     /// To which type scales are rounded before codes are chosen.
     pub scale_type: ScaleType,
+    /// QuIP's transform.
+    #[serde(default)]
+    pub rotation: RotationKind,
     /// In which order GPTQ visits columns.
     pub activation_order: ActivationOrder,
     /// Propagation strength per layer.
@@ -153,6 +206,9 @@ pub struct QuantizeOptions {
     pub sampling: Sampling,
     /// Seed of the draw.
     pub seed: u64,
+    /// Quantize the first blocks only, this many; `None` for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<usize>,
 }
 
 impl Default for QuantizeOptions {
@@ -161,10 +217,14 @@ impl Default for QuantizeOptions {
         Self {
             method: Method::Gptq,
             bits: 4,
+            bits_for: Vec::new(),
+            skip: Vec::new(),
+            lm_head: false,
             group_size: GroupSize::Auto,
             symmetry: default_symmetry(4),
             grid: Search::Mse,
             scale_type: ScaleType::F16,
+            rotation: RotationKind::Kronecker,
             activation_order: ActivationOrder::Descending,
             alpha: AlphaPolicy { default: Alpha::Auto, overrides: Vec::new(), shrinkage: 0.6 },
             correction_damping: 0.01,
@@ -173,6 +233,7 @@ impl Default for QuantizeOptions {
             seq_len: 2048,
             sampling: Sampling::Random,
             seed: 0,
+            blocks: None,
         }
     }
 }
@@ -192,13 +253,12 @@ impl QuantizeOptions {
             let holds = value.is_finite() && value > 0.0;
             require(holds, option, value.to_string(), "a finite number above 0", "use 0.01 unless you know better")
         };
-        require(
-            matches!(self.bits, 2 | 3 | 4 | 8),
-            "--bits",
-            self.bits.to_string(),
-            "2, 3, 4 or 8",
-            "choose one of these, clients load no other",
-        )?;
+        let bits = |option: &str, bits: u32| {
+            let remedy = "choose one of these, clients load no other";
+            require(matches!(bits, 2 | 3 | 4 | 8), option, bits.to_string(), "2, 3, 4 or 8", remedy)
+        };
+        bits("--bits", self.bits)?;
+        self.bits_for.iter().try_for_each(|(_, own)| bits("--bits-for", *own))?;
         damping("--correction-damping", self.correction_damping)?;
         damping("--rounding-damping", self.rounding_damping)?;
         let shrinkage = self.alpha.shrinkage;
@@ -222,9 +282,20 @@ impl QuantizeOptions {
         )
     }
 
-    /// As [`QuantizeOptions::validate`], and whether the windows fit the positions of the model.
+    /// As [`QuantizeOptions::validate`], and whether the windows and blocks fit the model.
     pub fn validate_for(&self, config: &ModelConfig) -> Result<()> {
         self.validate()?;
+        let all = config.num_hidden_layers;
+        if let Some(blocks) = self.blocks.filter(|blocks| !(1..=all).contains(blocks)) {
+            let expected = format!("1 to {all}, the blocks of the model");
+            return Err(Error::input(
+                "--blocks",
+                blocks.to_string(),
+                expected,
+                "quantize fewer blocks, or at least one",
+            ));
+        }
+        self.validate_layers(config)?;
         if self.seq_len <= config.max_position_embeddings {
             return Ok(());
         }
@@ -236,10 +307,65 @@ impl QuantizeOptions {
     pub fn gptq_settings(&self, config: &ModelConfig) -> GptqSettings {
         GptqSettings {
             bits: self.bits,
-            group_size: self.group_size.resolve(config),
+            group_size: self.grid_columns(config),
             symmetric: self.symmetry == Symmetry::Symmetric,
             damping: self.rounding_damping,
         }
+    }
+
+    /// Whether the patterns name layers of the model, and the transform exists for their widths.
+    fn validate_layers(&self, config: &ModelConfig) -> Result<()> {
+        let names: Vec<String> = config.linear_names().into_iter().chain(["lm_head".to_string()]).collect();
+        let alphas = self.alpha.overrides.iter().map(|(pattern, _)| ("--alpha-for", pattern));
+        let bits = self.bits_for.iter().map(|(pattern, _)| ("--bits-for", pattern));
+        let skipped = self.skip.iter().map(|pattern| ("--skip", pattern));
+        for (option, pattern) in alphas.chain(bits).chain(skipped) {
+            if !names.iter().any(|name| pattern.is_match(name)) {
+                let found = format!("'{pattern}', which matches no layer");
+                let expected = format!("a regular expression that matches module paths such as {}", names[0]);
+                return Err(Error::input(option, found, expected, "correct the pattern"));
+            }
+        }
+        let layers = self.layers(config);
+        if layers.is_empty() {
+            let expected = "a pattern that leaves some layers to quantize";
+            return Err(Error::input("--skip", "patterns that match every layer", expected, "use a narrower pattern"));
+        }
+        if self.method == Method::Quip && self.rotation == RotationKind::Hadamard {
+            for linear in config.block_linears(0) {
+                for width in [linear.rows, linear.columns] {
+                    rotation::require_hadamard(width)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Bits of the layer of that module path, `None` if it keeps its weight.
+    pub fn bits_of(&self, module: &str) -> Option<u32> {
+        if self.skip.iter().any(|pattern| pattern.is_match(module)) {
+            return None;
+        }
+        let own = self.bits_for.iter().rev().find(|(pattern, _)| pattern.is_match(module));
+        Some(own.map_or(self.bits, |(_, bits)| *bits))
+    }
+
+    /// The layers that are quantized, in model order.
+    pub fn layers(&self, config: &ModelConfig) -> Vec<LayerPlan> {
+        let head = self.lm_head.then(|| config.head_linear().name);
+        let names = config.linear_names().into_iter().chain(head);
+        names.filter_map(|name| self.bits_of(&name).map(|bits| LayerPlan { name, bits })).collect()
+    }
+
+    /// Inputs per grid in `config`, `None` for per channel, which QuIP always is.
+    pub fn grid_columns(&self, config: &ModelConfig) -> Option<usize> {
+        if self.method == Method::Quip { None } else { self.group_size.resolve(config) }
+    }
+
+    /// The form in which the result is stored unless another is asked for: GPTQ's, but of QuIP the dequantized weights, as
+    /// they lie on no grid.
+    pub fn format(&self, config: &ModelConfig) -> Format {
+        if self.method == Method::Quip { Format::Float } else { Format::Gptq(self.gptq_settings(config)) }
     }
 
     fn uses_auto_alpha(&self) -> bool {

@@ -1,141 +1,257 @@
-//! From a weight to codes on a grid, by the base quantizer that was asked for: RTN or GPTQ.
+//! From a weight to a rounded one, by the base quantizer that was asked for: RTN, GPTQ, AWQ or QuIP.
 
 use half::f16;
 
 use super::gptq::{self, Groups};
-use super::{ActivationOrder, Damping, QuantizeOptions};
-use crate::checkpoint::QuantizedLinear;
+use super::{ActivationOrder, Activations, Damping, Method, QuantizeOptions, Scaling, quip};
+use crate::checkpoint::{DenseLinear, QuantizedLinear, StoredLinear};
 use crate::device::Recorder;
 use crate::ops::cholesky::{self, Factor};
 use crate::ops::dequantize::dequantize;
 use crate::ops::gram::Packed;
 use crate::ops::grid::{self, Grid, GridSpec, Symmetry};
 use crate::ops::rtn;
-
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// A rounded weight.
 #[derive(Debug)]
 pub struct Rounded {
-    /// q, `[m, n]`.
+    /// Codes and their grid; `None` where the result lies on no grid.
+    pub codes: Option<Codes>,
+    /// What stands in for the weight from now on, `[m, n]`.
+    pub dequantized: Tensor,
+}
+
+/// A weight as s·(q − z).
+#[derive(Debug)]
+pub struct Codes {
+    /// Bits of a code.
+    pub bits: u32,
+    /// q, `[m, n]`. After AWQ, codes and grid are of W·diag(s).
     pub codes: Tensor<u32>,
     /// s and z, `[m, groups]` each.
     pub grid: Grid,
-    /// s·(q − z), `[m, n]`.
-    pub dequantized: Tensor,
+}
+
+/// A layer to be rounded.
+#[derive(Debug, Clone, Copy)]
+pub struct Layer<'a> {
+    /// Module path.
+    pub name: &'a str,
+    /// Bits per code.
+    pub bits: u32,
 }
 
 /// The base quantizer, ready for all linears of a group.
 #[derive(Debug)]
-pub struct Rounder {
-    spec: GridSpec,
-    gptq: Option<GptqPlan>,
+pub struct Rounder<'a> {
+    options: &'a QuantizeOptions,
+    /// Inputs per grid.
+    group_size: usize,
+    plan: Plan,
+}
+
+/// What a method has prepared for all linears of a group.
+#[derive(Debug)]
+enum Plan {
+    Rtn,
+    Gptq(GptqPlan),
+    Awq(Activations, Scaling),
+    Quip(quip::Plan),
 }
 
 #[derive(Debug)]
 struct GptqPlan {
     factor: Factor,
     order: Vec<u32>,
-    groups: Groups,
+    grids: Grids,
     damping: f64,
+}
+
+/// When GPTQ chooses its grids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Grids {
+    /// All of them from the weight as handed in.
+    Static,
+    /// Each when its first column is reached.
+    Dynamic,
 }
 
 /// ρ_r is multiplied by ten until the factorisation succeeds, but not beyond this.
 const MAX_DAMPING: f64 = 1e6;
 
-impl Rounder {
-    /// RTN: needs no data. `n`: inputs of the group.
-    pub fn rtn(options: &QuantizeOptions, group_size: Option<usize>, n: usize) -> Self {
-        Self { spec: spec(options, group_size, n), gptq: None }
+/// The undamped H of a group and what follows from its diagonal; `place` names the group in errors.
+#[derive(Debug, Clone, Copy)]
+pub struct Curvature<'a> {
+    /// H.
+    pub hessian: &'a Packed,
+    /// Of `hessian`.
+    pub diagonal: &'a Damping,
+    /// The group.
+    pub place: &'a str,
+}
+
+impl<'a> Rounder<'a> {
+    /// RTN: needs no data. `group_size`: `None` for per channel; `n`: inputs of the group.
+    pub fn rtn(options: &'a QuantizeOptions, group_size: Option<usize>, n: usize) -> Self {
+        Self { options, group_size: group_size.unwrap_or(n), plan: Plan::Rtn }
     }
 
-    /// GPTQ for the group whose undamped H and its diagonal are given. `place` names the group in errors.
-    pub async fn gptq(
+    /// The method of `options`, for the group of which `curvature` speaks.
+    pub async fn new(
         rec: &mut Recorder,
-        options: &QuantizeOptions,
+        options: &'a QuantizeOptions,
         group_size: Option<usize>,
-        hessian: &Packed,
-        diagonal: &Damping,
-        place: &str,
+        curvature: Curvature<'_>,
     ) -> Result<Self> {
-        let spec = spec(options, group_size, hessian.n());
-        let (order, groups) = match options.activation_order {
-            ActivationOrder::Descending => (diagonal.activation_order(), Groups::Static),
-            // One group per row starts where nothing has been updated yet.
-            ActivationOrder::Natural if spec.group_size >= hessian.n() => (natural(hessian.n()), Groups::Static),
-            ActivationOrder::Natural => (natural(hessian.n()), Groups::Dynamic),
+        let group_size = group_size.unwrap_or(curvature.hessian.n());
+        let plan = match options.method {
+            Method::Rtn => Plan::Rtn,
+            Method::Awq => return Err(Error::shape("Rounder", "AWQ without scales")),
+            Method::Gptq => Plan::Gptq(GptqPlan::new(rec, options, group_size, curvature).await?),
+            Method::Quip => Plan::Quip(quip::Plan::new(rec, options, curvature)?),
         };
-        let mut damping = options.rounding_damping;
-        let factor = loop {
-            if let Some(factor) = cholesky::factor(rec, hessian, &order, diagonal.ridge(damping)).await? {
-                break factor;
-            }
-            damping *= 10.0;
-            if damping > MAX_DAMPING {
-                return Err(Error::NotFinite {
-                    place: format!("{place}: the Cholesky factor of the damped Hessian"),
-                    remedy: "check the calibration text and the weights".to_string(),
-                });
-            }
-        };
-        Ok(Self { spec, gptq: Some(GptqPlan { factor, order, groups, damping }) })
+        Ok(Self { options, group_size, plan })
     }
 
-    /// ρ_r that was used, greater than asked for where the factorisation failed; `None` for RTN.
-    pub fn damping(&self) -> Option<f64> {
-        self.gptq.as_ref().map(|plan| plan.damping)
+    /// AWQ with the scales found for the group's linears.
+    pub fn awq(
+        options: &'a QuantizeOptions,
+        group_size: Option<usize>,
+        activations: Activations,
+        scaling: Scaling,
+    ) -> Self {
+        let group_size = group_size.unwrap_or(scaling.scales.len());
+        Self { options, group_size, plan: Plan::Awq(activations, scaling) }
     }
 
-    /// Rounds `weight` `[m, n]`.
-    pub fn round(&self, rec: &mut Recorder, weight: &Tensor) -> Result<Rounded> {
-        let (codes, grid) = match &self.gptq {
-            None => {
-                let grid = grid::search(rec, weight, &self.spec)?;
-                let (codes, dequantized) = rtn::round(rec, weight, &grid, self.spec.group_size, self.spec.bits)?;
-                return Ok(Rounded { codes, grid, dequantized });
-            }
-            Some(plan) => gptq::quantize(rec, weight, &plan.factor, &plan.order, &self.spec, plan.groups)?,
-        };
-        let dequantized = dequantize(rec, &codes, &grid, self.spec.group_size)?;
-        Ok(Rounded { codes, grid, dequantized })
-    }
-
-    /// The layer as a checkpoint stores it. Errors: `Error::NotFinite` if a scale is not finite.
-    pub async fn store(&self, rec: &mut Recorder, name: &str, rounded: &Rounded) -> Result<QuantizedLinear> {
-        let [rows, columns] = rounded.codes.matrix("store")?;
-        let codes = rec.read(&rounded.codes).await?.into_iter().map(|code| code as u8).collect();
-        let scales: Vec<f32> = rec.read(&rounded.grid.scales).await?;
-        if scales.iter().any(|s| !s.is_finite() || *s <= 0.0) {
-            return Err(Error::NotFinite {
-                place: format!("{name}: its scales"),
-                remedy: "the weights overflow; try --alpha off or a larger --correction-damping".to_string(),
-            });
+    /// The scales of the inputs, which whatever makes the inputs must be divided by; `None` but for AWQ.
+    pub fn scaling(&self) -> Option<&Scaling> {
+        match &self.plan {
+            Plan::Awq(_, scaling) => Some(scaling),
+            _ => None,
         }
-        Ok(QuantizedLinear {
-            name: name.to_string(),
+    }
+
+    /// ρ_r that was used, greater than asked for where the factorisation failed; `None` for RTN and AWQ.
+    pub fn damping(&self) -> Option<f64> {
+        match &self.plan {
+            Plan::Rtn | Plan::Awq(..) => None,
+            Plan::Gptq(plan) => Some(plan.damping),
+            Plan::Quip(plan) => Some(plan.damping()),
+        }
+    }
+
+    /// Rounds `weight` `[m, n]` of `layer`.
+    pub async fn round(&self, rec: &mut Recorder, layer: Layer<'_>, weight: &Tensor) -> Result<Rounded> {
+        let Layer { name, bits } = layer;
+        let spec = spec(self.options, self.group_size, bits);
+        let (codes, grid) = match &self.plan {
+            Plan::Quip(plan) => {
+                let dequantized = plan.round(rec, self.options, &spec, name, weight).await?;
+                return Ok(Rounded { codes: None, dequantized });
+            }
+            Plan::Awq(activations, scaling) => {
+                return activations.round(rec, weight, &scaling.scales, &spec);
+            }
+            Plan::Rtn => {
+                let grid = grid::search(rec, weight, &spec)?;
+                let (codes, dequantized) = rtn::round(rec, weight, &grid, spec.group_size, bits)?;
+                return Ok(Rounded { codes: Some(Codes { bits, codes, grid }), dequantized });
+            }
+            Plan::Gptq(plan) => {
+                let groups = match plan.grids {
+                    Grids::Static => Groups::Fixed(grid::search(rec, weight, &spec)?),
+                    Grids::Dynamic => Groups::Dynamic,
+                };
+                gptq::quantize(rec, weight, &plan.factor, &plan.order, &spec, groups)?
+            }
+        };
+        let dequantized = dequantize(rec, &codes, &grid, spec.group_size)?;
+        Ok(Rounded { codes: Some(Codes { bits, codes, grid }), dequantized })
+    }
+
+    /// The layer as a checkpoint stores it. Errors: `Error::NotFinite` if a scale or weight is not finite.
+    pub async fn store(&self, rec: &mut Recorder, name: &str, rounded: &Rounded) -> Result<StoredLinear> {
+        let not_finite = |what: &str| Error::NotFinite {
+            place: format!("{name}: its {what}"),
+            remedy: "the weights overflow; try --alpha off or a larger --correction-damping".to_string(),
+        };
+        let [rows, columns] = rounded.dequantized.matrix("store")?;
+        let name = name.to_string();
+        let Some(Codes { bits, codes, grid }) = &rounded.codes else {
+            let weight = rec.read(&rounded.dequantized).await?;
+            if weight.iter().any(|w| !w.is_finite()) {
+                return Err(not_finite("rounded weight"));
+            }
+            return Ok(StoredLinear::Dense(DenseLinear { name, rows, columns, weight }));
+        };
+        let codes = rec.read(codes).await?.into_iter().map(|code| code as u8).collect();
+        let scales: Vec<f32> = rec.read(&grid.scales).await?;
+        if scales.iter().any(|s| !s.is_finite() || *s <= 0.0) {
+            return Err(not_finite("scales"));
+        }
+        Ok(StoredLinear::Codes(QuantizedLinear {
+            name,
             rows,
             columns,
-            bits: self.spec.bits,
-            group_size: self.spec.group_size,
-            symmetric: self.spec.symmetry == Symmetry::Symmetric,
+            bits: *bits,
+            group_size: self.group_size,
+            symmetric: self.options.symmetry == Symmetry::Symmetric,
             codes,
             scales: scales.into_iter().map(f16::from_f32).collect(),
-            zeros: rec.read(&rounded.grid.zeros).await?.into_iter().map(|zero| zero as u8).collect(),
-        })
+            zeros: rec.read(&grid.zeros).await?.into_iter().map(|zero| zero as u8).collect(),
+        }))
     }
+}
+
+impl GptqPlan {
+    async fn new(
+        rec: &mut Recorder,
+        options: &QuantizeOptions,
+        group_size: usize,
+        curvature: Curvature<'_>,
+    ) -> Result<Self> {
+        let Curvature { hessian, diagonal, place } = curvature;
+        let (order, grids) = match options.activation_order {
+            ActivationOrder::Descending => (diagonal.activation_order(), Grids::Static),
+            // One group per row starts where nothing has been updated yet.
+            ActivationOrder::Natural if group_size >= hessian.n() => (natural(hessian.n()), Grids::Static),
+            ActivationOrder::Natural => (natural(hessian.n()), Grids::Dynamic),
+        };
+        let (factor, damping) = factor_damped(rec, hessian, &order, diagonal, options.rounding_damping)
+            .await?
+            .ok_or_else(|| Error::NotFinite {
+                place: format!("{place}: the Cholesky factor of the damped Hessian"),
+                remedy: "check the calibration text and the weights".to_string(),
+            })?;
+        Ok(Self { factor, order, grids, damping })
+    }
+}
+
+/// The factor of H + ρI·mean(diag H), and ρ, raised from `damping` until there is a factor.
+pub(super) async fn factor_damped(
+    rec: &mut Recorder,
+    hessian: &Packed,
+    order: &[u32],
+    diagonal: &Damping,
+    mut damping: f64,
+) -> Result<Option<(Factor, f64)>> {
+    while damping <= MAX_DAMPING {
+        if let Some(factor) = cholesky::factor(rec, hessian, order, diagonal.ridge(damping)).await? {
+            return Ok(Some((factor, damping)));
+        }
+        damping *= 10.0;
+    }
+    Ok(None)
 }
 
 fn natural(n: usize) -> Vec<u32> {
     (0..n as u32).collect()
 }
 
-fn spec(options: &QuantizeOptions, group_size: Option<usize>, n: usize) -> GridSpec {
-    GridSpec {
-        bits: options.bits,
-        group_size: group_size.unwrap_or(n),
-        symmetry: options.symmetry,
-        search: options.grid,
-        scale_type: options.scale_type,
-    }
+/// The grids that `options` ask for, with `group_size` columns and `bits` bits each.
+pub fn spec(options: &QuantizeOptions, group_size: usize, bits: u32) -> GridSpec {
+    GridSpec { bits, group_size, symmetry: options.symmetry, search: options.grid, scale_type: options.scale_type }
 }

@@ -56,8 +56,10 @@ pub struct LayerReport {
     pub guarded: bool,
     /// ρ_q.
     pub correction_damping: f64,
-    /// ρ_r, greater than asked for where the factorisation failed; `null` for RTN.
+    /// ρ_r, greater than asked for where the factorisation failed; `null` but for GPTQ.
     pub rounding_damping: Option<f64>,
+    /// r of AWQ's scales (mean|x̂|)^r; `null` for other methods, and where the input can take no scales.
+    pub awq_ratio: Option<f64>,
     /// ‖WX − QX̂‖²/‖WX‖² on the tokens that the correction was fitted on.
     pub error_fitted: f64,
     /// The same on held-out tokens, `null` where there are none.

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use crate::small_model::{Model, Stored, open, random_layer, safetensors_file, with_header};
 use aquatint::checkpoint::{
-    Checkpoint, CheckpointWriter, DirectorySink, Existing, Format, GptqSettings, Sink, WritePlan, storable,
+    Checkpoint, CheckpointWriter, DirectorySink, Existing, Format, GptqSettings, LayerPlan, Sink, WritePlan, storable,
 };
 use aquatint::{Error, Result};
 use futures::future::LocalBoxFuture;
@@ -172,7 +172,7 @@ fn a_group_size_or_shape_that_the_format_cannot_store_is_refused_before_any_work
 
     let source = block_on(Model::new(|_| {}).open()).unwrap();
     let settings = GptqSettings { bits: 4, group_size: Some(48), symmetric: true, damping: 0.01 };
-    let linears = source.config().linear_names();
+    let linears = LayerPlan::all(source.config(), settings.bits);
     let plan = WritePlan::new(&source, Format::Gptq(settings), &linears, 1 << 30);
     refused(plan, &["--group-size", "48", "model.layers.0.self_attn"]);
     assert!(WritePlan::new(&source, Format::Float, &linears, 1 << 30).is_ok(), "float can store any group size");
@@ -260,10 +260,11 @@ impl Sink for FullDisk {
 
 fn write(source: &Checkpoint, settings: GptqSettings, sink: Box<dyn Sink>) -> Result<()> {
     let mut rng = ChaCha8Rng::seed_from_u64(3);
-    let plan = WritePlan::new(source, Format::Gptq(settings), &source.config().linear_names(), 1 << 30)?;
+    let plan =
+        WritePlan::new(source, Format::Gptq(settings), &LayerPlan::all(source.config(), settings.bits), 1 << 30)?;
     let mut writer = CheckpointWriter::new(source, plan, sink)?;
     for spec in source.config().linears() {
-        block_on(writer.put_linear(&random_layer(&mut rng, &spec, &settings)))?;
+        block_on(writer.put_linear(&random_layer(&mut rng, &spec, &settings).into()))?;
     }
     block_on(writer.finish())
 }
@@ -277,7 +278,9 @@ fn a_full_disk_is_noticed_before_or_during_the_work_and_the_old_files_stay() {
     fs::create_dir(&out).unwrap();
     fs::write(out.join("old"), "precious").unwrap();
     let bytes =
-        WritePlan::new(&source, Format::Gptq(settings), &source.config().linear_names(), 1 << 30).unwrap().bytes();
+        WritePlan::new(&source, Format::Gptq(settings), &LayerPlan::all(source.config(), settings.bits), 1 << 30)
+            .unwrap()
+            .bytes();
     let full = |announced, room: u64, created: &Rc<Cell<usize>>| {
         let inner = DirectorySink::new(&out, Existing::Replace, None).unwrap();
         Box::new(FullDisk { inner, announced, room: room as usize, created: created.clone() })

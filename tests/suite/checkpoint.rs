@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::common::{devices, recorder};
 use crate::small_model::{Model, Stored, random_layer};
 use aquatint::checkpoint::{
-    Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Dtype, Existing, Format, GptqSettings,
+    Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Dtype, Existing, Format, GptqSettings, LayerPlan,
     QuantizedLinear, WritePlan,
 };
 use aquatint::{Error, bundled};
@@ -28,11 +28,12 @@ fn random_layers(source: &Checkpoint, settings: &GptqSettings) -> Vec<QuantizedL
 }
 
 fn write(source: &Checkpoint, format: Format, layers: &[QuantizedLinear], limit: u64, sink: DirectorySink) {
-    let names: Vec<String> = layers.iter().map(|layer| layer.name.clone()).collect();
-    let plan = WritePlan::new(source, format, &names, limit).unwrap();
+    let planned = |layer: &QuantizedLinear| LayerPlan { name: layer.name.clone(), bits: layer.bits };
+    let plan: Vec<LayerPlan> = layers.iter().map(planned).collect();
+    let plan = WritePlan::new(source, format, &plan, limit).unwrap();
     let mut writer = CheckpointWriter::new(source, plan, Box::new(sink)).unwrap();
     for layer in layers {
-        block_on(writer.put_linear(layer)).unwrap();
+        block_on(writer.put_linear(&layer.clone().into())).unwrap();
     }
     block_on(writer.finish()).unwrap();
 }
@@ -231,7 +232,8 @@ fn shards_stay_below_the_limit_and_the_index_finds_everything() {
     let out = home.path().join("sharded");
     let settings = settings(8, Some(32), true);
     let layers = random_layers(&source, &settings);
-    let plan = WritePlan::new(&source, Format::Gptq(settings), &source.config().linear_names(), LIMIT).unwrap();
+    let plan = WritePlan::new(&source, Format::Gptq(settings), &LayerPlan::all(source.config(), settings.bits), LIMIT)
+        .unwrap();
     write(&source, Format::Gptq(settings), &layers, LIMIT, sink(&out));
     let index = json_file(&out.join("model.safetensors.index.json"));
     let shards: BTreeSet<String> = names(&out).into_iter().filter(|name| name.ends_with(".safetensors")).collect();
@@ -330,9 +332,52 @@ fn layers_left_out_are_listed_for_the_client() {
     assert_eq!(config["modules_in_block_to_quantize"], json!([["self_attn.q_proj", "mlp.up_proj"]]));
     let read = block_on(Checkpoint::open(&out)).unwrap();
     assert!(!read.is_quantized("model.layers.0.mlp.down_proj.weight"));
-    let uneven = vec![layers[0].name.clone()];
-    let error = WritePlan::new(&source, Format::Gptq(settings), &uneven, 1 << 30).unwrap_err().to_string();
-    assert!(error.contains("differ between blocks") && error.contains("--format float"), "{error}");
+    assert!(config.get("dynamic").is_none());
+}
+
+#[test]
+fn bits_of_their_own_and_a_layer_left_out_somewhere_become_rules() {
+    let source = block_on(bundled::checkpoint()).unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let settings = settings(3, Some(32), false);
+    let at = |bits| GptqSettings { bits, ..settings };
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let mut layers: Vec<QuantizedLinear> = Vec::new();
+    for spec in source.config().linears() {
+        let bits = match spec.name.as_str() {
+            "model.layers.1.mlp.gate_proj" => continue,
+            "model.layers.2.self_attn.o_proj" => 8,
+            name if name.ends_with("down_proj") => 4,
+            _ => 3,
+        };
+        layers.push(random_layer(&mut rng, &spec, &at(bits)));
+    }
+    layers.push(random_layer(&mut rng, &source.config().head_linear(), &at(2)));
+    let out = home.path().join("mixed");
+    write(&source, Format::Gptq(settings), &layers, 1 << 30, sink(&out));
+    let config = json_file(&out.join("config.json"));
+    let quantization = &config["quantization_config"];
+    assert_eq!(
+        quantization["dynamic"],
+        json!({
+            r"+:^model\.layers\.2\.self_attn\.o_proj$": { "bits": 8 },
+            r"-:^model\.layers\.1\.mlp\.gate_proj$": {},
+            r"+:^model\.layers\.\d+\.mlp\.down_proj$": { "bits": 4 },
+            "+:^lm_head$": { "bits": 2 },
+        })
+    );
+    assert_eq!((&quantization["lm_head"], &config["tie_word_embeddings"]), (&json!(true), &json!(false)));
+    let read = block_on(Checkpoint::open(&out)).unwrap();
+    assert!(!read.is_quantized("model.layers.1.mlp.gate_proj.weight"));
+    assert!(!read.is_quantized("model.embed_tokens.weight"));
+    for layer in &layers {
+        assert_eq!(
+            block_on(read.read(&format!("{}.weight", layer.name))).unwrap(),
+            layer.dequantize(),
+            "{}",
+            layer.name
+        );
+    }
 }
 
 #[test]
@@ -386,12 +431,12 @@ fn an_existing_directory_is_replaced_only_when_the_new_one_is_whole() {
     let layers = random_layers(&source, &settings);
     let start = || {
         let sink = DirectorySink::new(&out, Existing::Replace, None).unwrap();
-        let linears = source.config().linear_names();
+        let linears = LayerPlan::all(source.config(), settings.bits);
         let plan = WritePlan::new(&source, Format::Gptq(settings), &linears, 1 << 30).unwrap();
         CheckpointWriter::new(&source, plan, Box::new(sink)).unwrap()
     };
     let mut abandoned = start();
-    block_on(abandoned.put_linear(&layers[0])).unwrap();
+    block_on(abandoned.put_linear(&layers[0].clone().into())).unwrap();
     assert_eq!(names(home.path()).len(), 2, "a temporary directory lies beside");
     drop(abandoned);
     assert_eq!(names(home.path()), BTreeSet::from(["out".to_owned()]));
@@ -400,7 +445,7 @@ fn an_existing_directory_is_replaced_only_when_the_new_one_is_whole() {
     let mut writer = start();
     for layer in &layers {
         assert!(out.join("old").exists());
-        block_on(writer.put_linear(layer)).unwrap();
+        block_on(writer.put_linear(&layer.clone().into())).unwrap();
     }
     block_on(writer.finish()).unwrap();
     assert!(!out.join("old").exists() && out.join("config.json").exists());
@@ -413,17 +458,20 @@ fn a_layer_out_of_turn_or_missing_is_a_bug_of_the_caller() {
     let home = tempfile::tempdir().unwrap();
     let settings = settings(4, None, true);
     let layers = random_layers(&source, &settings);
-    let linears = source.config().linear_names();
+    let linears = LayerPlan::all(source.config(), settings.bits);
     let plan = || WritePlan::new(&source, Format::Gptq(settings), &linears, 1 << 30).unwrap();
     let out = home.path().join("a/b/out");
     let mut writer = CheckpointWriter::new(&source, plan(), Box::new(sink(&out))).unwrap();
-    assert!(matches!(block_on(writer.put_linear(&layers[1])), Err(Error::Shape { .. })));
-    block_on(writer.put_linear(&layers[0])).unwrap();
+    assert!(matches!(block_on(writer.put_linear(&layers[1].clone().into())), Err(Error::Shape { .. })));
+    block_on(writer.put_linear(&layers[0].clone().into())).unwrap();
     assert!(matches!(block_on(writer.finish()), Err(Error::Shape { .. })));
     assert_eq!(names(home.path()), BTreeSet::new(), "created parents are gone too");
 
     let mut other = layers[0].clone();
     other.zeros[0] = 7;
     let mut writer = CheckpointWriter::new(&source, plan(), Box::new(sink(&out))).unwrap();
-    assert!(matches!(block_on(writer.put_linear(&other)), Err(Error::Shape { .. })), "symmetric, but with a zero of 7");
+    assert!(
+        matches!(block_on(writer.put_linear(&other.into())), Err(Error::Shape { .. })),
+        "symmetric, but with a zero of 7"
+    );
 }

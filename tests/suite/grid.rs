@@ -3,7 +3,7 @@
 use crate::common::dense::Level;
 use crate::common::{devices, random, read, recorder};
 use aquatint::device::Device;
-use aquatint::ops::grid::{GridSpec, ScaleType, Search, Symmetry, search};
+use aquatint::ops::grid::{GridSpec, ScaleType, Search, Symmetry, search, shrunk};
 use half::f16;
 
 const SYMMETRIES: [Symmetry; 2] = [Symmetry::Asymmetric, Symmetry::Symmetric];
@@ -93,6 +93,33 @@ fn the_best_shrunken_range() {
                 // Heavy tails, so that shrinking pays.
                 let values: Vec<f32> = random(9, shape[0] * shape[1]).iter().map(|v| 0.05 * v.powi(5)).collect();
                 check(&device, shape, &values, &spec);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_range_shrunk_as_asked() {
+    for device in devices() {
+        let mut rec = recorder(&device);
+        for ([m, n], group_size) in [([3, 5], 2), ([37, 100], 32), ([3, 300], 300)] {
+            for symmetry in SYMMETRIES {
+                let spec = GridSpec { bits: 3, group_size, symmetry, search: Search::Mse, scale_type: SCALE_TYPES[1] };
+                let values = random(4, m * n);
+                let w = rec.upload(&[m, n], values.clone()).unwrap();
+                for percent in [100, 85, 55, 1] {
+                    let grid = shrunk(&mut rec, &w, &spec, percent).unwrap();
+                    let (scales, zeros) = (read(&mut rec, &grid.scales), read(&mut rec, &grid.zeros));
+                    let groups = values.chunks(n).flat_map(|row| row.chunks(group_size));
+                    for (cell, w) in groups.enumerate() {
+                        let expected = candidate(w, percent as f64 / 100.0, &spec);
+                        let context = format!("{} {m} × {n} cell {cell} at {percent} %", device.name());
+                        // One ulp of f16, and what follows from it.
+                        assert!((f64::from(scales[cell]) / expected.scale - 1.0).abs() < 1e-3, "{context}");
+                        assert!((f64::from(zeros[cell]) - expected.zero).abs() <= 1.0, "{context}");
+                    }
+                }
+                assert!(shrunk(&mut rec, &w, &spec, 0).is_err() && shrunk(&mut rec, &w, &spec, 101).is_err());
             }
         }
     }

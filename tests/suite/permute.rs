@@ -1,9 +1,9 @@
-//! Permuted transposes and dead columns, to the bit.
+//! Permuted transposes, to the bit.
 
 use crate::common::dense::shuffled;
 use crate::common::{devices, random, read, recorder};
 use aquatint::device::Device;
-use aquatint::ops::permute::{from_columns, to_columns, zero_columns};
+use aquatint::ops::permute::{from_columns, to_columns};
 
 const SHAPES: [[usize; 2]; 7] = [[1, 1], [3, 5], [37, 63], [64, 64], [33, 65], [1, 100], [100, 1]];
 
@@ -49,29 +49,11 @@ fn codes_come_back_in_the_original_order() {
 }
 
 #[test]
-fn dead_columns_become_zero_and_others_stay() {
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for [m, n] in SHAPES {
-            let values = random(1, m * n);
-            let dead: Vec<u32> = (0..n).map(|i| u32::from(i % 7 == 4 || i + 1 == n)).collect();
-            let mut w = rec.upload(&[m, n], values.clone()).unwrap();
-            let dead_tensor = rec.upload(&[n], dead.clone()).unwrap();
-            zero_columns(&mut rec, &mut w, &dead_tensor).unwrap();
-            let expected: Vec<f32> =
-                values.iter().enumerate().map(|(at, &v)| if dead[at % n] == 1 { 0.0 } else { v }).collect();
-            assert_eq!(read(&mut rec, &w), expected, "{} {m} × {n}", device.name());
-        }
-    }
-}
-
-#[test]
 fn an_order_of_another_length_is_an_error() {
     let mut rec = recorder(&Device::Cpu);
-    let mut w = rec.zeros::<f32>(&[2, 3]).unwrap();
+    let w = rec.zeros::<f32>(&[2, 3]).unwrap();
     let order = rec.zeros(&[2]).unwrap();
     assert!(to_columns(&mut rec, &w, &order).is_err());
-    assert!(zero_columns(&mut rec, &mut w, &order).is_err());
     let order = rec.zeros(&[3]).unwrap();
     assert!(from_columns(&mut rec, &w, &order).is_err());
 }

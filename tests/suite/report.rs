@@ -31,6 +31,7 @@ fn run(label: &str, worse: f64) -> Run {
         guarded,
         correction_damping: 0.01,
         rounding_damping: Some(if guarded { 0.1 } else { 0.01 }),
+        awq_ratio: None,
         error_fitted: 0.01 * worse,
         error_held_out: Some(0.1 / 3.0 * worse),
         error_held_out_uncorrected: (block > 0).then_some(0.05 * worse),

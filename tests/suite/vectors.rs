@@ -6,11 +6,11 @@ use crate::common::{devices, read, recorder, relative_error};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::gram::{self, Packed};
 use aquatint::ops::grid::{self, Grid, GridSpec, ScaleType, Search, Symmetry};
-use aquatint::ops::permute::zero_columns;
 use aquatint::ops::rtn;
+use aquatint::ops::scale::scale_columns;
 use aquatint::quant::alpha::HeldOut;
 use aquatint::quant::correction::Corrector;
-use aquatint::quant::{ActivationOrder, Damping, QuantizeOptions, Rounder, Statistics};
+use aquatint::quant::{ActivationOrder, Curvature, Damping, Layer, QuantizeOptions, Rounder, Statistics};
 use aquatint::tensor::Tensor;
 use pollster::block_on;
 use safetensors::{Dtype, SafeTensors};
@@ -70,9 +70,9 @@ impl Vectors {
     /// W with the columns zeroed whose Hessian diagonal is zero.
     fn weight_without_dead(&self, rec: &mut Recorder, damping: &Damping) -> Tensor {
         let mut weight = self.upload(rec, "w");
-        let dead = damping.dead();
-        let dead = rec.upload(&[dead.len()], dead).unwrap();
-        zero_columns(rec, &mut weight, &dead).unwrap();
+        let alive = damping.alive();
+        let alive = rec.upload(&[alive.len()], alive).unwrap();
+        scale_columns(rec, &mut weight, &alive).unwrap();
         weight
     }
 }
@@ -254,8 +254,9 @@ fn gptq_codes_and_objective() {
                 activation_order: order,
                 ..QuantizeOptions::default()
             };
-            let rounder = Rounder::gptq(rec, &options, Some(group_size), &hessian, &damping, "test");
-            let rounded = block_on(rounder).unwrap().round(rec, &weight).unwrap();
+            let curvature = Curvature { hessian: &hessian, diagonal: &damping, place: "test" };
+            let rounder = block_on(Rounder::new(rec, &options, Some(group_size), curvature)).unwrap();
+            let rounded = block_on(rounder.round(rec, Layer { name: "test", bits }, &weight)).unwrap();
             assert_eq!(group_size, if case.contains("g-1") { columns } else { v.group });
             let ours = read(rec, &rounded.dequantized);
             let expected = v.wide(case);
@@ -265,7 +266,7 @@ fn gptq_codes_and_objective() {
             ];
             let relative = (objectives[0] / objectives[1] - 1.0).abs();
             assert!(relative < 1e-4, "{at}: objectives {objectives:?}");
-            let step = read_step(rec, &rounded.grid);
+            let step = read_step(rec, &rounded.codes.expect("GPTQ has codes").grid);
             let far = |(i, (&a, &b)): (usize, (&f32, &f64))| (f64::from(a) - b).abs() > 0.5 * step[i / columns];
             let share = ours.iter().zip(&expected).enumerate().filter(|&pair| far(pair)).count() as f64;
             assert!(share / ours.len() as f64 <= 1e-3, "{at}: {share} codes differ");

@@ -108,8 +108,10 @@ impl Observer for Progress {
                 self.at(block, stage, before as f64 / phases.len() as f64);
             }
             Event::Group { block, stage } => self.at(block, stage, 1.0),
-            Event::Block { block, error } => {
-                if let Some(series) = self.steps[self.current].series {
+            // The page does not offer to quantize the output matrix.
+            Event::Head => {}
+            Event::Block { block, ref errors } => {
+                if let (Some(series), &[error]) = (self.steps[self.current].series, errors.as_slice()) {
                     self.send(&Message::Point { series, block, error });
                 }
             }

@@ -177,6 +177,7 @@ impl Place<'_> {
             wasm_peak: wasm_bytes(),
             device_estimate: pipeline::device_bytes(
                 self.model.config(),
+                1,
                 tokens_calibrated,
                 tokens_calibrated.min(4096),
             ),
@@ -215,7 +216,7 @@ impl Place<'_> {
         let QuantizeOptions { samples, seq_len, sampling, seed, .. } = *options;
         let windows = texts.calibration.draw(samples, options.held_out(), seq_len, sampling, seed)?;
         let format = request.options.format(options, self.model);
-        let plan = WritePlan::new(self.model, format, &self.model.config().linear_names(), DEFAULT_SHARD_LIMIT)?;
+        let plan = WritePlan::new(self.model, format, &options.layers(self.model.config()), DEFAULT_SHARD_LIMIT)?;
         let sink = create_folder(self.storage, folder).await?;
         let mut writer = CheckpointWriter::new(self.model, plan, sink)?;
         let report = pipeline::quantize(self.rec, self.model, &windows, options, &mut writer, self.progress).await?;

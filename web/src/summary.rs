@@ -106,13 +106,13 @@ pub fn plan(model: &Checkpoint, options: &PageOptions, device: Option<&Device>) 
     let config = model.config();
     let tokens = resolved.samples * resolved.seq_len;
     let mut plan = RunPlan {
-        device_bytes: device_bytes(config, tokens, resolved.seq_len.max(4096).min(tokens)),
+        device_bytes: device_bytes(config, 1, tokens, resolved.seq_len.max(4096).min(tokens)),
         largest_array: largest_array(config, resolved.seq_len),
         tokens,
         ..RunPlan::default()
     };
     let format = options.format(&resolved, model);
-    match WritePlan::new(model, format, &config.linear_names(), DEFAULT_SHARD_LIMIT) {
+    match WritePlan::new(model, format, &resolved.layers(config), DEFAULT_SHARD_LIMIT) {
         Ok(written) => plan.output_bytes = written.bytes(),
         Err(error) => plan.problems.push(sentence(error)),
     }

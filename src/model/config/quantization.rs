@@ -18,6 +18,9 @@ pub struct QuantizationConfig {
     pub desc_act: bool,
     /// How zero points are stored.
     pub checkpoint_format: ZeroPointFormat,
+    /// Layers with bits of their own: a regular expression for the start of the module path, and bits. The first that matches
+    /// counts, as in GPTQModel.
+    pub dynamic: Vec<(String, u32)>,
 }
 
 /// How `qzeros` stores a zero point.
@@ -50,9 +53,6 @@ impl QuantizationConfig {
         if method != "gptq" {
             return Err(unsupported(subject, &format!("weights quantized with \"{method}\"")));
         }
-        if fields.object("dynamic")?.is_some_and(|rules| !rules.object.is_empty()) {
-            return Err(unsupported(subject, "\"dynamic\" rules, that is, settings that differ between layers"));
-        }
         if fields.text("pack_dtype")?.is_some_and(|dtype| dtype != "int32") {
             return Err(fields.refuse("pack_dtype", "\"int32\""));
         }
@@ -66,8 +66,52 @@ impl QuantizationConfig {
             symmetric: fields.flag("sym")?.unwrap_or(true),
             desc_act: fields.flag("desc_act")?.unwrap_or(false),
             checkpoint_format: zero_point_format(fields)?,
+            dynamic: dynamic(fields)?,
         })
     }
+
+    /// Bits per code of the layer of that module path.
+    pub fn bits_of(&self, module: &str) -> u32 {
+        let matching =
+            self.dynamic.iter().find(|(pattern, _)| anchored(pattern).is_ok_and(|rule| rule.is_match(module)));
+        matching.map_or(self.bits, |(_, bits)| *bits)
+    }
+}
+
+/// The rules for single layers. One that leaves a layer unquantized says nothing that the tensors do not show.
+fn dynamic(fields: Fields<'_>) -> Result<Vec<(String, u32)>> {
+    let Some(rules) = fields.object("dynamic")? else {
+        return Ok(Vec::new());
+    };
+    let mut dynamic = Vec::new();
+    for (rule, settings) in rules.object {
+        if rule.starts_with("-:") {
+            continue;
+        }
+        let pattern = rule.strip_prefix("+:").unwrap_or(rule);
+        let bits = settings.get("bits").and_then(Value::as_u64);
+        let alone = settings.as_object().is_some_and(|settings| settings.len() == 1);
+        match bits {
+            Some(bits @ (2 | 3 | 4 | 8)) if alone && anchored(pattern).is_ok() => {
+                dynamic.push((pattern.to_owned(), bits as u32));
+            }
+            _ => {
+                let found = format!("the \"dynamic\" rule \"{rule}\": {settings}");
+                return Err(Error::input(
+                    fields.subject,
+                    found,
+                    "a regular expression with \"bits\" of 2, 3, 4 or 8 and nothing else",
+                    "use the original, unquantized checkpoint",
+                ));
+            }
+        }
+    }
+    Ok(dynamic)
+}
+
+/// As Python's `re.match` takes a pattern.
+fn anchored(pattern: &str) -> std::result::Result<regex::Regex, regex::Error> {
+    regex::Regex::new(&format!("^(?:{pattern})"))
 }
 
 fn group_size(fields: Fields<'_>) -> Result<Option<usize>> {
@@ -90,10 +134,5 @@ fn zero_point_format(fields: Fields<'_>) -> Result<ZeroPointFormat> {
 }
 
 fn unsupported(subject: &str, found: &str) -> Error {
-    Error::input(
-        subject,
-        found,
-        "float weights or GPTQ with one setting for all layers",
-        "use the original, unquantized checkpoint",
-    )
+    Error::input(subject, found, "float weights or GPTQ", "use the original, unquantized checkpoint")
 }

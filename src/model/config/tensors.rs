@@ -36,6 +36,16 @@ impl ModelConfig {
         ]
     }
 
+    /// The output matrix as a linear layer: it reads the normalised last hidden state.
+    pub fn head_linear(&self) -> LinearSpec {
+        LinearSpec { name: "lm_head".to_owned(), rows: self.vocab_size, columns: self.hidden_size, bias: false }
+    }
+
+    /// Name of the tensor that holds the output matrix.
+    pub fn output_weight(&self) -> &'static str {
+        if self.tie_word_embeddings { "model.embed_tokens.weight" } else { "lm_head.weight" }
+    }
+
     /// The linear layers of all blocks, in model order.
     pub fn linears(&self) -> Vec<LinearSpec> {
         (0..self.num_hidden_layers).flat_map(|layer| self.block_linears(layer)).collect()

@@ -1,4 +1,4 @@
-// w[r, i] = 0 where dead[i] is 1. One invocation per element.
+// w[r, i] *= factors[i]. One invocation per element.
 
 struct Params {
     n: u32,
@@ -8,13 +8,13 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-@group(0) @binding(1) var<storage, read> dead: array<u32>;
+@group(0) @binding(1) var<storage, read> factors: array<f32>;
 @group(0) @binding(2) var<storage, read_write> w: array<f32>;
 
 @compute @workgroup_size(256)
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let index = id.y * p.stride + id.x;
-    if index < p.count && dead[index % p.n] == 1u {
-        w[index] = 0.0;
+    if index < p.count {
+        w[index] *= factors[index % p.n];
     }
 }

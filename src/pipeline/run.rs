@@ -1,0 +1,358 @@
+//! One run of those in hand: its options, its stream, and what it has found so far.
+
+use super::fold::{Finished, Producer};
+use super::group::{Gathered, GroupQuantizer, Linear, Outcome};
+use super::observer::{Event, Observer, Phase};
+use super::{Job, Output, Stream};
+use crate::checkpoint::Checkpoint;
+use crate::device::Recorder;
+use crate::model::block::{Block, Context, Stage};
+use crate::model::config::LinearSpec;
+use crate::ops::matmul::{Orientation, matmul};
+use crate::quant::awq::Feasible;
+use crate::quant::{Alpha, Method, QuantizeOptions, Statistics};
+use crate::report::{BlockReport, Report, group_name};
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// A block in hand, with the names and original weights of its linears, and the full-precision stream inside it.
+pub(super) struct Open<'a> {
+    pub index: usize,
+    pub checkpoint: &'a Checkpoint,
+    pub block: &'a Block,
+    pub specs: &'a [LinearSpec],
+    pub weights: &'a [Tensor],
+    pub full: Stream,
+    /// The chunks from this one on are held out.
+    pub held_out_from: usize,
+}
+
+/// A group of linears that read the same input, and that input in the full-precision stream.
+pub(super) struct Group<'a> {
+    /// For errors.
+    pub place: String,
+    /// Block and stage; `None` for the output matrix.
+    pub at: Option<(usize, Stage)>,
+    pub full: &'a Stream,
+    /// The chunks from this one on are held out.
+    pub held_out_from: usize,
+}
+
+impl Group<'_> {
+    /// Whether any chunk is held out.
+    fn holds_out(&self) -> bool {
+        self.held_out_from < self.full.0.len()
+    }
+
+    fn begin(&self, phase: Phase, observer: &mut dyn Observer) {
+        if let Some((block, stage)) = self.at {
+            observer.event(&Event::Phase { block, stage, phase });
+        }
+    }
+}
+
+impl Open<'_> {
+    fn group(&self, stage: Stage) -> Group<'_> {
+        let (at, held_out_from) = (Some((self.index, stage)), self.held_out_from);
+        Group { place: group_name(self.index, stage), at, full: &self.full, held_out_from }
+    }
+
+    /// Whether any chunk is held out.
+    fn holds_out(&self) -> bool {
+        self.held_out_from < self.full.0.len()
+    }
+
+    /// 0 for a chunk to fit on, 1 for one that is held out.
+    pub fn part(&self, chunk: usize) -> usize {
+        usize::from(chunk >= self.held_out_from)
+    }
+}
+
+/// ‖WX‖² of each linear of a group: of the tokens to fit on, and of those held out.
+pub(super) type Norms = Vec<[f64; 2]>;
+
+/// Numbers that the output matrix may make at a time, about: its rows are many.
+const HEAD_OUTPUTS: usize = 1 << 24;
+
+/// Rows `first..first + rows` of X times Wᵀ.
+fn project_rows(rec: &mut Recorder, (x, weight): (&Tensor, &Tensor), first: usize, rows: usize) -> Result<Tensor> {
+    let x = rec.copy_rows(x, first, rows)?;
+    matmul(rec, Orientation::Nt, &x, weight)
+}
+
+/// A run between its first block and its last.
+pub(super) struct Run<'a> {
+    options: &'a QuantizeOptions,
+    output: &'a mut dyn Output,
+    /// Ŝ.
+    pub stream: Stream,
+    pub report: Report,
+    /// What the output has not been given yet.
+    finished: Finished,
+    /// What it broke down of.
+    failure: Option<Error>,
+}
+
+/// A run between the linears of one group and those of the next.
+#[derive(Default)]
+pub(super) struct Step {
+    /// What became of the linears that were quantized, each with its place in the group.
+    outcomes: Vec<(usize, Outcome)>,
+    /// What AWQ's scales go into.
+    producer: Option<Producer>,
+    /// The group's dequantized weights; `None` where the run leaves the block alone.
+    rounded: Option<Vec<Tensor>>,
+    /// ‖WX − QX̂‖² of each linear, as in [`Norms`].
+    errors: Vec<[f64; 2]>,
+}
+
+impl<'a> Run<'a> {
+    pub fn new(job: Job<'a>, stream: Stream, report: Report) -> Self {
+        Self { options: job.options, output: job.output, stream, report, finished: Finished::default(), failure: None }
+    }
+
+    /// Whether it has not broken down.
+    pub fn goes_on(&self) -> bool {
+        self.failure.is_none()
+    }
+
+    /// Keeps the numbers of this run that stopped being numbers from ending the others. Errors: everything else.
+    pub fn survive<T: Default>(&mut self, result: Result<T>) -> Result<T> {
+        match result {
+            Err(error @ Error::NotFinite { .. }) => {
+                self.failure = Some(error);
+                self.stream = Stream(Vec::new());
+                Ok(T::default())
+            }
+            other => other,
+        }
+    }
+
+    /// The record, or what the run broke down of.
+    pub fn finish(self) -> Result<Report> {
+        self.failure.map_or(Ok(self.report), Err)
+    }
+
+    /// Quantizes the linears of `stage`, if this run quantizes the block.
+    pub async fn quantize(
+        &mut self,
+        rec: &mut Recorder,
+        open: &Open<'_>,
+        stage: Stage,
+        observer: &mut dyn Observer,
+    ) -> Result<Step> {
+        if self.options.blocks.is_some_and(|blocks| open.index >= blocks) {
+            return Ok(Step::default());
+        }
+        let originals = &open.weights[stage.linears()];
+        let group = open.specs[stage.linears()].iter().zip(originals).enumerate();
+        let chosen = group.filter_map(|(place, (spec, weight))| Some((place, self.linear(&spec.name, weight)?)));
+        let (places, linears): (Vec<usize>, Vec<Linear<'_>>) = chosen.unzip();
+        if linears.is_empty() {
+            return Ok(Step::default());
+        }
+        // A layer that keeps its weight would read the scaled input, too.
+        let producer = match self.options.method {
+            Method::Awq if linears.len() == originals.len() => {
+                Producer::of(open.checkpoint, open.index, stage, &self.finished).await?
+            }
+            _ => None,
+        };
+        let group = open.group(stage);
+        let mut outcomes = self.quantize_group(rec, &group, producer.as_ref(), &linears, observer).await?;
+        let mut rounded: Vec<Tensor> = originals.iter().map(|w| rec.duplicate(w)).collect::<Result<_>>()?;
+        for (&place, outcome) in places.iter().zip(&mut outcomes) {
+            rounded[place] = super::take(rec, &mut outcome.dequantized)?;
+        }
+        let errors = vec![[0.0; 2]; originals.len()];
+        let outcomes = places.into_iter().zip(outcomes).collect();
+        Ok(Step { outcomes, producer, rounded: Some(rounded), errors })
+    }
+
+    /// The linear of that module path as this run is to treat it; `None` if it keeps its weight.
+    fn linear<'w>(&self, name: &'w str, weight: &'w Tensor) -> Option<Linear<'w>> {
+        let bits = self.options.bits_of(name)?;
+        Some(Linear { name, weight, alpha: self.options.alpha.of(name), bits })
+    }
+
+    async fn quantize_group(
+        &mut self,
+        rec: &mut Recorder,
+        group: &Group<'_>,
+        producer: Option<&Producer>,
+        linears: &[Linear<'_>],
+        observer: &mut dyn Observer,
+    ) -> Result<Vec<Outcome>> {
+        let feasible = producer.map(|producer| |wanted: &[f32]| producer.feasible(wanted));
+        let quantizer = GroupQuantizer {
+            options: self.options,
+            group_size: self.report.group_size,
+            feasible: feasible.as_ref().map(|feasible| feasible as Feasible<'_>),
+            place: &group.place,
+        };
+        let correlate = linears.iter().any(|linear| linear.alpha != Alpha::Off);
+        if !correlate && self.options.method == Method::Rtn {
+            group.begin(Phase::Rounding, observer);
+            let since = observer.seconds();
+            let outcomes = quantizer.round_plain(rec, linears).await?;
+            self.spent(rec, Phase::Rounding, since, observer).await?;
+            return Ok(outcomes);
+        }
+        group.begin(Phase::Statistics, observer);
+        let since = observer.seconds();
+        let gathered = self.gather(rec, group, correlate)?;
+        self.spent(rec, Phase::Statistics, since, observer).await?;
+        group.begin(Phase::Correction, observer);
+        let since = observer.seconds();
+        let (prepared, candidates) = quantizer.correct(rec, linears, gathered).await?;
+        self.spent(rec, Phase::Correction, since, observer).await?;
+        group.begin(Phase::Rounding, observer);
+        let since = observer.seconds();
+        let outcomes = quantizer.round(rec, linears, &prepared, candidates).await?;
+        self.spent(rec, Phase::Rounding, since, observer).await?;
+        Ok(outcomes)
+    }
+
+    /// H and D of the input that all linears of the group in hand read.
+    fn gather(&self, rec: &mut Recorder, group: &Group<'_>, correlate: bool) -> Result<Gathered> {
+        let n = group.full.0[0].input.shape()[1];
+        let magnitudes = self.options.method == Method::Awq;
+        let empty = |rec: &mut Recorder| {
+            let statistics = Statistics::zeros(rec, n, correlate)?;
+            if magnitudes { statistics.with_magnitudes(rec) } else { Ok(statistics) }
+        };
+        let mut fitting = empty(rec)?;
+        let mut held_out = if group.holds_out() { Some(empty(rec)?) } else { None };
+        for (index, (full, quantized)) in group.full.0.iter().zip(&self.stream.0).enumerate() {
+            let part = if index < group.held_out_from { Some(&mut fitting) } else { held_out.as_mut() };
+            if let Some(part) = part {
+                part.accumulate(rec, &full.input, &quantized.input)?;
+            }
+        }
+        Ok(Gathered { fitting, held_out })
+    }
+
+    /// Takes chunk `chunk` past the linears of `stage`, through the weights of `step`; adds to the errors of the step.
+    ///
+    /// `exact`: WX of each linear.
+    pub async fn advance(
+        &mut self,
+        rec: &mut Recorder,
+        open: &Open<'_>,
+        (stage, chunk): (Stage, usize),
+        exact: &[Tensor],
+        step: &mut Step,
+        context: &mut Context<'_>,
+    ) -> Result<()> {
+        let lane = &mut self.stream.0[chunk];
+        let weights = step.rounded.as_deref().unwrap_or(&open.weights[stage.linears()]);
+        let approximate = open.block.project(rec, weights, lane)?;
+        for ((exact, approximate), errors) in exact.iter().zip(&approximate).zip(&mut step.errors) {
+            errors[open.part(chunk)] += super::error(rec, exact, approximate).await?;
+        }
+        open.block.fold(rec, stage, approximate, context, lane)
+    }
+
+    /// Fills in the measured errors of the group's layers, and hands the output what is ready.
+    pub async fn settle(&mut self, open: &Open<'_>, stage: Stage, step: Step, norms: &Norms) -> Result<()> {
+        let Step { mut outcomes, producer, errors, .. } = step;
+        let scales = outcomes.first_mut().and_then(|(_, outcome)| outcome.input_scales.take());
+        if let Some((producer, scales)) = producer.zip(scales) {
+            producer.fold(&scales, &mut self.finished);
+        }
+        let measured = outcomes.into_iter().map(|(place, outcome)| (outcome, errors[place], norms[place]));
+        self.record(measured.collect(), open.holds_out())?;
+        // With AWQ a later stage may still change what an earlier one has stored.
+        if self.options.method == Method::Awq && stage != Stage::Down {
+            return Ok(());
+        }
+        self.hand_over().await
+    }
+
+    /// Fills in measured errors: ‖WX − QX̂‖² and ‖WX‖², each of the tokens to fit on and of those held out.
+    fn record(&mut self, measured: Vec<(Outcome, [f64; 2], [f64; 2])>, holds_out: bool) -> Result<()> {
+        for (mut outcome, errors, norms) in measured {
+            let name = &outcome.report.name;
+            outcome.report.error_fitted = super::relative(errors[0], norms[0], name)?;
+            if holds_out {
+                outcome.report.error_held_out = Some(super::relative(errors[1], norms[1], name)?);
+                let before = outcome.score_gain.map(|gain| (errors[1] + gain) / norms[1]);
+                outcome.report.error_held_out_uncorrected = before.filter(|error| error.is_finite());
+            }
+            self.report.layers.push(outcome.report);
+            self.finished.linears.push(outcome.stored);
+        }
+        Ok(())
+    }
+
+    /// Gives the output what is ready.
+    async fn hand_over(&mut self) -> Result<()> {
+        let Finished { tensors, linears } = std::mem::take(&mut self.finished);
+        for (name, values) in tensors {
+            self.output.put_tensor(name, values)?;
+        }
+        for linear in linears {
+            self.output.put(linear).await?;
+        }
+        Ok(())
+    }
+
+    /// Quantizes the output matrix `weight`, if this run does. The inputs of all lanes are normalised.
+    pub async fn head(
+        &mut self,
+        rec: &mut Recorder,
+        group: &Group<'_>,
+        weight: &Tensor,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        let linear = self.linear(&group.place, weight);
+        let Some(linear) = linear.filter(|_| self.quantizes_head()) else { return Ok(()) };
+        let outcome = self.quantize_group(rec, group, None, &[linear], observer).await?.swap_remove(0);
+        let since = observer.seconds();
+        let (mut errors, mut norms) = ([0.0; 2], [0.0; 2]);
+        for (chunk, (full, quantized)) in group.full.0.iter().zip(&self.stream.0).enumerate() {
+            let part = usize::from(chunk >= group.held_out_from);
+            let tokens = full.input.shape()[0];
+            let piece = (HEAD_OUTPUTS / weight.shape()[0]).max(1);
+            for first in (0..tokens).step_by(piece) {
+                let rows = piece.min(tokens - first);
+                let [exact, approximate] = [(&full.input, weight), (&quantized.input, &outcome.dequantized)];
+                let exact = project_rows(rec, exact, first, rows)?;
+                let approximate = project_rows(rec, approximate, first, rows)?;
+                errors[part] += super::error(rec, &exact, &approximate).await?;
+                norms[part] += super::norm(rec, &exact).await?;
+            }
+        }
+        self.spent(rec, Phase::Forward, since, observer).await?;
+        self.record(vec![(outcome, errors, norms)], group.holds_out())?;
+        self.hand_over().await
+    }
+
+    /// Whether the output matrix is quantized in this run.
+    pub fn quantizes_head(&self) -> bool {
+        self.options.lm_head && self.options.blocks.is_none()
+    }
+
+    /// Records Δ_m = ‖S − Ŝ‖²/‖S‖² over all tokens; its root.
+    pub async fn measure(&mut self, rec: &mut Recorder, block: usize, full: &Stream, norm: f64) -> Result<Option<f64>> {
+        let mut error = 0.0;
+        for (full, quantized) in full.0.iter().zip(&self.stream.0) {
+            error += super::error(rec, &full.hidden, &quantized.hidden).await?;
+        }
+        let delta = super::relative(error, norm, &format!("the hidden states after block {block}"))?;
+        self.report.blocks.push(BlockReport { block, delta, error: delta.sqrt() });
+        Ok(Some(delta.sqrt()))
+    }
+
+    /// Books seconds under `phase`.
+    pub fn book(&mut self, phase: Phase, seconds: f64) {
+        *self.report.seconds.entry(phase).or_default() += seconds;
+    }
+
+    /// Waits for the device and books the time since `since`.
+    async fn spent(&mut self, rec: &mut Recorder, phase: Phase, since: f64, observer: &mut dyn Observer) -> Result<()> {
+        rec.finish().await?;
+        self.book(phase, observer.seconds() - since);
+        Ok(())
+    }
+}

@@ -1,0 +1,222 @@
+//! The experiments as commands: a sweep that is stopped and goes on, what it refuses to mix, and the growth of errors.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::SystemTime;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const BINARY: &str = env!("CARGO_BIN_EXE_aquatint");
+/// Four cells, a quarter of a second each.
+const SWEEP: [&str; 15] = [
+    "sweep",
+    "--methods",
+    "rtn,gptq",
+    "--bits",
+    "3",
+    "--alphas",
+    "off,auto",
+    "--samples",
+    "4",
+    "--seq-len",
+    "64",
+    "--windows",
+    "4",
+    "--device",
+    "cpu",
+];
+
+fn command(directory: &Path, more: &[&str]) -> Command {
+    let mut command = Command::new(BINARY);
+    command.args(SWEEP).arg("--out").arg(directory).args(more);
+    command
+}
+
+fn succeed(mut command: Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn refused(output: &Output, parts: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    let last = stderr.lines().last().unwrap();
+    assert!(parts.iter().all(|part| last.contains(part)), "no {parts:?} in: {last}");
+}
+
+/// The lines of sweep.csv or another table, each by the names of the columns, without the times.
+fn table(path: &Path) -> Vec<BTreeMap<String, String>> {
+    let mut reader = csv::Reader::from_path(path).unwrap();
+    let mut lines: Vec<BTreeMap<String, String>> = reader.deserialize().collect::<Result<_, _>>().unwrap();
+    lines.iter_mut().for_each(|line| drop(line.remove("seconds")));
+    lines
+}
+
+/// Every file below the directory, with its age and its bytes.
+fn files(directory: &Path) -> BTreeMap<String, (SystemTime, Vec<u8>)> {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
+    let file = |path: &Path| (fs::metadata(path).unwrap().modified().unwrap(), fs::read(path).unwrap());
+    entries.map(|entry| (entry.file_name().into_string().unwrap(), file(&entry.path()))).collect()
+}
+
+/// The document without what a clock measured.
+fn document(path: &Path) -> Value {
+    let mut document: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
+    for run in document["runs"].as_array_mut().unwrap() {
+        for clocked in ["seconds", "total_seconds"] {
+            assert!(run.as_object_mut().unwrap().remove(clocked).is_some());
+        }
+    }
+    document
+}
+
+/// Ctrl-C where there is such a thing.
+fn interrupt(child: &mut Child) {
+    if cfg!(unix) {
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    } else {
+        child.kill().unwrap();
+    }
+}
+
+/// Runs the sweep one cell at a time until it begins the third, and stops it.
+fn stopped_after_two(directory: &Path, more: &[&str]) -> String {
+    // Tests started in the background of a script inherit an ignored SIGINT, which the program respects.
+    let mut command = command(directory, &[more, &["--together", "1"]].concat());
+    if cfg!(target_os = "linux") {
+        let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
+        command = Command::new("env");
+        command.args(["--default-signal=INT", BINARY]).args(arguments);
+    }
+    let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap());
+    let (mut begun, mut line) = (0, String::new());
+    while begun < 3 {
+        line.clear();
+        assert_ne!(lines.read_line(&mut line).unwrap(), 0, "it ended before the third cell");
+        begun += usize::from(line.starts_with("next: "));
+    }
+    interrupt(&mut child);
+    let mut rest = String::new();
+    lines.read_to_string(&mut rest).unwrap();
+    let status = child.wait().unwrap();
+    assert!(!status.success(), "{rest}");
+    if cfg!(unix) {
+        assert_eq!(status.code(), Some(130), "{rest}");
+    }
+    rest
+}
+
+#[test]
+fn a_sweep_that_was_stopped_keeps_what_is_finished_and_ends_as_one_that_was_not() {
+    let scratch = TempDir::new().unwrap();
+    let (whole, stopped) = (scratch.path().join("whole"), scratch.path().join("stopped"));
+    let task = scratch.path().join("task.jsonl");
+    fs::write(&task, r#"{"context": "The city of", "choices": [" Paris is", " is Paris"], "answer": 0}"#).unwrap();
+    let more = ["--tasks", task.to_str().unwrap()];
+    let said = succeed(command(&whole, &[&more[..], &["--together", "3"]].concat()));
+    assert!(said.contains("4 cells, 0 of them finished") && said.contains("full precision"), "{said}");
+    assert!(said.contains("task.jsonl, %"), "{said}");
+    let rest = stopped_after_two(&stopped, &more);
+    if cfg!(unix) {
+        assert!(rest.contains("finished cells are kept in"), "{rest}");
+    }
+    let before = files(&stopped.join("cells"));
+    assert!((2..4).contains(&before.len()), "{:?}", before.keys());
+    assert!(!stopped.join("sweep.csv").exists());
+    let said = succeed(command(&stopped, &more));
+    assert!(said.contains(&format!("4 cells, {} of them finished", before.len())), "{said}");
+    let after = files(&stopped.join("cells"));
+    assert_eq!(after.len(), 4);
+    assert!(before.iter().all(|(name, file)| after[name] == *file), "a finished cell was written again");
+    let lines = table(&stopped.join("sweep.csv"));
+    assert_eq!(lines.len(), 8);
+    assert_eq!(lines, table(&whole.join("sweep.csv")));
+    assert_eq!(document(&stopped.join("sweep.json")), document(&whole.join("sweep.json")));
+    // Once more, with nothing left to do.
+    succeed(command(&stopped, &more));
+    assert_eq!(after, files(&stopped.join("cells")));
+    let (texts, tasks): (Vec<_>, Vec<_>) = lines.into_iter().partition(|line| line["accuracy"].is_empty());
+    let number = |line: &BTreeMap<String, String>, column: &str| line[column].parse::<f64>().unwrap();
+    assert_eq!((texts.len(), tasks.len()), (4, 4));
+    assert!(texts.iter().all(|line| (30.0..80.0).contains(&number(line, "perplexity")) && line["failure"].is_empty()));
+    assert!(tasks.iter().all(|line| number(line, "accuracy") == 1.0 && line["text"].ends_with("task.jsonl")));
+}
+
+#[test]
+fn results_of_other_options_or_texts_are_not_mixed() {
+    let scratch = TempDir::new().unwrap();
+    let out = scratch.path().join("out");
+    let said = succeed(command(&out, &["--dry-run"]));
+    assert!(
+        said.contains("4 cells, 0 of them finished") && said.contains("gptq, 3 bits, groups of 32, α auto"),
+        "{said}"
+    );
+    assert!(!out.exists());
+    let one = ["--methods", "rtn", "--alphas", "off"];
+    let sweep = |more: &[&str]| {
+        let rest = ["--bits", "3", "--samples", "4", "--seq-len", "64", "--device", "cpu", "--out"];
+        let mut command = Command::new(BINARY);
+        command.arg("sweep").args(one).args(rest).arg(&out).args(more);
+        command
+    };
+    succeed(sweep(&["--windows", "4"]));
+    let first = files(&out.join("cells"));
+    let text = scratch.path().join("text.txt");
+    fs::write(&text, "A text about something else than the bundled one is about. ".repeat(200)).unwrap();
+    let text = text.to_str().unwrap();
+    for (more, part) in [
+        (vec!["--windows", "3"], "other evaluation text"),
+        (vec!["--windows", "4", "--grid", "minmax"], "grid \"mse\""),
+        (vec!["--windows", "4", "--calibration", text], "other calibration text"),
+    ] {
+        refused(&sweep(&more).output().unwrap(), &["seed0.json", part, "--out", "--force"]);
+        assert_eq!(first, files(&out.join("cells")));
+    }
+    succeed(sweep(&["--windows", "4", "--grid", "minmax", "--force"]));
+    assert_eq!(table(&out.join("sweep.csv"))[0]["grid"], "minmax");
+    fs::write(out.join("cells/rtn-3bit-g32-off-seed0.json"), "{").unwrap();
+    refused(&sweep(&["--windows", "4", "--grid", "minmax"]).output().unwrap(), &["seed0.json", "something else"]);
+}
+
+#[test]
+fn combinations_that_say_nothing_new_are_left_out() {
+    let scratch = TempDir::new().unwrap();
+    let out = scratch.path().join("out");
+    let more = ["--dry-run", "--seeds", "0,1", "--group-sizes", "32,auto,-1"];
+    let output = command(&out, &more).output().unwrap();
+    let (said, skipped) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    // Two groupings; rtn without correction once, three others with two seeds each.
+    assert!(said.contains("14 cells"), "{said}");
+    assert_eq!(skipped.matches("seeds do not matter").count(), 3, "{skipped}");
+    assert_eq!(skipped.matches("asked for twice").count(), 7, "{skipped}");
+    refused(&command(&out, &["--group-sizes", "48"]).output().unwrap(), &["--group-size", "48"]);
+    refused(&command(&out, &["--together", "0"]).output().unwrap(), &["--together"]);
+}
+
+#[test]
+fn errors_grow_less_with_propagation() {
+    let scratch = TempDir::new().unwrap();
+    let path = scratch.path().join("growth.csv");
+    let growth = |more: &[&str]| {
+        let mut command = Command::new(BINARY);
+        command
+            .args(["error-growth", "--bits", "2", "--samples", "8", "--seq-len", "64", "--device", "cpu"])
+            .args(more);
+        command
+    };
+    let said = succeed(growth(&["--blocks", "3", "--csv", path.to_str().unwrap()]));
+    assert!(said.contains("ratio"), "{said}");
+    let lines = table(&path);
+    let quantized: Vec<&str> = lines.iter().map(|line| line["quantized"].as_str()).collect();
+    assert_eq!(quantized, ["true", "true", "true", "false", "false", "false", "false", "false"]);
+    let ratios: Vec<f64> = lines.iter().map(|line| line["ratio"].parse().unwrap()).collect();
+    assert!(ratios.iter().all(|ratio| *ratio > 1.0), "{ratios:?}");
+    refused(&growth(&["--blocks", "9"]).output().unwrap(), &["--blocks", "9", "1 to 8"]);
+    refused(&growth(&["--blocks", "2", "--alpha", "off"]).output().unwrap(), &["--alpha", "off"]);
+}

@@ -1,0 +1,155 @@
+//! Layers that are treated in a way of their own: left alone, given other bits, and the output matrix.
+
+use crate::common::recorder;
+use aquatint::checkpoint::{CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, StoredLinear, WritePlan};
+use aquatint::device::{Device, Recorder};
+use aquatint::eval::evaluate;
+use aquatint::model::network::{Network, Replacements};
+use aquatint::pipeline::quantize;
+use aquatint::quant::{Alpha, GroupSize, Method, QuantizeOptions};
+use aquatint::report::Report;
+use aquatint::{Calibration, Checkpoint, Sampling, TextFile, bundled};
+use pollster::block_on;
+use regex::Regex;
+
+const SEQ_LEN: usize = 96;
+
+fn windows(model: &Checkpoint, text: TextFile, count: usize) -> Vec<Vec<u32>> {
+    let tokenizer = block_on(model.tokenizer()).unwrap();
+    let tokens = Calibration::from_texts(&tokenizer, &[text], model.config().vocab_size).unwrap();
+    tokens.windows(count, SEQ_LEN, Sampling::Sequential, 0).unwrap()
+}
+
+fn options(method: Method) -> QuantizeOptions {
+    let mut options = QuantizeOptions {
+        method,
+        bits: 3,
+        group_size: GroupSize::Columns(32),
+        samples: 8,
+        seq_len: SEQ_LEN,
+        ..QuantizeOptions::default()
+    };
+    options.alpha.default = Alpha::Fixed(0.5);
+    options
+}
+
+fn run(rec: &mut Recorder, model: &Checkpoint, options: &QuantizeOptions) -> (Report, Replacements) {
+    options.validate_for(model.config()).unwrap();
+    let mut layers = Replacements::new();
+    let text = windows(model, bundled::calibration_text(), options.samples);
+    let report = block_on(quantize(rec, model, &text, options, &mut layers, &mut ())).unwrap();
+    (report, layers)
+}
+
+/// Runs once more, into a checkpoint that is read back.
+fn stored(rec: &mut Recorder, model: &Checkpoint, options: &QuantizeOptions) -> Checkpoint {
+    let home = tempfile::tempdir().unwrap();
+    let format = options.format(model.config());
+    let plan = WritePlan::new(model, format, &options.layers(model.config()), DEFAULT_SHARD_LIMIT).unwrap();
+    let sink = DirectorySink::new(&home.path().join("out"), Existing::Refuse, None).unwrap();
+    let mut writer = CheckpointWriter::new(model, plan, Box::new(sink)).unwrap();
+    let text = windows(model, bundled::calibration_text(), options.samples);
+    block_on(quantize(rec, model, &text, options, &mut writer, &mut ())).unwrap();
+    block_on(writer.finish()).unwrap();
+    block_on(Checkpoint::open(&home.path().join("out"))).unwrap()
+}
+
+fn perplexity(rec: &mut Recorder, model: &Checkpoint, layers: Option<&Replacements>) -> f64 {
+    let text = windows(model, bundled::evaluation_text(), 8);
+    let network = Network::new(rec, model, layers, SEQ_LEN).unwrap();
+    block_on(evaluate(rec, &network, None, &text, &mut ())).unwrap().perplexity
+}
+
+#[test]
+fn layers_left_alone_keep_their_weights_and_others_get_their_bits() {
+    let model = block_on(bundled::checkpoint()).unwrap();
+    let mut rec = recorder(&Device::Cpu);
+    let mixed = QuantizeOptions {
+        skip: vec![Regex::new("layers\\.0\\.").unwrap(), Regex::new("v_proj").unwrap()],
+        bits_for: vec![(Regex::new("mlp").unwrap(), 4), (Regex::new("down_proj").unwrap(), 8)],
+        ..options(Method::Gptq)
+    };
+    let (report, layers) = run(&mut rec, &model, &mixed);
+    assert_eq!(layers.len(), 7 * 6);
+    assert!(report.layers.iter().all(|layer| !layer.name.contains("layers.0.") && !layer.name.contains("v_proj")));
+    for (name, layer) in layers.iter() {
+        let expected = match name.as_str() {
+            name if name.contains("down_proj") => 8,
+            name if name.contains("mlp") => 4,
+            _ => 3,
+        };
+        assert!(matches!(layer, StoredLinear::Codes(codes) if codes.bits == expected), "{name}");
+    }
+    assert_eq!(report.blocks[0].delta, 0.0, "nothing has changed yet");
+    assert!(report.blocks[1].delta > 0.0);
+    let all = run(&mut rec, &model, &options(Method::Gptq)).0;
+    assert!(report.last_error() < all.last_error(), "more bits: {} {}", report.last_error(), all.last_error());
+    let read = stored(&mut rec, &model, &mixed);
+    let (in_memory, on_disk) = (perplexity(&mut rec, &model, Some(&layers)), perplexity(&mut rec, &read, None));
+    assert!((in_memory / on_disk - 1.0).abs() < 1e-6, "{in_memory} {on_disk}");
+}
+
+#[test]
+fn the_output_matrix_becomes_a_quantized_layer_of_its_own() {
+    let model = block_on(bundled::checkpoint()).unwrap();
+    assert!(model.config().tie_word_embeddings);
+    let mut rec = recorder(&Device::Cpu);
+    let plain = options(Method::Gptq);
+    let with_head = |bits| QuantizeOptions {
+        lm_head: true,
+        bits_for: vec![(Regex::new("lm_head").unwrap(), bits)],
+        ..options(Method::Gptq)
+    };
+    let layers = run(&mut rec, &model, &plain).1;
+    let without = perplexity(&mut rec, &model, Some(&layers));
+    let mut last = without;
+    for bits in [8, 2] {
+        let (report, layers) = run(&mut rec, &model, &with_head(bits));
+        assert_eq!(report.layers.last().unwrap().name, "lm_head");
+        assert!(report.layers.last().unwrap().error_fitted > 0.0);
+        let read = stored(&mut rec, &model, &with_head(bits));
+        assert!(!read.config().tie_word_embeddings && read.is_quantized("lm_head.weight"));
+        let (in_memory, on_disk) = (perplexity(&mut rec, &model, Some(&layers)), perplexity(&mut rec, &read, None));
+        assert!((in_memory / on_disk - 1.0).abs() < 1e-6, "{bits}: {in_memory} {on_disk}");
+        if bits == 8 {
+            assert!((in_memory / without - 1.0).abs() < 0.01, "{in_memory} {without}");
+        } else {
+            assert!(in_memory > 1.01 * last, "{in_memory} {last}");
+        }
+        last = in_memory;
+    }
+}
+
+#[test]
+fn every_method_goes_through_a_model_with_exemptions_and_back_from_disk() {
+    let model = block_on(bundled::checkpoint()).unwrap();
+    let mut rec = recorder(&Device::Cpu);
+    for method in [Method::Rtn, Method::Awq, Method::Quip] {
+        let options = QuantizeOptions { skip: vec![Regex::new("gate_proj").unwrap()], ..options(method) };
+        let (_, layers) = run(&mut rec, &model, &options);
+        assert_eq!(layers.len(), 8 * 6);
+        let read = stored(&mut rec, &model, &options);
+        let (in_memory, on_disk) = (perplexity(&mut rec, &model, Some(&layers)), perplexity(&mut rec, &read, None));
+        // QuIP's weights go to disk as halves, AWQ divides scales that are halves.
+        assert!((in_memory / on_disk - 1.0).abs() < 2e-3, "{method:?}: {in_memory} {on_disk}");
+        assert!(in_memory < 80.0, "{method:?}: {in_memory}");
+    }
+}
+
+#[test]
+fn patterns_that_match_nothing_or_everything_are_refused() {
+    let config = block_on(bundled::checkpoint()).unwrap().config().clone();
+    let refused = |options: QuantizeOptions, words: &[&str]| {
+        let error = options.validate_for(&config).unwrap_err().to_string();
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+    };
+    let pattern = || Regex::new("dwon_proj").unwrap();
+    refused(QuantizeOptions { skip: vec![pattern()], ..options(Method::Gptq) }, &["--skip", "dwon_proj"]);
+    refused(QuantizeOptions { bits_for: vec![(pattern(), 4)], ..options(Method::Gptq) }, &["--bits-for", "dwon_proj"]);
+    let five = vec![(Regex::new("down_proj").unwrap(), 5)];
+    refused(QuantizeOptions { bits_for: five, ..options(Method::Gptq) }, &["--bits-for", "5"]);
+    refused(
+        QuantizeOptions { skip: vec![Regex::new(".").unwrap()], ..options(Method::Gptq) },
+        &["--skip", "every layer"],
+    );
+}
