@@ -1,5 +1,6 @@
 //! The options, as clap sees them, and what they mean to the library.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use aquatint::device::Choice;
@@ -75,6 +76,12 @@ pub struct QuantizeArgs {
     /// How to store the result [default: gptq, of QuIP float].
     #[arg(long, value_enum)]
     pub format: Option<FormatArg>,
+    /// Measure the perplexity of the original and the result on this text afterwards, for --json and --report.
+    #[arg(long, value_name = "FILE")]
+    pub evaluate: Vec<PathBuf>,
+    /// Windows of each --evaluate text at most, the first ones, as long as those of the calibration.
+    #[arg(long, value_name = "N", default_value = "32", requires = "evaluate")]
+    pub evaluate_windows: NonZeroUsize,
     /// Write a record of the run: options, α and errors per layer, errors per block, times.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

@@ -1,23 +1,26 @@
 //! `aquatint quantize`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use aquatint::calibration::TextFile;
 use aquatint::checkpoint::{
     CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, WritePlan, read_text_file,
 };
 use aquatint::device::Recorder;
+use aquatint::eval::evaluate;
 use aquatint::model::ModelConfig;
 use aquatint::model::block::Stage;
 use aquatint::model::config::LinearSpec;
+use aquatint::model::network::Network;
 use aquatint::pipeline::quantize;
 use aquatint::quant::{Method, QuantizeOptions};
-use aquatint::report::{Document, Report, Run, Sizes, html};
+use aquatint::report::{Document, Evaluation, Report, Run, Sizes, html};
 use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
 use indicatif::{HumanBytes, HumanDuration};
 
 use super::args::{CalibrationArgs, FormatArg, QuantizeArgs};
 use super::console::Console;
+use super::eval::evaluation_windows;
 use super::{check_writable, open_device, open_model, write_json, write_whole};
 
 /// Quantizes, writes and reports.
@@ -29,6 +32,7 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     let options = args.method.options(&args.text, model.config());
     options.validate_for(model.config())?;
     let windows = draw(&calibration_tokens(&model, &args.text)?, &options)?;
+    let texts = evaluation_texts(&args, &model, options.seq_len)?;
     let format = format(args.format, &options, &model)?;
     let plan = WritePlan::new(&model, format, &options.layers(model.config()), DEFAULT_SHARD_LIMIT)?;
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };
@@ -71,8 +75,43 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     drop(console);
     summarise(&report);
     println!("wrote {} to {}", HumanBytes(sizes.quantized_bytes), args.out.display());
-    let run = Run { sizes: Some(sizes), ..Run::new("", model.name(), report) };
-    record(&args, run)
+    let mut run = Run { sizes: Some(sizes), ..Run::new("", model.name(), report) };
+    // The record of a long run is written even if an evaluation after it fails or is cancelled.
+    let evaluated = texts.iter().try_for_each(|text| {
+        run.evaluations.push(evaluate_result(&mut rec, &model, &args.out, text)?);
+        Ok(())
+    });
+    record(&args, run)?;
+    evaluated
+}
+
+/// A text by name, and its windows.
+type Windows = (String, Vec<Vec<u32>>);
+
+/// The texts of `--evaluate`, read before the work begins.
+fn evaluation_texts(args: &QuantizeArgs, model: &Checkpoint, seq_len: usize) -> Result<Vec<Windows>> {
+    let windows = |path: &PathBuf| {
+        let text = read_text_file(path)?;
+        let mut windows = evaluation_windows(model, &text, seq_len, None)?;
+        windows.truncate(args.evaluate_windows.get());
+        Ok((text.name, windows))
+    };
+    args.evaluate.iter().map(windows).collect()
+}
+
+/// Measures what was written to `out` against the original on a text.
+fn evaluate_result(rec: &mut Recorder, model: &Checkpoint, out: &Path, text: &Windows) -> Result<Evaluation> {
+    let (name, windows) = text;
+    let written = open_model(Some(out))?;
+    let quantized = Network::new(rec, &written, None, windows[0].len())?;
+    let original = Network::new(rec, model, None, windows[0].len())?;
+    let mut console = Console::new();
+    let measured = pollster::block_on(evaluate(rec, &quantized, Some(&original), windows, &mut console))?;
+    drop(console);
+    let evaluation = Evaluation::new(name, &measured);
+    let before = evaluation.original_perplexity.map_or(String::new(), |value| format!(", {value:.4} of the original"));
+    println!("perplexity {:.4} on {name}{before}", evaluation.perplexity);
+    Ok(evaluation)
 }
 
 /// Writes what `--json` and `--report` ask for.

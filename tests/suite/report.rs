@@ -172,10 +172,10 @@ fn a_page_says_what_is_in_it() {
     for part in [
         "default-src 'none'",
         "<h1>One</h1>",
-        "After the last of 3 blocks the hidden states are 6.5 % away",
+        "After the last of 3 blocks the hidden states are 6.5\u{a0}% away",
         "<dd>51.23</dd>",
         "<dd>48.86</dd>",
-        "<dd>1.4 MB</dd>",
+        "<dd>1.4\u{a0}MB</dd>",
         "<dd>3.59</dd>",
         "<dd>1 of 6</dd>",
         "<dd>auto, down_proj|[&lt;&amp;&gt;] = 0.25</dd>",
@@ -275,6 +275,35 @@ fn files_that_are_no_record_are_refused_in_a_sentence() {
     value["options"]["alpha"]["overrides"][0][0] = "(".into();
     let error = Document::read("some.json", &serde_json::to_vec(&value).unwrap()).unwrap_err();
     assert!(error.to_string().contains("regex parse error"), "{error}");
+}
+
+#[test]
+fn a_run_is_recorded_and_shown_with_what_its_result_is_worth() {
+    let scratch = TempDir::new().unwrap();
+    let path = |name: &str| scratch.path().join(name).to_str().unwrap().to_string();
+    let (out, record, page) = (path("model"), path("run.json"), path("run.html"));
+    let text = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama/evaluation.txt");
+    let options = ["--bits", "3", "--samples", "4", "--seq-len", "64", "--device", "cpu"];
+    let files = ["--json", &record, "--report", &page, "--evaluate", text.to_str().unwrap(), "--evaluate-windows", "4"];
+    let (code, said) = aquatint(&[&["quantize", "--out", &out][..], &options, &files].concat());
+    assert_eq!(code, Some(0), "{said}");
+    let document = Document::read("run.html", &fs::read(&page).unwrap()).unwrap();
+    assert_eq!(document.title, "bundled tiny-llama at 3 bits");
+    let run = &document.runs[0];
+    assert_eq!(
+        serde_json::to_value(run).unwrap(),
+        serde_json::from_slice::<Value>(&fs::read(&record).unwrap()).unwrap()
+    );
+    let sizes = run.sizes.unwrap();
+    let bytes: u64 = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+    assert_eq!(sizes.quantized_bytes, bytes);
+    // 3 bits, and per group of 32 a scale of 16 and a zero point of 3.
+    assert!((sizes.bits_per_weight.unwrap() - (3.0 + 19.0 / 32.0)).abs() < 0.2, "{sizes:?}");
+    let [evaluation] = &run.evaluations[..] else { panic!("{:?}", run.evaluations) };
+    assert_eq!((evaluation.windows, evaluation.seq_len, evaluation.tokens), (4, 64, 252));
+    let ratio = evaluation.perplexity / evaluation.original_perplexity.unwrap();
+    assert!((1.0..1.5).contains(&ratio), "{evaluation:?}");
+    check_markup(&fs::read_to_string(&page).unwrap());
 }
 
 fn aquatint(arguments: &[&str]) -> (Option<i32>, String) {

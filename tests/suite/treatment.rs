@@ -124,8 +124,9 @@ fn the_output_matrix_becomes_a_quantized_layer_of_its_own() {
 fn every_method_goes_through_a_model_with_exemptions_and_back_from_disk() {
     let model = block_on(bundled::checkpoint()).unwrap();
     let mut rec = recorder(&Device::Cpu);
+    let skip = vec![Regex::new("gate_proj").unwrap()];
     for method in [Method::Rtn, Method::Awq, Method::Quip] {
-        let options = QuantizeOptions { skip: vec![Regex::new("gate_proj").unwrap()], ..options(method) };
+        let options = QuantizeOptions { skip: skip.clone(), ..options(method) };
         let (_, layers) = run(&mut rec, &model, &options);
         assert_eq!(layers.len(), 8 * 6);
         let read = stored(&mut rec, &model, &options);

@@ -11,7 +11,7 @@ import { pathToFileURL } from 'node:url';
 import { chromium } from 'playwright-core';
 import { QUIET } from './flags.mjs';
 
-const { CHROMIUM, PROGRAMS, ARTEFACTS } = process.env;
+const { CHROMIUM, PROGRAMS, FIXTURES, ARTEFACTS } = process.env;
 const PHONE = 390; // CSS pixels
 /** WCAG 2: of text, and of what one must see to understand a plot. */
 const CONTRAST = { text: 4.5, graphics: 3 };
@@ -32,7 +32,7 @@ function quantize(name, ...options) {
 
 /** All pages of this test, by name. */
 function write() {
-  const auto = quantize('auto');
+  const auto = quantize('auto', '--evaluate', join(FIXTURES, 'tiny-llama/evaluation.txt'), '--evaluate-windows', 4);
   const off = quantize('off', '--alpha', 'off');
   native('report', path('off.json'), path('auto.json'), '--out', path('two.html'));
   // A sweep as large as they get: forty runs with long names, and texts on which they were evaluated.

@@ -1,4 +1,4 @@
-//! Numbers and names as people read them.
+//! Numbers and names as people read them. A number and its unit stay on one line.
 
 use crate::quant::{Alpha, AlphaPolicy};
 
@@ -19,6 +19,11 @@ pub fn optional(value: Option<f64>) -> String {
     value.map_or("–".to_string(), significant)
 }
 
+/// A share in hundredths.
+pub fn percent(share: f64, digits: usize) -> String {
+    format!("{:.digits$}\u{a0}%", 100.0 * share)
+}
+
 /// Two digits behind the point, as perplexities are published.
 pub fn perplexity(value: f64) -> String {
     if value < 10_000.0 { format!("{value:.2}") } else { significant(value) }
@@ -28,9 +33,9 @@ pub fn perplexity(value: f64) -> String {
 pub fn seconds(value: f64) -> String {
     let whole = value.round().max(0.0) as u64;
     match whole {
-        0..100 => format!("{value:.1} s"),
-        100..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
-        _ => format!("{} h {:02} min", whole / 3600, whole % 3600 / 60),
+        0..100 => format!("{value:.1}\u{a0}s"),
+        100..3600 => format!("{}\u{a0}min {:02}\u{a0}s", whole / 60, whole % 60),
+        _ => format!("{}\u{a0}h {:02}\u{a0}min", whole / 3600, whole % 3600 / 60),
     }
 }
 
@@ -39,8 +44,8 @@ pub fn bytes(value: u64) -> String {
     let value = value as f64;
     let units = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
     match units.into_iter().find(|(unit, _)| value >= *unit) {
-        Some((unit, name)) => format!("{:.1} {name}", value / unit),
-        None => format!("{value} bytes"),
+        Some((unit, name)) => format!("{:.1}\u{a0}{name}", value / unit),
+        None => format!("{value}\u{a0}bytes"),
     }
 }
 

@@ -15,26 +15,24 @@ const NAMED: usize = 6;
 
 /// What came out, in a sentence.
 pub fn lead(page: &Page<'_>) -> String {
-    let error = |run: &Run| 100.0 * run.report.last_error();
+    let error = |run: &Run| numbers::percent(run.report.last_error(), 1);
     let blocks = |run: &Run| run.report.blocks.len();
     match page.runs {
         [] => "No runs.".to_string(),
         [run] if blocks(run) == 0 => "No block was measured.".to_string(),
         [run] => format!(
-            "After the last of {} blocks the hidden states are {:.1} % away from the original model’s.",
+            "After the last of {} blocks the hidden states are {} away from the original model’s.",
             blocks(run),
             error(run)
         ),
         runs => {
+            let last = |run: usize| runs[run].report.last_error();
             let measured = (0..runs.len()).filter(|&run| blocks(&runs[run]) > 0);
-            let best = measured.min_by(|&a, &b| error(&runs[a]).total_cmp(&error(&runs[b])));
+            let best = measured.min_by(|&a, &b| last(a).total_cmp(&last(b)));
             let Some((run, label)) = best.map(|best| page.run(best)) else {
                 return "No block was measured.".to_string();
             };
-            format!(
-                "The least error of the hidden states after the last block is {:.1} %, of <em>{label}</em>.",
-                error(run)
-            )
+            format!("The least error of the hidden states after the last block is {}, of <em>{label}</em>.", error(run))
         }
     }
 }
@@ -118,8 +116,9 @@ fn columns(page: &Page<'_>) -> Vec<(String, Vec<String>)> {
             task.result(run)?.original_perplexity.map(numbers::perplexity)
         });
         column(format!("KL to the original, nats{beside}"), &|run| task.result(run)?.kl.map(significant));
-        let percent = |share: f64| format!("{:.2} %", 100.0 * share);
-        column(format!("same first choice{beside}"), &|run| task.result(run)?.top1_agreement.map(percent));
+        column(format!("same first choice{beside}"), &|run| {
+            task.result(run)?.top1_agreement.map(|share| numbers::percent(share, 2))
+        });
     }
     column("size".into(), &|run| run.sizes.map(|sizes| numbers::bytes(sizes.quantized_bytes)));
     column("original size".into(), &|run| run.sizes.map(|sizes| numbers::bytes(sizes.original_bytes)));
@@ -147,12 +146,14 @@ pub fn warnings(page: &Page<'_>) -> String {
     super::section("Warnings", &body)
 }
 
+/// Whether a warning applies to a layer.
+type Applies<'a> = &'a dyn Fn(&LayerReport) -> bool;
+
 fn run_warnings(page: &Page<'_>, run: usize) -> String {
     let (run, label) = page.run(run);
     let prefix = if page.runs.len() > 1 { format!("<strong>{label}</strong>: ") } else { String::new() };
     let (options, layers) = (&run.report.options, &run.report.layers);
     let raised = |found: f64, asked: f64| found > asked * (1.0 + 1e-9);
-    type Applies<'a> = &'a dyn Fn(&LayerReport) -> bool;
     let kinds: [(Applies<'_>, &str); 3] = [
         (&|layer| layer.guarded, "stored uncorrected, since the correction made it worse on held-out tokens"),
         (
