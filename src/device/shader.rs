@@ -38,9 +38,11 @@ const SOURCES: &[(&str, &str)] = sources![
     "shared/product",
     "shared/quantizer",
     "shared/tiles",
+    "shared/walk",
     "silu_mul",
     "solve",
     "solve_order",
+    "sweep",
     "widen",
     "zero_columns",
 ];

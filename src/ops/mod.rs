@@ -21,6 +21,8 @@ pub mod rope;
 pub mod rtn;
 pub mod silu_mul;
 pub mod solve;
+pub mod sweep;
+mod walk;
 pub mod widen;
 
 /// Where tokens stand: in sequences of `seq_len` tokens, the first of each at position `first`.
