@@ -21,6 +21,7 @@ const SOURCES: &[(&str, &str)] = sources![
     "cholesky_panel",
     "cholesky_trailing",
     "dequantize",
+    "descent",
     "embedding",
     "gptq",
     "gram",
@@ -42,7 +43,6 @@ const SOURCES: &[(&str, &str)] = sources![
     "silu_mul",
     "solve",
     "solve_order",
-    "sweep",
     "widen",
     "zero_columns",
 ];

@@ -6,6 +6,7 @@ pub mod add;
 pub mod attention;
 pub mod cholesky;
 pub mod dequantize;
+pub mod descent;
 pub mod embedding;
 pub mod gptq;
 pub mod gram;
@@ -21,7 +22,6 @@ pub mod rope;
 pub mod rtn;
 pub mod silu_mul;
 pub mod solve;
-pub mod sweep;
 mod walk;
 pub mod widen;
 

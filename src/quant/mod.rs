@@ -2,6 +2,7 @@
 
 pub mod alpha;
 pub mod correction;
+mod descent;
 pub mod gptq;
 pub mod options;
 pub mod rounding;

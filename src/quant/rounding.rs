@@ -2,6 +2,7 @@
 
 use half::f16;
 
+use super::descent::Descent;
 use super::gptq::{self, Groups};
 use super::{ActivationOrder, Damping, QuantizeOptions};
 use crate::checkpoint::QuantizedLinear;
@@ -39,6 +40,7 @@ struct GptqPlan {
     order: Vec<u32>,
     groups: Groups,
     damping: f64,
+    descent: Option<Descent>,
 }
 
 /// ρ_r is multiplied by ten until the factorisation succeeds, but not beyond this.
@@ -79,7 +81,11 @@ impl Rounder {
                 });
             }
         };
-        Ok(Self { spec, gptq: Some(GptqPlan { factor, order, groups, damping }) })
+        let descent = match options.descent_passes {
+            0 => None,
+            passes => Some(Descent::new(rec, hessian, diagonal.ridge(damping), passes)?),
+        };
+        Ok(Self { spec, gptq: Some(GptqPlan { factor, order, groups, damping, descent }) })
     }
 
     /// ρ_r that was used, greater than asked for where the factorisation failed; `None` for RTN.
@@ -95,7 +101,11 @@ impl Rounder {
                 let (codes, dequantized) = rtn::round(rec, weight, &grid, self.spec.group_size, self.spec.bits)?;
                 return Ok(Rounded { codes, grid, dequantized });
             }
-            Some(plan) => gptq::quantize(rec, weight, &plan.factor, &plan.order, &self.spec, plan.groups)?,
+            Some(plan) => {
+                let (codes, grid) = gptq::quantize(rec, weight, &plan.factor, &plan.order, &self.spec, plan.groups)?;
+                let better = plan.descent.as_ref().map(|d| d.descend(rec, weight, &codes, &grid, &self.spec));
+                (better.unwrap_or(Ok(codes))?, grid)
+            }
         };
         let dequantized = dequantize(rec, &codes, &grid, self.spec.group_size)?;
         Ok(Rounded { codes, grid, dequantized })

@@ -12,6 +12,7 @@ mod cli;
 mod common;
 mod config;
 mod dequantize;
+mod descent;
 mod device;
 mod embedding;
 mod families;

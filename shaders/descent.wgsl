@@ -60,12 +60,12 @@ fn settle(c: u32, value: f32) -> f32 {
     let error = errors[place];
     let old = f32(codes[place]) - zero;
     let best = (value + p.ridge * error) / (h[column * p.n + column] + p.ridge);
-    let new = level(scale * old + best, 1.0 / scale, zero, p.top);
-    let move = scale * (old - new);
-    errors[place] = error + move;
-    codes[place] = u32(new + zero);
-    moves[c * p.m + row] = move;
-    return move;
+    let nearest = level(scale * old + best, 1.0 / scale, zero, p.top);
+    let change = scale * (old - nearest);
+    errors[place] = error + change;
+    codes[place] = u32(nearest + zero);
+    moves[c * p.m + row] = change;
+    return change;
 }
 
 @compute @workgroup_size(64)

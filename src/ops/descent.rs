@@ -37,22 +37,22 @@ pub struct Block<'a> {
 /// Moves the codes of a block, column by column, each with the moves before it taken into account.
 ///
 /// Changes rows start..start + count of `errors`, w − ŵ, and `codes`, both `[n, m]`. Errors: `Error::Shape`.
-pub fn sweep_block(rec: &mut Recorder, block: Block<'_>, errors: &mut Tensor, codes: &mut Tensor<u32>) -> Result<()> {
-    let [n, m] = errors.matrix("sweep")?;
+pub fn descend_block(rec: &mut Recorder, block: Block<'_>, errors: &mut Tensor, codes: &mut Tensor<u32>) -> Result<()> {
+    let [n, m] = errors.matrix("descent")?;
     if block.start + block.count > n || block.count > LONGEST_BLOCK {
-        return Err(Error::shape("sweep", format!("{} columns from {} of {n}", block.count, block.start)));
+        return Err(Error::shape("descent", format!("{} columns from {} of {n}", block.count, block.start)));
     }
     if block.group_size == 0 || !(1..=8).contains(&block.bits) {
-        return Err(Error::shape("sweep", format!("{} bits in groups of {} columns", block.bits, block.group_size)));
+        return Err(Error::shape("descent", format!("{} bits in groups of {} columns", block.bits, block.group_size)));
     }
     let groups = n.div_ceil(block.group_size);
-    block.hessian.expect_shape("sweep", &[n, n])?;
-    block.g.expect_shape("sweep", &[block.count, m])?;
-    block.grid.scales.expect_shape("sweep", &[m, groups])?;
-    block.grid.zeros.expect_shape("sweep", &[m, groups])?;
-    codes.expect_shape("sweep", &[n, m])?;
+    block.hessian.expect_shape("descent", &[n, n])?;
+    block.g.expect_shape("descent", &[block.count, m])?;
+    block.grid.scales.expect_shape("descent", &[m, groups])?;
+    block.grid.zeros.expect_shape("descent", &[m, groups])?;
+    codes.expect_shape("descent", &[n, m])?;
     if rec.is_gpu() {
-        return sweep_gpu(rec, &block, [n, m, groups], errors, codes);
+        return descend_gpu(rec, &block, [n, m, groups], errors, codes);
     }
     let range = block.start * m..(block.start + block.count) * m;
     let errors = strips(&mut errors.host_mut()[range.clone()], m);
@@ -82,7 +82,7 @@ struct Params {
     ridge: f32,
 }
 
-fn sweep_gpu(
+fn descend_gpu(
     rec: &mut Recorder,
     block: &Block<'_>,
     [n, m, groups]: [usize; 3],
@@ -102,7 +102,7 @@ fn sweep_gpu(
     };
     let grid = [block.grid.scales.buffer(), block.grid.zeros.buffer()];
     rec.dispatch(Dispatch {
-        kernel: "sweep",
+        kernel: "descent",
         params: bytemuck::bytes_of(&params),
         inputs: &[block.hessian.buffer(), block.g.buffer(), grid[0], grid[1]],
         outputs: &[errors.buffer(), codes.buffer(), moves.buffer()],
