@@ -1,5 +1,6 @@
 // Scale and zero point of one group of one row per workgroup. The search has one candidate range per lane: all lanes walk
 // over the group together, from workgroup memory, so that no sum needs a reduction.
+#import half
 #import quantizer
 
 struct Params {
@@ -29,15 +30,6 @@ var<workgroup> lows: array<f32, LANES>;
 var<workgroup> highs: array<f32, LANES>;
 var<workgroup> losses: array<f32, LANES>;
 var<workgroup> chunk: array<f32, CHUNK>;
-
-// The nearest f16, between the smallest positive one and the largest finite one, by integer arithmetic: what the
-// packing built-ins do with a value between two halves is not specified.
-fn to_half(x: f32) -> f32 {
-    let bits = bitcast<u32>(clamp(x, 6.103515625e-5, 65504.0));
-    let normal = bitcast<f32>((bits + 0xfffu + ((bits >> 13u) & 1u)) & 0xffffe000u);
-    let subnormal = max(round(x * 16777216.0), 1.0) / 16777216.0;
-    return select(normal, subnormal, x < 6.103515625e-5);
-}
 
 // Scale and zero point of the range after shrinking by factor number i.
 fn quantizer(range: vec2<f32>, i: u32) -> vec2<f32> {

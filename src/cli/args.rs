@@ -100,6 +100,9 @@ pub struct MethodArgs {
     /// GPTQ visits columns as stored, with a group's grid chosen when it is reached.
     #[arg(long)]
     pub no_act_order: bool,
+    /// Passes of coordinate descent over codes and scales after GPTQ; 0 keeps what GPTQ chose.
+    #[arg(long, default_value_t = QuantizeOptions::default().descent_passes, value_name = "N")]
+    pub descent: usize,
     /// Propagation strength: auto (per layer, from held-out windows), off, or a number from 0 to 1.
     #[arg(long, default_value = "auto", value_name = "auto|off|0..1")]
     pub alpha: Alpha,
@@ -204,6 +207,7 @@ impl MethodArgs {
             symmetry,
             grid: self.grid,
             activation_order: order,
+            descent_passes: self.descent,
             alpha: AlphaPolicy {
                 default: self.alpha,
                 overrides: self.alpha_for.clone(),

@@ -226,7 +226,7 @@ fn quantizer([low, high]: [f32; 2], factor: f32, spec: &GridSpec) -> (f32, f32) 
 
 /// The nearest f16, between the smallest positive one and the largest finite one; for x ≥ 0.
 #[inline(always)]
-fn to_half(x: f32) -> f32 {
+pub(super) fn to_half(x: f32) -> f32 {
     const SMALLEST_NORMAL: f32 = 6.103_515_6e-5;
     const SMALLEST: f32 = 1.0 / 16_777_216.0;
     let bits = x.clamp(SMALLEST_NORMAL, 65504.0).to_bits();

@@ -17,6 +17,7 @@ pub mod matmul;
 pub mod nll;
 pub mod permute;
 pub mod reduce;
+pub mod refit;
 pub mod rms_norm;
 pub mod rope;
 pub mod rtn;

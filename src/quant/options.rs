@@ -128,7 +128,7 @@ pub struct QuantizeOptions {
     pub scale_type: ScaleType,
     /// In which order GPTQ visits columns.
     pub activation_order: ActivationOrder,
-    /// Passes of coordinate descent over the codes after GPTQ; RTN makes none.
+    /// Passes of coordinate descent over codes and scales after GPTQ; RTN makes none.
     pub descent_passes: usize,
     /// Propagation strength per layer.
     pub alpha: AlphaPolicy,
@@ -165,7 +165,7 @@ impl Default for QuantizeOptions {
             grid: Search::Mse,
             scale_type: ScaleType::F16,
             activation_order: ActivationOrder::Descending,
-            descent_passes: 0,
+            descent_passes: 4,
             alpha: AlphaPolicy { default: Alpha::Auto, overrides: Vec::new(), shrinkage: 0.6 },
             correction_damping: 0.01,
             rounding_damping: 0.01,

@@ -102,9 +102,12 @@ impl Rounder {
                 return Ok(Rounded { codes, grid, dequantized });
             }
             Some(plan) => {
-                let (codes, grid) = gptq::quantize(rec, weight, &plan.factor, &plan.order, &self.spec, plan.groups)?;
-                let better = plan.descent.as_ref().map(|d| d.descend(rec, weight, &codes, &grid, &self.spec));
-                (better.unwrap_or(Ok(codes))?, grid)
+                let (mut codes, mut grid) =
+                    gptq::quantize(rec, weight, &plan.factor, &plan.order, &self.spec, plan.groups)?;
+                if let Some(descent) = &plan.descent {
+                    codes = descent.descend(rec, weight, &codes, &mut grid, &self.spec)?;
+                }
+                (codes, grid)
             }
         };
         let dequantized = dequantize(rec, &codes, &grid, self.spec.group_size)?;

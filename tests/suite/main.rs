@@ -26,6 +26,7 @@ mod matmul;
 mod nll;
 mod permute;
 mod reduce;
+mod refit;
 mod rms_norm;
 mod rope;
 mod rtn;
