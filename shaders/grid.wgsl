@@ -1,5 +1,6 @@
 // Scale and zero point of one group of one row per workgroup. The search has one candidate range per lane: all lanes walk
-// over the group together, from workgroup memory, so that no sum needs a reduction.
+// over the group together, from workgroup memory, so that no sum needs a reduction. With WEIGHTED each column counts by its
+// weight and by the square of its error.
 #import half
 #import quantizer
 
@@ -21,8 +22,14 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> w: array<f32>;
+#ifdef WEIGHTED
+@group(0) @binding(2) var<storage, read> weights: array<f32>;
+@group(0) @binding(3) var<storage, read_write> scales: array<f32>;
+@group(0) @binding(4) var<storage, read_write> zeros: array<f32>;
+#else
 @group(0) @binding(2) var<storage, read_write> scales: array<f32>;
 @group(0) @binding(3) var<storage, read_write> zeros: array<f32>;
+#endif
 
 const LANES = 80u;
 const CHUNK = 512u;
@@ -84,8 +91,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             workgroupBarrier();
             for (var i = 0u; i < min(CHUNK, length - start); i += 1u) {
                 let error = abs(chunk[i] - candidate.x * level(chunk[i], inverse, candidate.y, p.top));
+#ifdef WEIGHTED
+                loss += weights[column + start + i] * error * error;
+#else
                 // Of zero, log2 inside pow would be infinite.
                 loss += pow(max(error, 1e-30), 2.4);
+#endif
             }
             workgroupBarrier();
         }

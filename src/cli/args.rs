@@ -91,8 +91,8 @@ pub struct MethodArgs {
     /// Zero points chosen freely [default at 2 and 3 bits].
     #[arg(long)]
     pub asym: bool,
-    /// How grids are chosen.
-    #[arg(long, value_parser = parse_grid, default_value = "mse", value_name = "minmax|mse")]
+    /// How grids are chosen: by the extremes, by the errors of weights, or by what these add to GPTQ's loss (with RTN as mse).
+    #[arg(long, value_parser = parse_grid, default_value = "mse", value_name = "minmax|mse|hessian")]
     pub grid: Search,
     /// GPTQ visits columns by falling activation, with static groups [default].
     #[arg(long, conflicts_with = "no_act_order")]
@@ -236,7 +236,8 @@ fn parse_grid(text: &str) -> Result<Search, String> {
     match text {
         "minmax" => Ok(Search::MinMax),
         "mse" => Ok(Search::Mse),
-        _ => Err(format!("found '{text}', expected minmax or mse")),
+        "hessian" => Ok(Search::Weighted),
+        _ => Err(format!("found '{text}', expected minmax, mse or hessian")),
     }
 }
 

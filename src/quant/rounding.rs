@@ -7,10 +7,10 @@ use super::gptq::{self, Groups};
 use super::{ActivationOrder, Damping, QuantizeOptions};
 use crate::checkpoint::QuantizedLinear;
 use crate::device::Recorder;
-use crate::ops::cholesky::{self, Factor};
+use crate::ops::cholesky;
 use crate::ops::dequantize::dequantize;
 use crate::ops::gram::Packed;
-use crate::ops::grid::{self, Grid, GridSpec, Symmetry};
+use crate::ops::grid::{self, Grid, GridSpec, Search, Symmetry};
 use crate::ops::rtn;
 
 use crate::tensor::Tensor;
@@ -36,9 +36,7 @@ pub struct Rounder {
 
 #[derive(Debug)]
 struct GptqPlan {
-    factor: Factor,
-    order: Vec<u32>,
-    groups: Groups,
+    columns: gptq::Plan,
     damping: f64,
     descent: Option<Descent>,
 }
@@ -49,7 +47,10 @@ const MAX_DAMPING: f64 = 1e6;
 impl Rounder {
     /// RTN: needs no data. `n`: inputs of the group.
     pub fn rtn(options: &QuantizeOptions, group_size: Option<usize>, n: usize) -> Self {
-        Self { spec: spec(options, group_size, n), gptq: None }
+        let spec = spec(options, group_size, n);
+        // Without data there is nothing to weigh columns by.
+        let search = if spec.search == Search::Weighted { Search::Mse } else { spec.search };
+        Self { spec: GridSpec { search, ..spec }, gptq: None }
     }
 
     /// GPTQ for the group whose undamped H and its diagonal are given. `place` names the group in errors.
@@ -85,7 +86,12 @@ impl Rounder {
             0 => None,
             passes => Some(Descent::new(rec, hessian, diagonal.ridge(damping), passes)?),
         };
-        Ok(Self { spec, gptq: Some(GptqPlan { factor, order, groups, damping, descent }) })
+        let pivots = match spec.search {
+            Search::Weighted => Some(gptq::pivots(rec, &factor, &order).await?),
+            Search::MinMax | Search::Mse => None,
+        };
+        let columns = gptq::Plan { factor, order, groups, pivots };
+        Ok(Self { spec, gptq: Some(GptqPlan { columns, damping, descent }) })
     }
 
     /// ρ_r that was used, greater than asked for where the factorisation failed; `None` for RTN.
@@ -97,13 +103,12 @@ impl Rounder {
     pub fn round(&self, rec: &mut Recorder, weight: &Tensor) -> Result<Rounded> {
         let (codes, grid) = match &self.gptq {
             None => {
-                let grid = grid::search(rec, weight, &self.spec)?;
+                let grid = grid::search(rec, weight, None, &self.spec)?;
                 let (codes, dequantized) = rtn::round(rec, weight, &grid, self.spec.group_size, self.spec.bits)?;
                 return Ok(Rounded { codes, grid, dequantized });
             }
             Some(plan) => {
-                let (mut codes, mut grid) =
-                    gptq::quantize(rec, weight, &plan.factor, &plan.order, &self.spec, plan.groups)?;
+                let (mut codes, mut grid) = gptq::quantize(rec, weight, &plan.columns, &self.spec)?;
                 if let Some(descent) = &plan.descent {
                     codes = descent.descend(rec, weight, &codes, &mut grid, &self.spec)?;
                 }

@@ -42,7 +42,7 @@ fn every_scale_is_the_best_for_its_codes() {
                     scale_type,
                 };
                 let weight = rec.upload(&[m, n], w.f32()).unwrap();
-                let mut grid = search(&mut rec, &weight, &spec).unwrap();
+                let mut grid = search(&mut rec, &weight, None, &spec).unwrap();
                 let groups = n.div_ceil(size);
                 let read_grid = |rec: &mut _, grid: &Grid| {
                     [&grid.scales, &grid.zeros].map(|part| Dense::new(m, groups, &read(rec, part)))
