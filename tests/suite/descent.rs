@@ -169,6 +169,44 @@ fn no_single_code_can_be_bettered_after_enough_passes_and_the_loss_of_gptq_falls
 }
 
 #[test]
+fn where_inputs_do_not_correlate_no_shrunken_range_loses_less_than_the_one_found_by_pivots() {
+    let (m, n, group_size, bits) = (9, 70, 32, 2);
+    // Heavy tails and very different inputs; GPTQ has nothing to pass on, so that its loss is that of rounding.
+    let w = Dense::from_fn(m, n, |i, j| f64::from(random(3, m * n)[i * n + j].powi(5)));
+    let h = Dense::from_fn(n, n, |i, j| if i == j { 4.0f64.powi(i as i32 * 7 % 13 - 6) } else { 0.0 });
+    for device in devices() {
+        let mut rec = recorder(&device);
+        let dense = rec.upload(&[n, n], h.f32()).unwrap();
+        let packed = gram::pack(&mut rec, &dense).unwrap();
+        let weight = rec.upload(&[m, n], w.f32()).unwrap();
+        let diagonal = block_on(Damping::of(&mut rec, &packed, "test")).unwrap();
+        for activation_order in [ActivationOrder::Natural, ActivationOrder::Descending] {
+            let errors = [Search::Weighted, Search::Mse, Search::MinMax].map(|grid| {
+                let options = QuantizeOptions { bits, grid, activation_order, descent_passes: 0, ..Default::default() };
+                let rounder = Rounder::gptq(&mut rec, &options, Some(group_size), &packed, &diagonal, "test");
+                let rounded = block_on(rounder).unwrap().round(&mut rec, &weight).unwrap();
+                w.minus(&Dense::new(m, n, &read(&mut rec, &rounded.dequantized)))
+            });
+            let ridge = f64::from(diagonal.ridge(0.01));
+            let loss = |errors: &Dense, row: usize, group: usize| -> f64 {
+                let columns = group * group_size..n.min((group + 1) * group_size);
+                columns.map(|j| (h.at(j, j) + ridge) * errors.at(row, j).powi(2)).sum()
+            };
+            let mut gains = [0, 0];
+            for (row, group) in (0..m).flat_map(|row| (0..n.div_ceil(group_size)).map(move |group| (row, group))) {
+                let least = loss(&errors[0], row, group);
+                for (gain, other) in gains.iter_mut().zip(&errors[1..]) {
+                    let other = loss(other, row, group);
+                    assert!(least <= other * (1.0 + 1e-4), "{} row {row} group {group}", device.name());
+                    *gain += usize::from(least < 0.95 * other);
+                }
+            }
+            assert!(gains.iter().all(|&gain| gain > m), "{}: {gains:?} groups gain", device.name());
+        }
+    }
+}
+
+#[test]
 fn shapes_are_checked() {
     let mut rec = recorder(&aquatint::device::Device::Cpu);
     let hessian = rec.zeros(&[4, 4]).unwrap();
