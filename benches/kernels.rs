@@ -205,11 +205,11 @@ impl Bench {
                     let (spec, work) = (spec(group_size, search), Work::Weights((m * n) as f64));
                     let kernel = format!("grid {word}");
                     self.measure(&kernel, format!("{shape}, {place}"), work, |rec| {
-                        grid::search(rec, &w, &spec).map(drop)
+                        grid::search(rec, &w, None, &spec).map(drop)
                     })?;
                 }
             }
-            let per_channel = grid::search(&mut self.rec, &w, &spec(n, Search::MinMax))?;
+            let per_channel = grid::search(&mut self.rec, &w, None, &spec(n, Search::MinMax))?;
             // Weights in, codes and values out.
             let traffic = bytes(3 * m * n);
             self.measure("rtn", shape.clone(), traffic, |rec| rtn::round(rec, &w, &per_channel, n, BITS).map(drop))?;

@@ -1,5 +1,7 @@
 // Scale and zero point of one group of one row per workgroup. The search has one candidate range per lane: all lanes walk
-// over the group together, from workgroup memory, so that no sum needs a reduction.
+// over the group together, from workgroup memory, so that no sum needs a reduction. With WEIGHTED each column counts by its
+// weight and by the square of its error.
+#import half
 #import quantizer
 
 struct Params {
@@ -22,8 +24,14 @@ struct Params {
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> w: array<f32>;
+#ifdef WEIGHTED
+@group(0) @binding(2) var<storage, read> weights: array<f32>;
+@group(0) @binding(3) var<storage, read_write> scales: array<f32>;
+@group(0) @binding(4) var<storage, read_write> zeros: array<f32>;
+#else
 @group(0) @binding(2) var<storage, read_write> scales: array<f32>;
 @group(0) @binding(3) var<storage, read_write> zeros: array<f32>;
+#endif
 
 const LANES = 80u;
 const CHUNK = 512u;
@@ -31,15 +39,6 @@ var<workgroup> lows: array<f32, LANES>;
 var<workgroup> highs: array<f32, LANES>;
 var<workgroup> losses: array<f32, LANES>;
 var<workgroup> chunk: array<f32, CHUNK>;
-
-// The nearest f16, between the smallest positive one and the largest finite one, by integer arithmetic: what the
-// packing built-ins do with a value between two halves is not specified.
-fn to_half(x: f32) -> f32 {
-    let bits = bitcast<u32>(clamp(x, 6.103515625e-5, 65504.0));
-    let normal = bitcast<f32>((bits + 0xfffu + ((bits >> 13u) & 1u)) & 0xffffe000u);
-    let subnormal = max(round(x * 16777216.0), 1.0) / 16777216.0;
-    return select(normal, subnormal, x < 6.103515625e-5);
-}
 
 // Scale and zero point of the range after shrinking by factor number i.
 fn quantizer(range: vec2<f32>, i: u32) -> vec2<f32> {
@@ -94,8 +93,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             workgroupBarrier();
             for (var i = 0u; i < min(CHUNK, length - start); i += 1u) {
                 let error = abs(chunk[i] - candidate.x * level(chunk[i], inverse, candidate.y, p.top));
+#ifdef WEIGHTED
+                loss += weights[column + start + i] * error * error;
+#else
                 // Of zero, log2 inside pow would be infinite.
                 loss += pow(max(error, 1e-30), 2.4);
+#endif
             }
             workgroupBarrier();
         }

@@ -120,8 +120,9 @@ pub struct DetailArgs {
     /// Zero points chosen freely [default at 2 and 3 bits].
     #[arg(long)]
     pub asym: bool,
-    /// How grids are chosen; with awq, mse is its own search of ranges by the error at the output.
-    #[arg(long, value_parser = parse_grid, default_value = "mse", value_name = "minmax|mse")]
+    /// How grids are chosen: by the extremes, by the errors of weights, or by what these add to GPTQ's loss (with rtn as mse); with
+    /// awq all but minmax are its own search of ranges by the error at the output.
+    #[arg(long, value_parser = parse_grid, default_value = "mse", value_name = "minmax|mse|hessian")]
     pub grid: Search,
     /// GPTQ visits columns by falling activation, with static groups [default].
     #[arg(long, conflicts_with = "no_act_order")]
@@ -129,6 +130,9 @@ pub struct DetailArgs {
     /// GPTQ visits columns as stored, with a group's grid chosen when it is reached.
     #[arg(long)]
     pub no_act_order: bool,
+    /// Passes of coordinate descent over codes and scales after GPTQ; 0 keeps what GPTQ chose.
+    #[arg(long, default_value_t = QuantizeOptions::default().descent_passes, value_name = "N")]
+    pub descent: usize,
     /// QuIP's random transform: kronecker, for any width, or hadamard.
     #[arg(long, value_parser = parse_rotation, default_value = "kronecker", value_name = "kronecker|hadamard")]
     pub rotation: RotationKind,
@@ -365,6 +369,7 @@ impl DetailArgs {
             symmetry,
             grid: self.grid,
             activation_order: order,
+            descent_passes: self.descent,
             alpha: AlphaPolicy {
                 default: variant.alpha,
                 overrides: self.alpha_for.clone(),
@@ -395,7 +400,8 @@ fn parse_grid(text: &str) -> Result<Search, String> {
     match text {
         "minmax" => Ok(Search::MinMax),
         "mse" => Ok(Search::Mse),
-        _ => Err(format!("found '{text}', expected minmax or mse")),
+        "hessian" => Ok(Search::Weighted),
+        _ => Err(format!("found '{text}', expected minmax, mse or hessian")),
     }
 }
 

@@ -7,14 +7,13 @@ use rayon::prelude::*;
 
 use crate::device::{Buffer, Dispatch, Recorder};
 use crate::ops::grid::Grid;
+use crate::ops::walk::{LANES, Lanes, Levels, Settle, Walk, load, strips};
 use crate::ops::{bounded, code};
-use crate::tensor::{Element, Tensor};
+use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// Columns of a block at most.
 pub const LONGEST_BLOCK: usize = 128;
-/// Rows that the CPU twin takes at a time: their block of d stays in the first-level cache.
-const LANES: usize = 64;
 
 /// What the columns of one block are rounded from, and to.
 #[derive(Debug, Clone, Copy)]
@@ -64,9 +63,9 @@ pub fn quantize_block(rec: &mut Recorder, block: Block<'_>, d: &mut Tensor, code
     let d = strips(&mut d.host_mut()[range.clone()], m);
     let codes = strips(&mut codes.host_mut()[range], m);
     d.into_par_iter().zip(codes).enumerate().for_each(|(strip, (d, codes))| {
-        let settle = Quantize { block: &block, levels: Levels::default(), first: strip * LANES, d, codes };
         let (t, first) = (block.t.host(), strip * LANES);
-        pulp::Arch::new().dispatch(Walk { w, t, coefficients: &coefficients, m, first, settle });
+        let settle = Quantize { block: &block, levels: Levels::default(), w, m, first, d, codes };
+        pulp::Arch::new().dispatch(Walk { t, coefficients: &coefficients, m, first, settle });
     });
     Ok(())
 }
@@ -103,7 +102,8 @@ pub fn updated_group(
     let (w, t) = (&w.host()[start * m..(start + count) * m], t.host());
     strips(out.host_mut(), m).into_par_iter().enumerate().for_each(|(strip, out)| {
         let first = strip * LANES;
-        pulp::Arch::new().dispatch(Walk { w, t, coefficients: &coefficients, m, first, settle: Update { out } });
+        let settle = Update { w, m, first, out };
+        pulp::Arch::new().dispatch(Walk { t, coefficients: &coefficients, m, first, settle });
     });
     Ok(out)
 }
@@ -157,57 +157,13 @@ fn transposed_corner(columns: &[f32], start: usize, count: usize) -> Vec<f32> {
     (0..count * count).map(|i| corner[i % count * count + i / count]).collect()
 }
 
-/// A matrix of m columns as strips of [`LANES`] columns, each a list of row pieces.
-fn strips<T: Element>(matrix: &mut [T], m: usize) -> Vec<Vec<&mut [T]>> {
-    let mut strips: Vec<Vec<&mut [T]>> = (0..m.div_ceil(LANES)).map(|_| Vec::new()).collect();
-    for row in matrix.chunks_mut(m.max(1)) {
-        for (strip, piece) in strips.iter_mut().zip(row.chunks_mut(LANES)) {
-            strip.push(piece);
-        }
-    }
-    strips
-}
-
-type Lanes = [f32; LANES];
-
-/// What happens to a column whose t is complete.
-trait Settle {
-    /// Takes t and w of column c for the rows of the strip, stores what is wanted, and returns d.
-    fn settle(&mut self, c: usize, t: &Lanes, w: &Lanes) -> Lanes;
-    /// Rows of the strip.
-    fn width(&self) -> usize;
-}
-
-/// The twin: the columns of the block in order, for the rows from `first` on.
-struct Walk<'a, S> {
-    w: &'a [f32],
-    t: &'a [f32],
-    coefficients: &'a [f32],
-    m: usize,
-    first: usize,
-    settle: S,
-}
-
-impl<S: Settle> pulp::NullaryFnOnce for Walk<'_, S> {
-    type Output = ();
-
-    #[inline(always)]
-    fn call(mut self) {
-        let (count, width) = (self.t.len() / self.m, self.settle.width());
-        let mut errors: Vec<Lanes> = Vec::with_capacity(count);
-        for c in 0..count {
-            let from = c * self.m + self.first;
-            let mut t = load(self.t, from, width);
-            add_products(&mut t, &errors, &self.coefficients[c * count..]);
-            errors.push(self.settle.settle(c, &t, &load(self.w, from, width)));
-        }
-    }
-}
-
 /// Rounds, and stores d and the codes.
 struct Quantize<'a> {
     block: &'a Block<'a>,
     levels: Levels,
+    /// The block's weights, `[count, m]`.
+    w: &'a [f32],
+    m: usize,
     first: usize,
     d: Vec<&'a mut [f32]>,
     codes: Vec<&'a mut [u32]>,
@@ -215,8 +171,9 @@ struct Quantize<'a> {
 
 impl Settle for Quantize<'_> {
     #[inline(always)]
-    fn settle(&mut self, c: usize, t: &Lanes, w: &Lanes) -> Lanes {
+    fn settle(&mut self, c: usize, t: &Lanes) -> Lanes {
         let width = self.width();
+        let w = load(self.w, c * self.m + self.first, width);
         let block = self.block;
         let top = ((1u32 << block.bits) - 1) as f32;
         let levels = &mut self.levels;
@@ -239,45 +196,19 @@ impl Settle for Quantize<'_> {
     }
 }
 
-/// The grids of a strip of rows in the group of the current column.
-struct Levels {
-    group: Option<u32>,
-    scale: Lanes,
-    inverse: Lanes,
-    zero: Lanes,
-}
-
-impl Default for Levels {
-    fn default() -> Self {
-        Self { group: None, scale: [1.0; LANES], inverse: [1.0; LANES], zero: [0.0; LANES] }
-    }
-}
-
-impl Levels {
-    #[inline(always)]
-    fn load(&mut self, grid: &Grid, group: u32, first: usize, width: usize) {
-        if self.group == Some(group) {
-            return;
-        }
-        self.group = Some(group);
-        let groups = grid.scales.shape()[1];
-        for lane in 0..width {
-            let index = (first + lane) * groups + group as usize;
-            self.scale[lane] = grid.scales.host()[index];
-            self.inverse[lane] = 1.0 / self.scale[lane];
-            self.zero[lane] = grid.zeros.host()[index];
-        }
-    }
-}
-
 /// Rounds nothing, and stores t: then d is what GPTQ has changed so far, the other way round.
 struct Update<'a> {
+    /// The block's weights, `[count, m]`.
+    w: &'a [f32],
+    m: usize,
+    first: usize,
     out: Vec<&'a mut [f32]>,
 }
 
 impl Settle for Update<'_> {
     #[inline(always)]
-    fn settle(&mut self, c: usize, t: &Lanes, w: &Lanes) -> Lanes {
+    fn settle(&mut self, c: usize, t: &Lanes) -> Lanes {
+        let w = load(self.w, c * self.m + self.first, self.width());
         let out = &mut self.out[c];
         out.copy_from_slice(&t[..out.len()]);
         let mut errors = [0.0; LANES];
@@ -291,24 +222,4 @@ impl Settle for Update<'_> {
     fn width(&self) -> usize {
         self.out.first().map_or(0, |piece| piece.len())
     }
-}
-
-/// `width` elements, then zeros.
-#[inline(always)]
-fn load(values: &[f32], from: usize, width: usize) -> Lanes {
-    let mut lanes = [0.0; LANES];
-    lanes[..width].copy_from_slice(&values[from..from + width]);
-    lanes
-}
-
-/// `sum += Σ_j coefficients[j]·rows[j]`.
-#[inline(always)]
-fn add_products(sum: &mut Lanes, rows: &[Lanes], coefficients: &[f32]) {
-    let mut local = *sum;
-    for (row, &coefficient) in rows.iter().zip(coefficients) {
-        for lane in 0..LANES {
-            local[lane] = coefficient.mul_add(row[lane], local[lane]);
-        }
-    }
-    *sum = local;
 }

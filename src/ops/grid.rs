@@ -26,6 +26,8 @@ pub enum Search {
     MinMax,
     /// The best of 80 shrunken ranges, by `Σ|w − ŵ|^2.4`.
     Mse,
+    /// The best of 80 shrunken ranges, by `Σ weight_j·(w − ŵ)²`.
+    Weighted,
 }
 
 /// The type in which a checkpoint will store the scales, to which they are rounded before anything else.
@@ -70,9 +72,11 @@ const WHOLE: usize = 100;
 /// Finds the grid of every group of `w`.
 ///
 /// With [lo, hi] the range, `s = (hi − lo) / (2^b − 1)` and `z = round(−lo / s)`. `w`: `[m, n]`. A group of zeros gets
-/// the range [−1, 1]. Errors: `Error::Shape` if there are no columns per group, or not 1 to 8 bits.
-pub fn search(rec: &mut Recorder, w: &Tensor, spec: &GridSpec) -> Result<Grid> {
-    find(rec, w, spec, WHOLE)
+/// the range [−1, 1]. `weights`: `[n, 1]`, not negative, for [`Search::Weighted`] and for no other.
+///
+/// Errors: `Error::Shape` if there are no columns per group, not 1 to 8 bits, or weights where none belong or none where they do.
+pub fn search(rec: &mut Recorder, w: &Tensor, weights: Option<&Tensor>, spec: &GridSpec) -> Result<Grid> {
+    find(rec, w, weights, spec, WHOLE)
 }
 
 /// The grid of every group of `w` whose range is the extremes shrunk to `percent`, 1 to 100, of what they are.
@@ -82,33 +86,49 @@ pub fn shrunk(rec: &mut Recorder, w: &Tensor, spec: &GridSpec, percent: usize) -
     if !(1..=WHOLE).contains(&percent) {
         return Err(Error::shape("grid", format!("a range shrunk to {percent} %")));
     }
-    find(rec, w, &GridSpec { search: Search::MinMax, ..*spec }, percent)
+    find(rec, w, None, &GridSpec { search: Search::MinMax, ..*spec }, percent)
 }
 
 /// The best of the candidates from `percent` of the range on down.
-fn find(rec: &mut Recorder, w: &Tensor, spec: &GridSpec, percent: usize) -> Result<Grid> {
+fn find(rec: &mut Recorder, w: &Tensor, weights: Option<&Tensor>, spec: &GridSpec, percent: usize) -> Result<Grid> {
     let [m, n] = w.matrix("grid")?;
-    if spec.group_size == 0 || !(1..=8).contains(&spec.bits) {
-        return Err(Error::shape("grid", format!("{spec:?}")));
+    let weighted = spec.search == Search::Weighted;
+    if spec.group_size == 0 || !(1..=8).contains(&spec.bits) || weighted != weights.is_some() {
+        return Err(Error::shape("grid", format!("{spec:?} with weights {weights:?}")));
+    }
+    if let Some(weights) = weights {
+        weights.expect_shape("grid", &[n, 1])?;
     }
     let groups = n.div_ceil(spec.group_size);
     let mut grid = Grid { scales: rec.empty(&[m, groups])?, zeros: rec.empty(&[m, groups])? };
     if rec.is_gpu() {
-        find_gpu(rec, w, spec, percent, &grid)?;
+        find_gpu(rec, w, weights, (spec, percent), &grid)?;
         return Ok(grid);
     }
     if w.is_empty() {
         return Ok(grid);
     }
     let first = WHOLE - percent;
+    let weights = weights.map(|weights| padded_groups(weights.host(), spec.group_size));
     let scales = grid.scales.host_mut().par_chunks_mut(groups);
     let zeros = grid.zeros.host_mut().par_chunks_mut(groups);
     w.host().par_chunks(n).zip(scales).zip(zeros).for_each_init(Vec::new, |padded, ((w, scales), zeros)| {
-        for ((w, scale), zero) in w.chunks(spec.group_size).zip(scales).zip(zeros) {
-            (*scale, *zero) = pulp::Arch::new().dispatch(SearchGroup { w, spec, first, padded });
+        for (group, ((w, scale), zero)) in w.chunks(spec.group_size).zip(scales).zip(zeros).enumerate() {
+            let weights = weights.as_ref().map(|groups| groups[group].as_slice());
+            (*scale, *zero) = pulp::Arch::new().dispatch(SearchGroup { w, weights, spec, first, padded });
         }
     });
     Ok(grid)
+}
+
+/// The weights of each group, with zeros up to a multiple of [`LANES`].
+fn padded_groups(weights: &[f32], group_size: usize) -> Vec<Vec<f32>> {
+    let padded = |group: &[f32]| {
+        let mut group = group.to_vec();
+        group.resize(group.len().next_multiple_of(LANES), 0.0);
+        group
+    };
+    weights.chunks(group_size).map(padded).collect()
 }
 
 #[repr(C)]
@@ -126,9 +146,15 @@ struct Params {
     top: f32,
 }
 
-fn find_gpu(rec: &mut Recorder, w: &Tensor, spec: &GridSpec, percent: usize, grid: &Grid) -> Result<()> {
+fn find_gpu(
+    rec: &mut Recorder,
+    w: &Tensor,
+    weights: Option<&Tensor>,
+    (spec, percent): (&GridSpec, usize),
+    grid: &Grid,
+) -> Result<()> {
     let workgroups = spread(grid.scales.len());
-    let factors = if spec.search == Search::Mse { FACTORS } else { 1 };
+    let factors = if spec.search == Search::MinMax { 1 } else { FACTORS };
     let params = Params {
         n: w.shape()[1] as u32,
         group_size: spec.group_size as u32,
@@ -142,9 +168,9 @@ fn find_gpu(rec: &mut Recorder, w: &Tensor, spec: &GridSpec, percent: usize, gri
         top: ((1u32 << spec.bits) - 1) as f32,
     };
     rec.dispatch(Dispatch {
-        kernel: "grid",
+        kernel: if weights.is_some() { "grid_weighted" } else { "grid" },
         params: bytemuck::bytes_of(&params),
-        inputs: &[w.buffer()],
+        inputs: &[Some(w), weights].into_iter().flatten().map(Tensor::buffer).collect::<Vec<_>>(),
         outputs: &[grid.scales.buffer(), grid.zeros.buffer()],
         workgroups,
         work: 16.0 * (factors * w.len()) as f64,
@@ -159,6 +185,8 @@ const STRETCH: usize = 128;
 /// [`search_group`] as pulp compiles it for each instruction set.
 struct SearchGroup<'a> {
     w: &'a [f32],
+    /// As long as `padded` will be.
+    weights: Option<&'a [f32]>,
     spec: &'a GridSpec,
     /// The factor to start with, by number.
     first: usize,
@@ -170,13 +198,19 @@ impl pulp::NullaryFnOnce for SearchGroup<'_> {
 
     #[inline(always)]
     fn call(self) -> (f32, f32) {
-        search_group(self.w, self.spec, self.first, self.padded)
+        search_group(self.w, self.weights, self.spec, self.first, self.padded)
     }
 }
 
 /// The twin for one group. `padded` is scratch.
 #[inline(always)]
-fn search_group(w: &[f32], spec: &GridSpec, first: usize, padded: &mut Vec<f32>) -> (f32, f32) {
+fn search_group(
+    w: &[f32],
+    weights: Option<&[f32]>,
+    spec: &GridSpec,
+    first: usize,
+    padded: &mut Vec<f32>,
+) -> (f32, f32) {
     let range = range(w, spec.symmetry);
     if spec.search == Search::MinMax {
         return quantizer(range, factor(first), spec);
@@ -194,7 +228,11 @@ fn search_group(w: &[f32], spec: &GridSpec, first: usize, padded: &mut Vec<f32>)
     }
     let (mut best, mut least) = (0, f32::INFINITY);
     for i in 0..FACTORS {
-        let loss = loss(padded, [scales[i], inverses[i]], [-zeros[i], top - zeros[i]], least);
+        let (step, levels) = ([scales[i], inverses[i]], [-zeros[i], top - zeros[i]]);
+        let loss = match weights {
+            None => loss(padded, step, levels, least),
+            Some(weights) => weighted_loss(padded, weights, step, levels),
+        };
         if loss < least {
             (best, least) = (i, loss);
         }
@@ -252,7 +290,7 @@ fn quantizer([low, high]: [f32; 2], factor: f32, spec: &GridSpec) -> (f32, f32) 
 
 /// The nearest f16, between the smallest positive one and the largest finite one; for x ≥ 0.
 #[inline(always)]
-fn to_half(x: f32) -> f32 {
+pub(super) fn to_half(x: f32) -> f32 {
     const SMALLEST_NORMAL: f32 = 6.103_515_6e-5;
     const SMALLEST: f32 = 1.0 / 16_777_216.0;
     let bits = x.clamp(SMALLEST_NORMAL, 65504.0).to_bits();
@@ -281,6 +319,20 @@ fn loss(w: &[f32], [scale, inverse]: [f32; 2], levels: [f32; 2], limit: f32) -> 
         }
     }
     total
+}
+
+/// `Σ weight·(w − ŵ)²`, arguments as for [`loss`].
+#[inline(always)]
+fn weighted_loss(w: &[f32], weights: &[f32], [scale, inverse]: [f32; 2], levels: [f32; 2]) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    for (chunk, weights) in w.chunks_exact(LANES).zip(weights.chunks_exact(LANES)) {
+        for lane in 0..LANES {
+            let level = nearest(bounded(chunk[lane] * inverse, levels[0], levels[1]));
+            let error = (-scale).mul_add(level, chunk[lane]);
+            sums[lane] += weights[lane] * (error * error);
+        }
+    }
+    across(sums)
 }
 
 /// The sum of the lanes, by halves: a plain sum would be one long chain of dependent additions.

@@ -7,6 +7,7 @@ pub mod attention;
 pub mod cholesky;
 pub mod clip;
 pub mod dequantize;
+pub mod descent;
 pub mod embedding;
 pub mod gptq;
 pub mod gram;
@@ -19,12 +20,14 @@ pub mod matmul;
 pub mod nll;
 pub mod permute;
 pub mod reduce;
+pub mod refit;
 pub mod rms_norm;
 pub mod rope;
 pub mod rtn;
 pub mod scale;
 pub mod silu_mul;
 pub mod solve;
+mod walk;
 pub mod widen;
 
 /// Where tokens stand: in sequences of `seq_len` tokens, the first of each at position `first`.

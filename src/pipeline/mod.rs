@@ -369,8 +369,8 @@ pub fn device_bytes(config: &ModelConfig, runs: usize, tokens: usize, chunk_toke
     let streams = (1 + runs) * tokens * (config.hidden_size as u64 + widest);
     let weights: u64 = config.block_linears(0).iter().map(|linear| linear.rows as u64 * linear.columns as u64).sum();
     let transient = 4 * chunk_tokens * widest;
-    // H and D, fitted and held out, the factor and its unpacked forms.
-    let statistics = 8 * widest * widest;
+    // H and D, fitted and held out, the factor, and their unpacked forms.
+    let statistics = 9 * widest * widest;
     (streams + (1 + runs) * weights + transient + statistics) * 4
 }
 

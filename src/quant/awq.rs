@@ -95,7 +95,7 @@ impl Activations {
             for (weight, spec) in weights {
                 let spec = GridSpec { search: Search::MinMax, ..*spec };
                 let scaled = diagonal.scaled(rec, weight)?;
-                let grid = grid::search(rec, &scaled, &spec)?;
+                let grid = grid::search(rec, &scaled, None, &spec)?;
                 let error = diagonal.rounded(rec, &scaled, grid, &spec)?.error(rec, weight)?;
                 let curved = matmul(rec, Orientation::Nn, &error, &self.hessian)?;
                 losses.push(dot(rec, &curved, &error)?);

@@ -3,6 +3,7 @@
 pub mod alpha;
 pub mod awq;
 pub mod correction;
+mod descent;
 pub mod gptq;
 pub mod options;
 pub mod quip;

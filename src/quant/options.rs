@@ -192,6 +192,9 @@ pub struct QuantizeOptions {
     pub rotation: RotationKind,
     /// In which order GPTQ visits columns.
     pub activation_order: ActivationOrder,
+    /// Passes of coordinate descent over codes and scales after GPTQ; other methods make none.
+    #[serde(default)]
+    pub descent_passes: usize,
     /// Propagation strength per layer.
     pub alpha: AlphaPolicy,
     /// ρ_q: ridge of the correction as a share of mean(diag H).
@@ -226,6 +229,7 @@ impl Default for QuantizeOptions {
             scale_type: ScaleType::F16,
             rotation: RotationKind::Kronecker,
             activation_order: ActivationOrder::Descending,
+            descent_passes: 4,
             alpha: AlphaPolicy { default: Alpha::Auto, overrides: Vec::new(), shrinkage: 0.6 },
             correction_damping: 0.01,
             rounding_damping: 0.01,

@@ -4,7 +4,7 @@
 //! orthogonal. All entries then share one grid, ±2.4·rms. LDLQ is the column loop of GPTQ; a random rotation leaves no
 //! order of columns to prefer, so they are taken as they come. The transforms are undone, and the result lies on no grid.
 
-use super::gptq::{self, Groups};
+use super::gptq;
 use super::rotation::{Rotation, transposed};
 use super::rounding::{Curvature, factor_damped};
 use super::{Damping, QuantizeOptions};
@@ -120,7 +120,7 @@ impl Plan {
             place: format!("{}: the Cholesky factor of the rotated Hessian", self.place),
             remedy: "check the calibration text and the weights".to_string(),
         })?;
-        let (codes, grid) = gptq::quantize(rec, &weight, &factor, &order, spec, Groups::Fixed(grid))?;
+        let codes = gptq::quantize_on(rec, &weight, (&factor, &order), spec, &grid)?;
         let mut rounded = dequantize(rec, &codes, &grid, n)?;
         let up = shift(rec, 1.0)?;
         add_bias(rec, &mut rounded, &up)?;

@@ -2,6 +2,7 @@
 
 use half::f16;
 
+use super::descent::Descent;
 use super::gptq::{self, Groups};
 use super::{ActivationOrder, Activations, Damping, Method, QuantizeOptions, Scaling, quip};
 use crate::checkpoint::{DenseLinear, QuantizedLinear, StoredLinear};
@@ -9,7 +10,7 @@ use crate::device::Recorder;
 use crate::ops::cholesky::{self, Factor};
 use crate::ops::dequantize::dequantize;
 use crate::ops::gram::Packed;
-use crate::ops::grid::{self, Grid, GridSpec, Symmetry};
+use crate::ops::grid::{self, Grid, GridSpec, Search, Symmetry};
 use crate::ops::rtn;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -56,26 +57,16 @@ pub struct Rounder<'a> {
 #[derive(Debug)]
 enum Plan {
     Rtn,
-    Gptq(GptqPlan),
+    Gptq(Box<GptqPlan>),
     Awq(Activations, Scaling),
     Quip(quip::Plan),
 }
 
 #[derive(Debug)]
 struct GptqPlan {
-    factor: Factor,
-    order: Vec<u32>,
-    grids: Grids,
+    columns: gptq::Plan,
     damping: f64,
-}
-
-/// When GPTQ chooses its grids.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Grids {
-    /// All of them from the weight as handed in.
-    Static,
-    /// Each when its first column is reached.
-    Dynamic,
+    descent: Option<Descent>,
 }
 
 /// ρ_r is multiplied by ten until the factorisation succeeds, but not beyond this.
@@ -109,7 +100,7 @@ impl<'a> Rounder<'a> {
         let plan = match options.method {
             Method::Rtn => Plan::Rtn,
             Method::Awq => return Err(Error::shape("Rounder", "AWQ without scales")),
-            Method::Gptq => Plan::Gptq(GptqPlan::new(rec, options, group_size, curvature).await?),
+            Method::Gptq => Plan::Gptq(Box::new(GptqPlan::new(rec, options, group_size, curvature).await?)),
             Method::Quip => Plan::Quip(quip::Plan::new(rec, options, curvature)?),
         };
         Ok(Self { options, group_size, plan })
@@ -156,16 +147,16 @@ impl<'a> Rounder<'a> {
                 return activations.round(rec, weight, &scaling.scales, &spec);
             }
             Plan::Rtn => {
-                let grid = grid::search(rec, weight, &spec)?;
+                let grid = grid::search(rec, weight, None, &without_weights(spec))?;
                 let (codes, dequantized) = rtn::round(rec, weight, &grid, spec.group_size, bits)?;
                 return Ok(Rounded { codes: Some(Codes { bits, codes, grid }), dequantized });
             }
             Plan::Gptq(plan) => {
-                let groups = match plan.grids {
-                    Grids::Static => Groups::Fixed(grid::search(rec, weight, &spec)?),
-                    Grids::Dynamic => Groups::Dynamic,
-                };
-                gptq::quantize(rec, weight, &plan.factor, &plan.order, &spec, groups)?
+                let (mut codes, mut grid) = gptq::quantize(rec, weight, &plan.columns, &spec)?;
+                if let Some(descent) = &plan.descent {
+                    codes = descent.descend(rec, weight, &codes, &mut grid, &spec)?;
+                }
+                (codes, grid)
             }
         };
         let dequantized = dequantize(rec, &codes, &grid, spec.group_size)?;
@@ -214,11 +205,11 @@ impl GptqPlan {
         curvature: Curvature<'_>,
     ) -> Result<Self> {
         let Curvature { hessian, diagonal, place } = curvature;
-        let (order, grids) = match options.activation_order {
-            ActivationOrder::Descending => (diagonal.activation_order(), Grids::Static),
+        let (order, groups) = match options.activation_order {
+            ActivationOrder::Descending => (diagonal.activation_order(), Groups::Static),
             // One group per row starts where nothing has been updated yet.
-            ActivationOrder::Natural if group_size >= hessian.n() => (natural(hessian.n()), Grids::Static),
-            ActivationOrder::Natural => (natural(hessian.n()), Grids::Dynamic),
+            ActivationOrder::Natural if group_size >= hessian.n() => (natural(hessian.n()), Groups::Static),
+            ActivationOrder::Natural => (natural(hessian.n()), Groups::Dynamic),
         };
         let (factor, damping) = factor_damped(rec, hessian, &order, diagonal, options.rounding_damping)
             .await?
@@ -226,7 +217,15 @@ impl GptqPlan {
                 place: format!("{place}: the Cholesky factor of the damped Hessian"),
                 remedy: "check the calibration text and the weights".to_string(),
             })?;
-        Ok(Self { factor, order, grids, damping })
+        let descent = match options.descent_passes {
+            0 => None,
+            passes => Some(Descent::new(rec, hessian, diagonal.ridge(damping), passes)?),
+        };
+        let pivots = match options.grid {
+            Search::Weighted => Some(gptq::pivots(rec, &factor, &order).await?),
+            Search::MinMax | Search::Mse => None,
+        };
+        Ok(Self { columns: gptq::Plan { factor, order, groups, pivots }, damping, descent })
     }
 }
 
@@ -254,4 +253,10 @@ fn natural(n: usize) -> Vec<u32> {
 /// The grids that `options` ask for, with `group_size` columns and `bits` bits each.
 pub fn spec(options: &QuantizeOptions, group_size: usize, bits: u32) -> GridSpec {
     GridSpec { bits, group_size, symmetry: options.symmetry, search: options.grid, scale_type: options.scale_type }
+}
+
+/// Without data there is nothing to weigh columns by.
+fn without_weights(spec: GridSpec) -> GridSpec {
+    let search = if spec.search == Search::Weighted { Search::Mse } else { spec.search };
+    GridSpec { search, ..spec }
 }

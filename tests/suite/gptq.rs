@@ -115,7 +115,7 @@ fn equals_the_textbook_on_static_grids() {
                 let order = if act_order { shuffled(1, n) } else { (0..n as u32).collect() };
                 let group_of: Vec<u32> = order.iter().map(|&i| i / group_size as u32).collect();
                 let mut layer = Layer::new(&device, &w, &h, &order);
-                let grid = search(&mut layer.rec, &layer.w, &spec(bits, group_size)).unwrap();
+                let grid = search(&mut layer.rec, &layer.w, None, &spec(bits, group_size)).unwrap();
                 layer.quantize([0, n], length, &grid, &group_of, bits);
                 let groups = n.div_ceil(group_size);
                 let scales = Dense::new(m, groups, &read(&mut layer.rec, &grid.scales));
@@ -141,7 +141,7 @@ fn equals_ldlq_on_reversed_columns() {
             let h = hessian(4, n);
             let order: Vec<u32> = (0..n as u32).collect();
             let mut layer = Layer::new(&device, &w, &h, &order);
-            let grid = search(&mut layer.rec, &layer.w, &spec(bits, n)).unwrap();
+            let grid = search(&mut layer.rec, &layer.w, None, &spec(bits, n)).unwrap();
             layer.quantize([0, n], 128, &grid, &vec![0; n], bits);
             let (scales, zeros) = (read(&mut layer.rec, &grid.scales), read(&mut layer.rec, &grid.zeros));
             // LDLQ: H = L·D·Lᵀ of the reversed columns, last column first, with L's columns as feedback.
@@ -183,7 +183,7 @@ fn equals_the_textbook_on_grids_of_the_updated_weights() {
                 let updated = updated_group(rec, &layer.columns, &t, &slab, start, count).unwrap();
                 let sequential = rec.upload(&[count], (0..count as u32).collect()).unwrap();
                 let updated = from_columns(rec, &updated, &sequential).unwrap();
-                let grid = search(rec, &updated, &spec(bits, count)).unwrap();
+                let grid = search(rec, &updated, None, &spec(bits, count)).unwrap();
                 layer.quantize([start, start + count], LONGEST_BLOCK, &grid, &vec![0; n], bits);
             }
             let h = h.damped(f64::from(RIDGE));
@@ -265,7 +265,7 @@ fn blocks_that_do_not_fit_are_an_error() {
     let w = Dense::new(2, 200, &random(1, 400));
     let mut layer = Layer::new(&Device::Cpu, &w, &hessian(1, 200), &(0..200).collect::<Vec<u32>>());
     let rec = &mut layer.rec;
-    let grid = search(rec, &layer.w, &spec(4, 200)).unwrap();
+    let grid = search(rec, &layer.w, None, &spec(4, 200)).unwrap();
     let group_of = rec.zeros(&[200]).unwrap();
     let mut attempt = |start, count, rows, bits| {
         let columns = rec.zeros(&[start + count, count]).unwrap();

@@ -29,29 +29,44 @@ fn candidate(w: &[f32], factor: f64, spec: &GridSpec) -> Level {
     Level { scale, zero }
 }
 
-fn loss(w: &[f32], level: Level, bits: u32) -> f64 {
-    w.iter().map(|&w| (f64::from(w) - level.value(level.code(f64::from(w), bits))).abs().powf(2.4)).sum()
+/// Σ weight·|w − ŵ|^power.
+fn loss(w: &[f32], weights: &[f32], power: f64, level: Level, bits: u32) -> f64 {
+    let error = |w: f32| (f64::from(w) - level.value(level.code(f64::from(w), bits))).abs();
+    w.iter().zip(weights).map(|(&w, &weight)| f64::from(weight) * error(w).powf(power)).sum()
 }
 
 /// Compares the grids of a matrix with the best of all candidates: the same but for rounding, or as good.
 fn check(device: &Device, [m, n]: [usize; 2], values: &[f32], spec: &GridSpec) {
     let mut rec = recorder(device);
     let w = rec.upload(&[m, n], values.to_vec()).unwrap();
-    let grid = search(&mut rec, &w, spec).unwrap();
+    // Of very different columns, one of them without any weight.
+    let weights: Vec<f32> = match spec.search {
+        Search::Weighted => (0..n).map(|j| if j == 1 { 0.0 } else { 2.0f32.powi(j as i32 * 7 % 13) }).collect(),
+        Search::MinMax | Search::Mse => vec![1.0; n],
+    };
+    let power = if spec.search == Search::Weighted { 2.0 } else { 2.4 };
+    let on_device = rec.upload(&[n, 1], weights.clone()).unwrap();
+    let given = (spec.search == Search::Weighted).then_some(&on_device);
+    let grid = search(&mut rec, &w, given, spec).unwrap();
     let groups = n.div_ceil(spec.group_size);
     assert_eq!((grid.scales.shape(), grid.zeros.shape()), (&[m, groups][..], &[m, groups][..]));
     let (scales, zeros) = (read(&mut rec, &grid.scales), read(&mut rec, &grid.zeros));
-    let factors = if spec.search == Search::Mse { 80 } else { 1 };
+    let factors = if spec.search == Search::MinMax { 1 } else { 80 };
     for (at, (&scale, &zero)) in scales.iter().zip(&zeros).enumerate() {
         let row = &values[at / groups * n..(at / groups + 1) * n];
-        let w = &row[at % groups * spec.group_size..n.min((at % groups + 1) * spec.group_size)];
+        let columns = at % groups * spec.group_size..n.min((at % groups + 1) * spec.group_size);
+        let (w, weights) = (&row[columns.clone()], &weights[columns]);
+        let loss = |level| loss(w, weights, power, level, spec.bits);
         let candidates: Vec<_> = (0..factors).map(|i| candidate(w, f64::from(100 - i) / 100.0, spec)).collect();
         let found = Level { scale: f64::from(scale), zero: f64::from(zero) };
-        let least = candidates.iter().map(|&c| loss(w, c, spec.bits)).fold(f64::INFINITY, f64::min);
+        let least = candidates.iter().map(|&c| loss(c)).fold(f64::INFINITY, f64::min);
         let context = format!("{} {m} × {n} group {at} {spec:?}: {found:?}", device.name());
-        // Where the rounding is exact, only rounding errors of f32 are left.
-        let slack = w.len() as f64 * (2e-7 * found.scale * f64::from(1u32 << spec.bits)).powf(2.4);
-        assert!(loss(w, found, spec.bits) <= least * (1.0 + 1e-4) + slack, "{context} loses more than {least}");
+        // The loss is a norm of the errors, each of which f32 knows to a few units of the largest level.
+        let most = weights.iter().fold(0.0f64, |most, &weight| most.max(weight.into()));
+        let unit = 2e-7 * found.scale * f64::from(1u32 << spec.bits);
+        let slack = (most * w.len() as f64).powf(1.0 / power) * unit;
+        let norm = |loss: f64| loss.powf(1.0 / power);
+        assert!(norm(loss(found)) <= norm(least) * (1.0 + 4e-5) + slack, "{context} loses more than {least}");
         // One ulp of f16, where a division rounded differently.
         let slack = if spec.scale_type == ScaleType::F16 { 1e-3 } else { 1e-6 };
         let same = |c: &Level| (c.scale - found.scale).abs() <= slack * c.scale && c.zero == found.zero;
@@ -89,10 +104,12 @@ fn the_best_shrunken_range() {
                 (SYMMETRIES[1], SCALE_TYPES[1], 3),
                 (SYMMETRIES[0], SCALE_TYPES[1], 2),
             ] {
-                let spec = GridSpec { bits, group_size, symmetry, search: Search::Mse, scale_type };
                 // Heavy tails, so that shrinking pays.
                 let values: Vec<f32> = random(9, shape[0] * shape[1]).iter().map(|v| 0.05 * v.powi(5)).collect();
-                check(&device, shape, &values, &spec);
+                for search in [Search::Mse, Search::Weighted] {
+                    let spec = GridSpec { bits, group_size, symmetry, search, scale_type };
+                    check(&device, shape, &values, &spec);
+                }
             }
         }
     }
@@ -154,6 +171,12 @@ fn a_specification_that_makes_no_sense_is_an_error() {
     let (symmetry, scale_type) = (Symmetry::Symmetric, ScaleType::F32);
     for (bits, group_size) in [(0, 3), (9, 3), (4, 0)] {
         let spec = GridSpec { bits, group_size, symmetry, search: Search::MinMax, scale_type };
-        assert!(search(&mut rec, &w, &spec).is_err());
+        assert!(search(&mut rec, &w, None, &spec).is_err());
     }
+    let weights = [rec.zeros(&[3, 1]).unwrap(), rec.zeros(&[2, 1]).unwrap()];
+    let spec = |search| GridSpec { bits: 4, group_size: 3, symmetry, search, scale_type };
+    assert!(search(&mut rec, &w, Some(&weights[0]), &spec(Search::Weighted)).is_ok());
+    assert!(search(&mut rec, &w, Some(&weights[1]), &spec(Search::Weighted)).is_err());
+    assert!(search(&mut rec, &w, None, &spec(Search::Weighted)).is_err());
+    assert!(search(&mut rec, &w, Some(&weights[0]), &spec(Search::Mse)).is_err());
 }

@@ -181,7 +181,7 @@ fn grids_and_rtn_codes() {
         for case in cases {
             let at = format!("{} {} {case}", device.name(), v.name);
             let spec = spec(case, columns);
-            let grid = grid::search(rec, &weight, &spec).unwrap();
+            let grid = grid::search(rec, &weight, None, &spec).unwrap();
             let groups = columns.div_ceil(spec.group_size);
             let weights = v.wide("w");
             let cell = |i: usize| (i / columns) * groups + i % columns / spec.group_size;
@@ -252,6 +252,7 @@ fn gptq_codes_and_objective() {
                 grid: search,
                 scale_type,
                 activation_order: order,
+                descent_passes: 0,
                 ..QuantizeOptions::default()
             };
             let curvature = Curvature { hessian: &hessian, diagonal: &damping, place: "test" };

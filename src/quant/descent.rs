@@ -1,0 +1,106 @@
+//! What GPTQ leaves behind: it settles each code once, before it knows the later ones, on scales chosen before any code. Passes
+//! of coordinate descent over codes (QuantEase, arXiv 2309.01885) and scales lower its loss tr(E·(H + λI)·Eᵀ), E = W* − Q.
+
+use crate::Result;
+use crate::device::Recorder;
+use crate::ops::add::add_scaled;
+use crate::ops::dequantize::dequantize;
+use crate::ops::descent::{Block, descend_block};
+use crate::ops::gptq::LONGEST_BLOCK;
+use crate::ops::gram::{self, Packed};
+use crate::ops::grid::{Grid, GridSpec};
+use crate::ops::matmul::{Orientation, Rows, accumulate};
+use crate::ops::permute::{from_columns, to_columns};
+use crate::ops::refit::{Group, refit};
+use crate::tensor::Tensor;
+
+/// The passes to make, ready for all linears of a group.
+#[derive(Debug)]
+pub(super) struct Descent {
+    /// H, dense.
+    hessian: Tensor,
+    ridge: f32,
+    passes: usize,
+    /// Columns as stored.
+    order: Tensor<u32>,
+}
+
+impl Descent {
+    /// `ridge`: λ, above 0; `passes`: over all columns.
+    pub(super) fn new(rec: &mut Recorder, hessian: &Packed, ridge: f32, passes: usize) -> Result<Self> {
+        let n = hessian.n();
+        let order = rec.upload(&[n], (0..n as u32).collect())?;
+        Ok(Self { hessian: gram::unpack(rec, hessian)?, ridge, passes, order })
+    }
+
+    /// Better codes and scales for `weight`, W* `[m, n]`, starting from `codes` of the same shape and the scales of `grid`.
+    pub(super) fn descend(
+        &self,
+        rec: &mut Recorder,
+        weight: &Tensor,
+        codes: &Tensor<u32>,
+        grid: &mut Grid,
+        spec: &GridSpec,
+    ) -> Result<Tensor<u32>> {
+        let mut errors = rec.duplicate(weight)?;
+        let rounded = dequantize(rec, codes, grid, spec.group_size)?;
+        add_scaled(rec, &mut errors, -1.0, &rounded)?;
+        let mut layer = Layer {
+            descent: self,
+            spec,
+            weight: to_columns(rec, weight, &self.order)?,
+            errors: to_columns(rec, &errors, &self.order)?,
+            codes: to_columns(rec, codes, &self.order)?,
+        };
+        let n = self.hessian.shape()[0];
+        for start in (0..self.passes).flat_map(|_| (0..n).step_by(spec.group_size)) {
+            let end = n.min(start + spec.group_size);
+            for block in (start..end).step_by(LONGEST_BLOCK) {
+                layer.move_codes(rec, block, LONGEST_BLOCK.min(end - block), grid)?;
+            }
+            layer.fit_scale(rec, start, end - start, grid)?;
+        }
+        from_columns(rec, &layer.codes, &self.order)
+    }
+}
+
+/// A linear whose codes and scales are on the move; all matrices `[n, m]`, columns as stored.
+struct Layer<'a> {
+    descent: &'a Descent,
+    spec: &'a GridSpec,
+    weight: Tensor,
+    /// W* − Q.
+    errors: Tensor,
+    codes: Tensor<u32>,
+}
+
+impl Layer<'_> {
+    /// Rows start..start + count of H·E.
+    fn gradient(&self, rec: &mut Recorder, start: usize, count: usize) -> Result<Tensor> {
+        let mut g = rec.zeros(&[count, self.errors.shape()[1]])?;
+        let rows = Rows { tensor: &self.descent.hessian, start, count };
+        accumulate(rec, Orientation::Nn, rows, Rows::all(&self.errors), &mut g, 0)?;
+        Ok(g)
+    }
+
+    fn move_codes(&mut self, rec: &mut Recorder, start: usize, count: usize, grid: &Grid) -> Result<()> {
+        let g = self.gradient(rec, start, count)?;
+        let Descent { hessian, ridge, .. } = self.descent;
+        let GridSpec { group_size, bits, .. } = *self.spec;
+        let block = Block { hessian, ridge: *ridge, g: &g, grid, group_size, start, count, bits };
+        descend_block(rec, block, &mut self.errors, &mut self.codes)
+    }
+
+    fn fit_scale(&mut self, rec: &mut Recorder, start: usize, count: usize, grid: &mut Grid) -> Result<()> {
+        let g = self.gradient(rec, start, count)?;
+        let mut rounded = rec.copy_rows(&self.weight, start, count)?;
+        let errors = rec.copy_rows(&self.errors, start, count)?;
+        add_scaled(rec, &mut rounded, -1.0, &errors)?;
+        let mut v = rec.zeros(self.errors.shape())?;
+        let rows = Rows { tensor: &self.descent.hessian, start, count };
+        accumulate(rec, Orientation::Tn, rows, Rows::all(&rounded), &mut v, 0)?;
+        let (ridge, size, scale_type) = (self.descent.ridge, self.spec.group_size, self.spec.scale_type);
+        let group = Group { w: &self.weight, codes: &self.codes, g: &g, v: &v, ridge, start, size, scale_type };
+        refit(rec, group, grid, &mut self.errors)
+    }
+}
