@@ -122,7 +122,7 @@ pub struct DetailArgs {
     pub asym: bool,
     /// How grids are chosen: by the extremes, by the errors of weights, or by what these add to GPTQ's loss (with rtn as mse); with
     /// awq all but minmax are its own search of ranges by the error at the output.
-    #[arg(long, value_parser = parse_grid, default_value = "mse", value_name = "minmax|mse|hessian")]
+    #[arg(long, value_parser = parse_grid, default_value = "hessian", value_name = "minmax|mse|hessian")]
     pub grid: Search,
     /// GPTQ visits columns by falling activation, with static groups [default].
     #[arg(long, conflicts_with = "no_act_order")]

@@ -27,6 +27,7 @@ pub enum Search {
     /// The best of 80 shrunken ranges, by `Σ|w − ŵ|^2.4`.
     Mse,
     /// The best of 80 shrunken ranges, by `Σ weight_j·(w − ŵ)²`.
+    #[serde(rename = "hessian")]
     Weighted,
 }
 

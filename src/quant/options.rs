@@ -215,7 +215,7 @@ pub struct QuantizeOptions {
 }
 
 impl Default for QuantizeOptions {
-    /// 4 bits, GPTQ with static groups in activation order, MSE grids, automatic α.
+    /// 4 bits, GPTQ with static groups in activation order, grids weighted by pivots, four passes of descent, automatic α.
     fn default() -> Self {
         Self {
             method: Method::Gptq,
@@ -225,7 +225,7 @@ impl Default for QuantizeOptions {
             lm_head: false,
             group_size: GroupSize::Auto,
             symmetry: default_symmetry(4),
-            grid: Search::Mse,
+            grid: Search::Weighted,
             scale_type: ScaleType::F16,
             rotation: RotationKind::Kronecker,
             activation_order: ActivationOrder::Descending,

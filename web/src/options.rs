@@ -31,6 +31,7 @@ pub struct PageOptions {
     seed: u64,
     act_order: bool,
     grid: String,
+    descent: usize,
     format: String,
 }
 
@@ -55,7 +56,13 @@ impl PageOptions {
                 Choice::Value(false) => Symmetry::Asymmetric,
                 Choice::Word(_) => default_symmetry(self.bits),
             },
-            grid: if self.grid == "minmax" { Search::MinMax } else { Search::Mse },
+            grid: match self.grid.as_str() {
+                "hessian" => Search::Weighted,
+                "mse" => Search::Mse,
+                "minmax" => Search::MinMax,
+                other => return Err(unknown("the grid", other)),
+            },
+            descent_passes: self.descent,
             activation_order: if self.act_order { ActivationOrder::Descending } else { ActivationOrder::Natural },
             alpha: AlphaPolicy { default: self.alpha()?, ..QuantizeOptions::default().alpha },
             samples: self.samples,

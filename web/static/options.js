@@ -3,7 +3,7 @@
 import { byId, make } from './dom.js';
 import { bytes, whole } from './format.js';
 
-const NUMBERS = ['samples', 'seq-len', 'seed', 'alpha-value'];
+const NUMBERS = ['samples', 'seq-len', 'seed', 'alpha-value', 'descent'];
 
 export class Options {
   /** `onChange` is called after every edit. */
@@ -24,7 +24,7 @@ export class Options {
     byId('alpha-value').hidden = alpha !== 'number';
     byId('alpha-value').disabled = alpha !== 'number';
     byId('compare').disabled = alpha === 'off';
-    byId('act-order').disabled = byId('method').value === 'rtn';
+    for (const id of ['act-order', 'descent']) byId(id).disabled = byId('method').value === 'rtn';
     byId('samples').min = alpha === 'auto' ? 2 : 1; // automatic α needs one sample to hold out
     for (const id of NUMBERS) byId(id).ariaInvalid = byId(id).checkValidity() ? null : 'true';
   }
@@ -73,6 +73,7 @@ export class Options {
       seed: Number(byId('seed').value),
       actOrder: byId('act-order').checked,
       grid: byId('grid').value,
+      descent: Number(byId('descent').value),
       format: byId('format').value,
     };
   }

@@ -15,7 +15,7 @@ import { GPU, QUIET } from './flags.mjs';
 const { CHROMIUM, PAGE, PROGRAMS, FIXTURES, ARTEFACTS } = process.env;
 const MODEL = join(FIXTURES, 'tiny-llama');
 /** Small enough for a GPU emulated on two cores. */
-const RUN = { bits: 3, samples: 8, seqLen: 32 };
+const RUN = { bits: 3, samples: 8, seqLen: 32, descent: 1 };
 const QUICK = { ...RUN, samples: 4, seqLen: 16, method: 'rtn', grid: 'minmax', alpha: 'off' };
 /** As many windows as the page measures on at most. */
 const MEASURED = 32;
@@ -48,10 +48,11 @@ async function open({ address, context }) {
   return page;
 }
 
-async function choose(page, { bits, samples, seqLen, method = 'gptq', grid = 'mse', alpha = 'auto' }) {
+async function choose(page, { bits, samples, seqLen, method = 'gptq', grid = 'hessian', descent = 4, alpha = 'auto' }) {
   await page.locator('#more-options').evaluate((more) => { more.open = true; });
   await page.selectOption('#method', method);
   await page.selectOption('#grid', grid);
+  if (method !== 'rtn') await page.fill('#descent', String(descent));
   await page.selectOption('#alpha', alpha);
   await page.selectOption('#bits', String(bits));
   await page.fill('#samples', String(samples));
@@ -122,7 +123,7 @@ const tests = {
     console.log(`  wasm memory at its peak ${report.memory.wasmPeak / 1e6} MB, ${report.total_seconds.toFixed(1)} s to quantize`);
 
     const out = join(ARTEFACTS, 'native');
-    const options = ['--device', 'cpu', '--bits', RUN.bits, '--samples', RUN.samples, '--seq-len', RUN.seqLen].map(String);
+    const options = ['--device', 'cpu', '--bits', RUN.bits, '--samples', RUN.samples, '--seq-len', RUN.seqLen, '--descent', RUN.descent].map(String);
     native('quantize', '--out', out, '--json', join(ARTEFACTS, 'native.json'), ...options);
     const there = JSON.parse(readFileSync(join(ARTEFACTS, 'native.json')));
     const evaluate = (model) => {
