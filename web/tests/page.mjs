@@ -132,9 +132,10 @@ const tests = {
       return JSON.parse(readFileSync(json)).perplexity;
     };
     close(report.perplexity.original, evaluate(null), 0.001, 'perplexity of the original');
-    close(report.perplexity.quantized, evaluate(out), 0.005, 'perplexity of the quantized model');
+    // One code that another device rounds the other way moves all later ones: only the first block is the same on both.
+    close(report.perplexity.quantized, evaluate(out), 0.08, 'perplexity of the quantized model');
     assert.equal(report.blocks.length, there.blocks.length);
-    report.blocks.forEach((block, index) => close(block.error, there.blocks[index].error, 0.02, `error after block ${index}`));
+    report.blocks.forEach((block, index) => close(block.error, there.blocks[index].error, index ? 0.08 : 0.005, `error after block ${index}`));
     assert.ok(report.blocks.at(-1).error < report.uncorrected.blocks.at(-1).error, 'error propagation lowers the last error');
 
     const tar = await download(page, '#download-tar', 'page.tar');
@@ -191,7 +192,7 @@ const tests = {
     await page.click('#use-bundled');
     await choose(page, QUICK);
     await page.click('#start');
-    await page.waitForFunction(() => !document.querySelector('#message-box').hidden);
+    await page.waitForFunction(() => !document.querySelector('#message-box').hidden, null, { timeout: LONG });
     assert.match(await page.textContent('#message'), /storage: found no space left, expected room for 1\.\d MB/);
     assert.deepEqual(await stored(page), [], 'nothing half-made stays behind');
     await page.close();
