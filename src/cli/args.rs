@@ -64,9 +64,12 @@ pub struct QuantizeArgs {
     /// Directory to write; must not exist or be empty.
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
-    /// Replace --out if it has files in it.
+    /// Replace --out if it has files in it, and start again if a run was stopped.
     #[arg(long)]
     pub force: bool,
+    /// Go on after the last finished block of a run that was stopped; everything else as it was then.
+    #[arg(long)]
+    pub resume: bool,
     #[command(flatten)]
     pub method: MethodArgs,
     #[command(flatten)]

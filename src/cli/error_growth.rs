@@ -35,8 +35,7 @@ pub fn run(args: ErrorGrowthArgs) -> Result<()> {
     let mut rec = Recorder::new(&open_device(&args.device)?);
     let mut console = Console::new();
     let (mut layers, mut corrected_layers) = (Replacements::new(), Replacements::new());
-    let jobs =
-        vec![Job { options: &plain, output: &mut layers }, Job { options: &corrected, output: &mut corrected_layers }];
+    let jobs = vec![Job::new(&plain, &mut layers), Job::new(&corrected, &mut corrected_layers)];
     let reports = pollster::block_on(quantize_together(&mut rec, &model, &windows, jobs, &mut console))?;
     drop(console);
     let labels = ["α off".to_string(), format!("α {alpha}")];

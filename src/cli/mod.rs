@@ -6,10 +6,12 @@ mod demo;
 mod devices;
 mod error_growth;
 mod eval;
+mod fingerprint;
 mod generate;
 mod quantize;
 mod report;
 mod sweep;
+mod unfinished;
 
 use std::io::Write;
 use std::path::Path;

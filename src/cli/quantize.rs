@@ -12,7 +12,7 @@ use aquatint::model::ModelConfig;
 use aquatint::model::block::Stage;
 use aquatint::model::config::LinearSpec;
 use aquatint::model::network::Network;
-use aquatint::pipeline::quantize;
+use aquatint::pipeline::{Job, quantize_together};
 use aquatint::quant::{Method, QuantizeOptions};
 use aquatint::report::{Document, Evaluation, Report, Run, Sizes, html};
 use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
@@ -21,6 +21,8 @@ use indicatif::{HumanBytes, HumanDuration};
 use super::args::{CalibrationArgs, FormatArg, QuantizeArgs};
 use super::console::Console;
 use super::eval::evaluation_windows;
+use super::fingerprint::Fingerprint;
+use super::unfinished::{Earlier, Unfinished};
 use super::{check_writable, open_device, open_model, write_json, write_whole};
 
 /// Quantizes, writes and reports.
@@ -63,15 +65,29 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
         );
         return Ok(());
     }
+    let earlier = match args {
+        _ if args.resume => Earlier::Resume,
+        _ if args.force => Earlier::Discard,
+        _ => Earlier::Protect,
+    };
+    let fingerprint = Fingerprint::new(&model, &device)?.quantized(&options, &windows);
+    let mut unfinished = Unfinished::open(&args.out, &fingerprint, earlier)?;
+    let blocks = model.config().num_hidden_layers;
+    if args.resume {
+        eprintln!("resuming: {} of {blocks} blocks are done", unfinished.blocks());
+    }
     let mut rec = Recorder::new(&device);
     let mut console = Console::new();
-    let result = quantize(&mut rec, &model, &windows, &options, &mut writer, &mut console);
-    let report = pollster::block_on(result).inspect_err(|error| {
-        if matches!(error, Error::Cancelled) {
-            eprintln!("nothing was written");
-        }
+    let result = pollster::block_on(async {
+        let job = Job { options: &options, output: &mut writer, journal: Some(unfinished.journal()) };
+        let report = quantize_together(&mut rec, &model, &windows, vec![job], &mut console).await?.swap_remove(0)?;
+        writer.finish().await.map(|()| report)
+    });
+    let report = result.inspect_err(|_| match unfinished.blocks() {
+        0 => eprintln!("nothing was written"),
+        done => eprintln!("{done} of {blocks} blocks are kept; the same command with --resume goes on from there"),
     })?;
-    pollster::block_on(writer.finish())?;
+    unfinished.finish();
     drop(console);
     summarise(&report);
     println!("wrote {} to {}", HumanBytes(sizes.quantized_bytes), args.out.display());

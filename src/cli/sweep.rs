@@ -17,10 +17,11 @@ use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
 use super::args::SweepArgs;
 use super::console::Console;
 use super::eval::evaluation_windows;
+use super::fingerprint::{Fingerprint, texts_hash};
 use super::quantize::{calibration_tokens, draw};
 use super::{check_writable, open_device, open_model, write_csv, write_json, write_whole};
 use grid::{Cell, Grid};
-use store::{Fingerprint, Finished, Original, Store};
+use store::{Finished, Original, Store};
 use table::Row;
 
 /// Runs what is not finished, and prints and writes all results.
@@ -116,26 +117,15 @@ impl<'a> Sweep<'a> {
         store: Store,
     ) -> Result<Self> {
         let texts = measures.texts.iter().map(|text| (text.name.as_str(), text.windows.as_slice()));
-        let base = Fingerprint {
-            aquatint: env!("CARGO_PKG_VERSION").to_string(),
-            device: device.name(),
-            model: pollster::block_on(store::model_hash(model))?,
-            evaluation: store::texts_hash(texts, &measures.tasks),
-            calibration: None,
-            options: None,
-        };
+        let evaluation = Some(texts_hash(texts, &measures.tasks));
+        let base = Fingerprint { evaluation, ..Fingerprint::new(model, device)? };
         Ok(Self { model, calibration, measures, store, base, rec: Recorder::new(device), console: Console::new() })
     }
 
     /// Of a cell, or of the original model.
     fn fingerprint(&self, cell: Option<&Cell>) -> Result<Fingerprint> {
         let Some(cell) = cell else { return Ok(self.base.clone()) };
-        let windows = draw(self.calibration, &cell.options)?;
-        Ok(Fingerprint {
-            calibration: Some(store::texts_hash([("", windows.as_slice())], &[])),
-            options: Some(serde_json::to_value(&cell.options).expect("options are numbers and words")),
-            ..self.base.clone()
-        })
+        Ok(self.base.quantized(&cell.options, &draw(self.calibration, &cell.options)?))
     }
 
     /// Runs the cells that have no result yet, those of the same windows `together` at a time.
@@ -188,7 +178,7 @@ impl<'a> Sweep<'a> {
         cells.iter().for_each(|cell| eprintln!("next: {}", cell.label));
         let windows = draw(self.calibration, &cells[0].options)?;
         let mut layers: Vec<Replacements> = cells.iter().map(|_| Replacements::new()).collect();
-        let jobs = cells.iter().zip(&mut layers).map(|(cell, output)| Job { options: &cell.options, output }).collect();
+        let jobs = cells.iter().zip(&mut layers).map(|(cell, output)| Job::new(&cell.options, output)).collect();
         let reports = quantize_together(&mut self.rec, self.model, &windows, jobs, &mut self.console);
         Ok(pollster::block_on(reports)?.into_iter().zip(layers).collect())
     }

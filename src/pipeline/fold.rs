@@ -13,7 +13,7 @@ use crate::checkpoint::{Checkpoint, Dtype, QuantizedLinear, StoredLinear};
 use crate::model::block::{InputSource, Stage};
 
 /// What a block has ready for the output.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Finished {
     /// New values of norms and biases, by tensor name.
     pub tensors: Vec<(String, Vec<f32>)>,

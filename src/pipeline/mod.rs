@@ -6,6 +6,7 @@
 
 pub mod fold;
 mod group;
+mod journal;
 mod observer;
 mod run;
 
@@ -23,6 +24,9 @@ use crate::quant::QuantizeOptions;
 use crate::report::Report;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
+#[cfg(not(target_arch = "wasm32"))]
+pub use journal::DirectoryJournal;
+pub use journal::{BlockRecord, Journal};
 pub use observer::{Event, Observer, Phase};
 use run::{Group, Norms, Open, Run, Step};
 
@@ -64,6 +68,15 @@ pub struct Job<'a> {
     pub options: &'a QuantizeOptions,
     /// Where the layers go.
     pub output: &'a mut dyn Output,
+    /// The blocks that are done already, and where those that will be are kept.
+    pub journal: Option<&'a mut dyn Journal>,
+}
+
+impl<'a> Job<'a> {
+    /// A run from the first block on, of which nothing is kept.
+    pub fn new(options: &'a QuantizeOptions, output: &'a mut dyn Output) -> Self {
+        Self { options, output, journal: None }
+    }
 }
 
 /// Quantizes every linear of every block of `checkpoint`, calibrated on `windows`, and hands them to `output`.
@@ -79,7 +92,7 @@ pub async fn quantize(
     output: &mut dyn Output,
     observer: &mut dyn Observer,
 ) -> Result<Report> {
-    let mut reports = quantize_together(rec, checkpoint, windows, vec![Job { options, output }], observer).await?;
+    let mut reports = quantize_together(rec, checkpoint, windows, vec![Job::new(options, output)], observer).await?;
     reports.swap_remove(0)
 }
 
@@ -141,6 +154,8 @@ struct Session<'a> {
     /// The chunks from this one on are held out.
     held_out_from: usize,
     runs: Vec<Run<'a>>,
+    /// Whether every block of every run has a record and nothing follows, so that no stream is needed.
+    recorded: bool,
 }
 
 impl<'a> Session<'a> {
@@ -186,18 +201,16 @@ impl<'a> Session<'a> {
             runs.push(Run::new(job, Stream::new(rec, hidden)?, report));
         }
         let held_out_from = fitting.chunks(per_chunk).len();
-        Ok(Self { network, full: Stream::new(rec, embedded)?, held_out_from, runs })
+        let blocks = config.num_hidden_layers;
+        let recorded = runs.iter().all(|run| run.recorded() >= blocks && !run.quantizes_head());
+        Ok(Self { network, full: Stream::new(rec, embedded)?, held_out_from, runs, recorded })
     }
 
     /// The records, for a session that took `seconds`.
     fn finish(self, seconds: f64) -> Vec<Result<Report>> {
-        let booked = |run: &Run<'_>| run.report.seconds.values().sum::<f64>();
-        let rest = (seconds - self.runs.iter().map(booked).sum::<f64>()) / self.runs.len() as f64;
-        let finish = |mut run: Run<'a>| {
-            run.report.total_seconds = booked(&run) + rest;
-            run.finish()
-        };
-        self.runs.into_iter().map(finish).collect()
+        let booked = self.runs.iter().map(Run::booked).sum::<f64>();
+        let rest = (seconds - booked) / self.runs.len() as f64;
+        self.runs.into_iter().map(|run| run.finish(rest)).collect()
     }
 
     fn running(&mut self) -> impl Iterator<Item = &mut Run<'a>> {
@@ -207,6 +220,12 @@ impl<'a> Session<'a> {
     async fn block(&mut self, rec: &mut Recorder, index: usize, observer: &mut dyn Observer) -> Result<()> {
         if self.running().next().is_none() {
             return Ok(());
+        }
+        for run in self.running() {
+            run.recall(index)?;
+        }
+        if self.recorded {
+            return self.close(rec, index, observer).await;
         }
         let since = observer.seconds();
         let (block, weights) = self.network.block(rec, index).await?;
@@ -227,7 +246,7 @@ impl<'a> Session<'a> {
             observer.event(&Event::Group { block: index, stage });
         }
         self.full = open.full;
-        self.measure(rec, index, observer).await
+        self.close(rec, index, observer).await
     }
 
     /// Quantizes the linears of `stage` in every run, and takes all streams past them.
@@ -250,13 +269,11 @@ impl<'a> Session<'a> {
         let since = observer.seconds();
         let norms = self.advance(rec, open, stage, &mut steps).await?;
         self.spent(rec, Phase::Forward, since, observer).await?;
-        observer.event(&Event::Phase { block: open.index, stage, phase: Phase::Write });
-        let since = observer.seconds();
         for (run, step) in self.runs.iter_mut().zip(steps).filter(|(run, _)| run.goes_on()) {
-            let settled = run.settle(open, stage, step, &norms).await;
+            let settled = run.settle(rec, open, step, &norms).await;
             run.survive(settled)?;
         }
-        self.spent(rec, Phase::Write, since, observer).await
+        Ok(())
     }
 
     /// All streams past the linears of `stage`, each through its own weights.
@@ -307,8 +324,8 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// How far every run is from S after block `index`.
-    async fn measure(&mut self, rec: &mut Recorder, index: usize, observer: &mut dyn Observer) -> Result<()> {
+    /// How far every run is from S after block `index`; hands the block over.
+    async fn close(&mut self, rec: &mut Recorder, index: usize, observer: &mut dyn Observer) -> Result<()> {
         let mut all = 0.0;
         for lane in &self.full.0 {
             all += norm(rec, &lane.hidden).await?;
@@ -318,6 +335,13 @@ impl<'a> Session<'a> {
             let measured = run.measure(rec, index, &self.full, all).await;
             errors.extend(run.survive(measured)?);
         }
+        observer.event(&Event::Phase { block: index, stage: Stage::Down, phase: Phase::Write });
+        let since = observer.seconds();
+        for run in self.runs.iter_mut().filter(|run| run.goes_on()) {
+            let handed = run.hand_over().await;
+            run.survive(handed)?;
+        }
+        self.spent(rec, Phase::Write, since, observer).await?;
         observer.event(&Event::Block { block: index, errors });
         Ok(())
     }

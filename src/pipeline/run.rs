@@ -1,10 +1,13 @@
 //! One run of those in hand: its options, its stream, and what it has found so far.
 
+use std::collections::BTreeMap;
+
 use super::fold::{Finished, Producer};
 use super::group::{Gathered, GroupQuantizer, Linear, Outcome};
+use super::journal::{BlockRecord, Journal};
 use super::observer::{Event, Observer, Phase};
 use super::{Job, Output, Stream};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, StoredLinear};
 use crate::device::Recorder;
 use crate::model::block::{Block, Context, Stage};
 use crate::model::config::LinearSpec;
@@ -89,6 +92,13 @@ pub(super) struct Run<'a> {
     pub report: Report,
     /// What the output has not been given yet.
     finished: Finished,
+    journal: Option<&'a mut dyn Journal>,
+    /// The record of the block in hand, if it was done before.
+    recalled: Option<BlockRecord>,
+    /// The weights of the block in hand that Ŝ went through, by module path, for the journal.
+    stream_weights: Vec<(String, Vec<f32>)>,
+    /// Seconds of the runs that made the records.
+    earlier: BTreeMap<Phase, f64>,
     /// What it broke down of.
     failure: Option<Error>,
 }
@@ -108,7 +118,32 @@ pub(super) struct Step {
 
 impl<'a> Run<'a> {
     pub fn new(job: Job<'a>, stream: Stream, report: Report) -> Self {
-        Self { options: job.options, output: job.output, stream, report, finished: Finished::default(), failure: None }
+        Self {
+            options: job.options,
+            output: job.output,
+            stream,
+            report,
+            finished: Finished::default(),
+            journal: job.journal,
+            recalled: None,
+            stream_weights: Vec::new(),
+            earlier: BTreeMap::new(),
+            failure: None,
+        }
+    }
+
+    /// How many blocks were done before.
+    pub fn recorded(&self) -> usize {
+        self.journal.as_ref().map_or(0, |journal| journal.blocks())
+    }
+
+    /// Fetches the record of block `index`, if there is one.
+    pub fn recall(&mut self, index: usize) -> Result<()> {
+        self.recalled = match &mut self.journal {
+            Some(journal) if index < journal.blocks() => Some(journal.read(index)?),
+            _ => None,
+        };
+        Ok(())
     }
 
     /// Whether it has not broken down.
@@ -128,9 +163,25 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The record, or what the run broke down of.
-    pub fn finish(self) -> Result<Report> {
+    /// The record, or what the run broke down of. `rest`: seconds that are not booked.
+    pub fn finish(mut self, rest: f64) -> Result<Report> {
+        self.report.seconds = self.seconds();
+        self.report.total_seconds = self.report.seconds.values().sum::<f64>() + rest;
         self.failure.map_or(Ok(self.report), Err)
+    }
+
+    /// Seconds that are booked, without those of earlier runs.
+    pub fn booked(&self) -> f64 {
+        self.report.seconds.values().sum()
+    }
+
+    /// Seconds per phase, with those of earlier runs.
+    fn seconds(&self) -> BTreeMap<Phase, f64> {
+        let mut all = self.earlier.clone();
+        for (&phase, seconds) in &self.report.seconds {
+            *all.entry(phase).or_default() += seconds;
+        }
+        all
     }
 
     /// Quantizes the linears of `stage`, if this run quantizes the block.
@@ -145,6 +196,14 @@ impl<'a> Run<'a> {
             return Ok(Step::default());
         }
         let originals = &open.weights[stage.linears()];
+        if let Some(record) = &self.recalled {
+            let specs = open.specs[stage.linears()].iter().zip(originals);
+            let weights = specs.map(|(spec, original)| match record.stream_weight(&spec.name) {
+                Some(weight) => rec.upload(original.shape(), weight),
+                None => rec.duplicate(original),
+            });
+            return Ok(Step { rounded: Some(weights.collect::<Result<_>>()?), ..Step::default() });
+        }
         let group = open.specs[stage.linears()].iter().zip(originals).enumerate();
         let chosen = group.filter_map(|(place, (spec, weight))| Some((place, self.linear(&spec.name, weight)?)));
         let (places, linears): (Vec<usize>, Vec<Linear<'_>>) = chosen.unzip();
@@ -253,20 +312,21 @@ impl<'a> Run<'a> {
         open.block.fold(rec, stage, approximate, context, lane)
     }
 
-    /// Fills in the measured errors of the group's layers, and hands the output what is ready.
-    pub async fn settle(&mut self, open: &Open<'_>, stage: Stage, step: Step, norms: &Norms) -> Result<()> {
-        let Step { mut outcomes, producer, errors, .. } = step;
+    /// Fills in the measured errors of the group's layers.
+    pub async fn settle(&mut self, rec: &mut Recorder, open: &Open<'_>, step: Step, norms: &Norms) -> Result<()> {
+        let Step { mut outcomes, producer, rounded, errors } = step;
         let scales = outcomes.first_mut().and_then(|(_, outcome)| outcome.input_scales.take());
         if let Some((producer, scales)) = producer.zip(scales) {
             producer.fold(&scales, &mut self.finished);
         }
-        let measured = outcomes.into_iter().map(|(place, outcome)| (outcome, errors[place], norms[place]));
-        self.record(measured.collect(), open.holds_out())?;
-        // With AWQ a later stage may still change what an earlier one has stored.
-        if self.options.method == Method::Awq && stage != Stage::Down {
-            return Ok(());
+        if self.journal.is_some() {
+            for (place, outcome) in &outcomes {
+                let weight = &rounded.as_ref().expect("a group with outcomes has weights")[*place];
+                self.stream_weights.push((outcome.stored.name().to_string(), rec.read(weight).await?));
+            }
         }
-        self.hand_over().await
+        let measured = outcomes.into_iter().map(|(place, outcome)| (outcome, errors[place], norms[place]));
+        self.record(measured.collect(), open.holds_out())
     }
 
     /// Fills in measured errors: ‖WX − QX̂‖² and ‖WX‖², each of the tokens to fit on and of those held out.
@@ -286,7 +346,7 @@ impl<'a> Run<'a> {
     }
 
     /// Gives the output what is ready.
-    async fn hand_over(&mut self) -> Result<()> {
+    pub async fn hand_over(&mut self) -> Result<()> {
         let Finished { tensors, linears } = std::mem::take(&mut self.finished);
         for (name, values) in tensors {
             self.output.put_tensor(name, values)?;
@@ -295,6 +355,32 @@ impl<'a> Run<'a> {
             self.output.put(linear).await?;
         }
         Ok(())
+    }
+
+    /// Keeps the block that is done.
+    fn keep(&mut self, block: &BlockReport) -> Result<()> {
+        let seconds = self.seconds();
+        let Some(journal) = &mut self.journal else { return Ok(()) };
+        let Finished { tensors, linears } = self.finished.clone();
+        let is_stored = |name: &str, weight: &[f32]| {
+            let stored = linears.iter().find(|linear| linear.name() == name).map(StoredLinear::dequantize);
+            stored.is_some_and(|stored| same_bits(&stored, weight))
+        };
+        let mut stream = std::mem::take(&mut self.stream_weights);
+        stream.retain(|(name, weight)| !is_stored(name, weight));
+        let layers = self.report.layers[self.report.layers.len() - linears.len()..].to_vec();
+        journal.write(&BlockRecord { block: block.clone(), layers, seconds, tensors, linears, stream })
+    }
+
+    /// Takes a block over that was done before. Returns the error after it.
+    fn take_over(&mut self, record: BlockRecord) -> f64 {
+        let BlockRecord { block, layers, seconds, tensors, linears, stream: _ } = record;
+        let error = block.error;
+        self.report.blocks.push(block);
+        self.report.layers.extend(layers);
+        self.earlier = seconds;
+        self.finished = Finished { tensors, linears };
+        error
     }
 
     /// Quantizes the output matrix `weight`, if this run does. The inputs of all lanes are normalised.
@@ -333,14 +419,19 @@ impl<'a> Run<'a> {
         self.options.lm_head && self.options.blocks.is_none()
     }
 
-    /// Records Δ_m = ‖S − Ŝ‖²/‖S‖² over all tokens; its root.
+    /// Records Δ_m = ‖S − Ŝ‖²/‖S‖² over all tokens, and keeps the block; the root of Δ_m.
     pub async fn measure(&mut self, rec: &mut Recorder, block: usize, full: &Stream, norm: f64) -> Result<Option<f64>> {
+        if let Some(record) = self.recalled.take() {
+            return Ok(Some(self.take_over(record)));
+        }
         let mut error = 0.0;
         for (full, quantized) in full.0.iter().zip(&self.stream.0) {
             error += super::error(rec, &full.hidden, &quantized.hidden).await?;
         }
         let delta = super::relative(error, norm, &format!("the hidden states after block {block}"))?;
-        self.report.blocks.push(BlockReport { block, delta, error: delta.sqrt() });
+        let report = BlockReport { block, delta, error: delta.sqrt() };
+        self.keep(&report)?;
+        self.report.blocks.push(report);
         Ok(Some(delta.sqrt()))
     }
 
@@ -355,4 +446,9 @@ impl<'a> Run<'a> {
         self.book(phase, observer.seconds() - since);
         Ok(())
     }
+}
+
+/// Whether both are the same numbers, signs of zeros included.
+fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    bytemuck::cast_slice::<f32, u32>(a) == bytemuck::cast_slice::<f32, u32>(b)
 }

@@ -42,7 +42,7 @@ pub struct Report {
 }
 
 /// What became of one linear layer.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerReport {
     /// Module path.
     pub name: String,
@@ -69,7 +69,7 @@ pub struct LayerReport {
 }
 
 /// The state of the streams after a block.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BlockReport {
     /// Block, from 0.
     pub block: usize,

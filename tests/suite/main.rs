@@ -33,6 +33,7 @@ mod quip;
 mod reduce;
 mod refit;
 mod report;
+mod resume;
 mod rms_norm;
 mod rope;
 mod rtn;

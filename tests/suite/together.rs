@@ -36,7 +36,7 @@ fn together(
     runs: &[QuantizeOptions],
 ) -> Result<Vec<(Result<Report>, Replacements)>> {
     let mut layers: Vec<Replacements> = runs.iter().map(|_| Replacements::new()).collect();
-    let jobs = runs.iter().zip(&mut layers).map(|(options, output)| Job { options, output }).collect();
+    let jobs = runs.iter().zip(&mut layers).map(|(options, output)| Job::new(options, output)).collect();
     let reports = block_on(quantize_together(rec, model, &windows(model, &runs[0]), jobs, &mut ()))?;
     Ok(reports.into_iter().zip(layers).collect())
 }
@@ -101,7 +101,7 @@ fn a_run_that_breaks_down_leaves_the_others_as_they_are() {
     let mut rec = recorder(&Device::Cpu);
     let options = options(3, Method::Gptq, Alpha::Fixed(0.5));
     let (mut breaking, mut layers) = (Breaking(10), Replacements::new());
-    let jobs = vec![Job { options: &options, output: &mut breaking }, Job { options: &options, output: &mut layers }];
+    let jobs = vec![Job::new(&options, &mut breaking), Job::new(&options, &mut layers)];
     let windows = windows(&model, &options);
     let mut reports = block_on(quantize_together(&mut rec, &model, &windows, jobs, &mut ())).unwrap();
     let (report_alone, layers_alone) = alone(&mut rec, &model, &options);
@@ -110,7 +110,7 @@ fn a_run_that_breaks_down_leaves_the_others_as_they_are() {
     let Some(Err(Error::NotFinite { place, .. })) = reports.pop() else { panic!("it broke down") };
     assert_eq!(place, "model.layers.1.self_attn.o_proj");
     let mut breaking = Breaking(10);
-    let jobs = vec![Job { options: &options, output: &mut breaking }];
+    let jobs = vec![Job::new(&options, &mut breaking)];
     let reports = block_on(quantize_together(&mut rec, &model, &windows, jobs, &mut ())).unwrap();
     assert!(matches!(reports[..], [Err(Error::NotFinite { .. })]));
 }

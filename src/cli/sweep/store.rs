@@ -4,30 +4,14 @@
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use aquatint::eval::tasks::{Task, TaskResult};
+use aquatint::eval::tasks::TaskResult;
 use aquatint::report::{Evaluation, Run};
-use aquatint::{Checkpoint, Error, Result};
+use aquatint::{Error, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use sha2::{Digest, Sha256};
 
+use super::super::fingerprint::Fingerprint;
 use super::super::write_json;
-
-/// Everything that decides a result.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Fingerprint {
-    pub aquatint: String,
-    pub device: String,
-    /// Hash of the model's configuration and of some of each tensor.
-    pub model: String,
-    /// Hash of the evaluation windows, the tasks and their names.
-    pub evaluation: String,
-    /// Hash of the calibration windows, where there are any.
-    pub calibration: Option<String>,
-    /// Of the quantization, where there is one.
-    pub options: Option<Value>,
-}
 
 /// What became of a cell.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -108,55 +92,6 @@ impl Store {
     pub fn save<T: Serialize>(&self, path: &Path, fingerprint: &Fingerprint, result: &T) -> Result<()> {
         write_json(path, &Stored { fingerprint: fingerprint.clone(), result })
     }
-}
-
-impl Fingerprint {
-    /// What is not as in `expected`, as a phrase.
-    fn difference(&self, expected: &Self) -> Option<String> {
-        let differences = [
-            (self.aquatint != expected.aquatint, format!("version {} of aquatint", self.aquatint)),
-            (self.device != expected.device, format!("the device {}", self.device)),
-            (self.model != expected.model, "another model".to_string()),
-            (self.options != expected.options, self.options_that_differ(expected)),
-            (self.calibration != expected.calibration, "other calibration text".to_string()),
-            (self.evaluation != expected.evaluation, "other evaluation text".to_string()),
-        ];
-        differences.into_iter().find(|(differs, _)| *differs).map(|(_, phrase)| phrase)
-    }
-
-    fn options_that_differ(&self, expected: &Self) -> String {
-        let (Some(Value::Object(here)), Some(Value::Object(there))) = (&self.options, &expected.options) else {
-            return "other options".to_string();
-        };
-        let differing = here.iter().find(|(name, value)| there.get(*name) != Some(value));
-        differing.map_or("other options".to_string(), |(name, value)| format!("{name} {value}"))
-    }
-}
-
-/// Identifies a model by its configuration and the first row of each tensor: all of the weights would take long to read.
-pub async fn model_hash(model: &Checkpoint) -> Result<String> {
-    let mut hash = Sha256::new();
-    hash.update(serde_json::to_string(model.raw_config()).unwrap_or_default());
-    for (name, _) in model.config().expected_tensors() {
-        hash.update(&name);
-        hash.update(bytemuck::cast_slice(&model.read_rows(&name, 0..1).await?));
-    }
-    Ok(hexadecimal(hash))
-}
-
-/// Identifies windows of tokens, each with what they are called, and tasks.
-pub fn texts_hash<'a>(texts: impl IntoIterator<Item = (&'a str, &'a [Vec<u32>])>, tasks: &[Task]) -> String {
-    let mut hash = Sha256::new();
-    for (name, windows) in texts {
-        hash.update(format!("{name} {} of {}", windows.len(), windows.first().map_or(0, Vec::len)));
-        windows.iter().for_each(|window| hash.update(bytemuck::cast_slice(window)));
-    }
-    tasks.iter().for_each(|task| hash.update(format!("{task:?}")));
-    hexadecimal(hash)
-}
-
-fn hexadecimal(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn io_error(path: &Path, action: &'static str, source: std::io::Error) -> Error {
