@@ -172,7 +172,7 @@ fn results_of_other_options_or_texts_are_not_mixed() {
     let text = text.to_str().unwrap();
     for (more, part) in [
         (vec!["--windows", "3"], "other evaluation text"),
-        (vec!["--windows", "4", "--grid", "minmax"], "grid \"mse\""),
+        (vec!["--windows", "4", "--grid", "minmax"], "grid \"hessian\""),
         (vec!["--windows", "4", "--calibration", text], "other calibration text"),
     ] {
         refused(&sweep(&more).output().unwrap(), &["seed0.json", part, "--out", "--force"]);
