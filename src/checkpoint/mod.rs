@@ -5,6 +5,7 @@ mod gptq;
 mod header;
 mod load;
 mod plan;
+mod random;
 mod reader;
 mod shards;
 mod sink;
@@ -16,6 +17,7 @@ pub use gptq::{
 };
 pub use header::{TensorEntry, read_header};
 pub use plan::{DEFAULT_SHARD_LIMIT, Format, LayerPlan, WritePlan};
+pub use random::random;
 pub use reader::{Checkpoint, belongs};
 pub use safetensors::Dtype;
 pub use sink::Sink;

@@ -36,6 +36,8 @@ pub enum Command {
     ErrorGrowth(Box<ErrorGrowthArgs>),
     /// Continue a text, with an ordinary or a quantized checkpoint.
     Generate(GenerateArgs),
+    /// Quantize blocks of random weights, of a model's shape, to see how long the model would take here.
+    BenchModel(BenchModelArgs),
     /// Make a page of records that --json wrote, or compare several.
     Report(ReportArgs),
     /// Quantize the bundled model four ways and print one table.
@@ -306,6 +308,32 @@ pub struct GenerateArgs {
     pub context: Option<usize>,
     #[command(flatten)]
     pub device: DeviceArg,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchModelArgs {
+    /// llama-2-7b, llama-3-8b, llama-2-70b, or a config.json.
+    #[arg(long, value_name = "NAME|FILE")]
+    pub shape: String,
+    /// Blocks to quantize, the first ones.
+    #[arg(long, default_value_t = 1, value_name = "K")]
+    pub blocks: usize,
+    /// Windows of random tokens.
+    #[arg(long, default_value_t = DEFAULT_SAMPLES, value_name = "N")]
+    pub samples: usize,
+    /// Tokens per window.
+    #[arg(long, default_value_t = DEFAULT_SEQ_LEN, value_name = "N")]
+    pub seq_len: usize,
+    /// Seed of weights and tokens.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub seed: u64,
+    #[command(flatten)]
+    pub method: MethodArgs,
+    #[command(flatten)]
+    pub device: DeviceArg,
+    /// Write a record of the measurement.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

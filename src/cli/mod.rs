@@ -1,6 +1,7 @@
 //! The command line: options in, progress and tables out. Owns no logic of the method.
 
 mod args;
+mod bench_model;
 mod console;
 mod demo;
 mod devices;
@@ -10,6 +11,7 @@ mod fingerprint;
 mod generate;
 mod quantize;
 mod report;
+mod speed;
 mod sweep;
 mod unfinished;
 
@@ -37,6 +39,7 @@ pub fn run() -> ExitCode {
         Command::Sweep(args) => sweep::run(*args),
         Command::ErrorGrowth(args) => error_growth::run(*args),
         Command::Generate(args) => generate::run(args),
+        Command::BenchModel(args) => bench_model::run(args),
         Command::Report(args) => report::run(args),
         Command::Demo(args) => demo::run(args),
     };

@@ -6,13 +6,13 @@ use aquatint::calibration::TextFile;
 use aquatint::checkpoint::{
     CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, WritePlan, read_text_file,
 };
-use aquatint::device::Recorder;
+use aquatint::device::{Device, Recorder};
 use aquatint::eval::evaluate;
 use aquatint::model::ModelConfig;
 use aquatint::model::block::Stage;
 use aquatint::model::config::LinearSpec;
 use aquatint::model::network::Network;
-use aquatint::pipeline::{Job, quantize_together};
+use aquatint::pipeline::{Job, planned_bytes, quantize_together, work};
 use aquatint::quant::{Method, QuantizeOptions};
 use aquatint::report::{Document, Evaluation, Report, Run, Sizes, html};
 use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
@@ -22,6 +22,7 @@ use super::args::{CalibrationArgs, FormatArg, QuantizeArgs};
 use super::console::Console;
 use super::eval::evaluation_windows;
 use super::fingerprint::Fingerprint;
+use super::speed::{operations, product_rate, summary};
 use super::unfinished::{Earlier, Unfinished};
 use super::{check_writable, open_device, open_model, write_json, write_whole};
 
@@ -63,7 +64,7 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
             HumanBytes(sizes.quantized_bytes),
             args.out.display()
         );
-        return Ok(());
+        return forecast(&device, &model, &options);
     }
     let earlier = match args {
         _ if args.resume => Earlier::Resume,
@@ -99,6 +100,25 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     });
     record(&args, run)?;
     evaluated
+}
+
+/// Prints what the run would compute, hold and take.
+fn forecast(device: &Device, model: &Checkpoint, options: &QuantizeOptions) -> Result<()> {
+    let work = work(model.config(), options);
+    let all: f64 = work.values().sum();
+    let rate = product_rate(&mut Recorder::new(device))?;
+    println!("work: {}; in all {}", summary(&work), operations(all));
+    println!(
+        "time: at least {}, were all of it as fast as the f32 matrix products just measured, {:.1} Gflop/s",
+        HumanDuration(std::time::Duration::from_secs_f64(all / rate)),
+        rate / 1e9
+    );
+    println!(
+        "memory: about {} on the device; {} of weights are read block by block",
+        HumanBytes(planned_bytes(model.config(), options)),
+        HumanBytes(model.bytes())
+    );
+    Ok(())
 }
 
 /// A text by name, and its windows.

@@ -75,7 +75,7 @@ impl<T: AsRef<str> + ?Sized> Index<&T> for Replacements {
 }
 
 /// Tokens that are processed together, about: enough to fill a GPU, few enough to fit any binding.
-const CHUNK_TOKENS: usize = 4096;
+pub(crate) const CHUNK_TOKENS: usize = 4096;
 /// Name of the embedding matrix.
 const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Name of the last norm's weight.

@@ -9,6 +9,7 @@ mod group;
 mod journal;
 mod observer;
 mod run;
+mod work;
 
 use std::collections::BTreeMap;
 
@@ -18,7 +19,7 @@ use crate::checkpoint::{Checkpoint, CheckpointWriter, StoredLinear};
 use crate::device::Recorder;
 use crate::model::ModelConfig;
 use crate::model::block::{Block, Lane, Stage, widest_activation};
-use crate::model::network::{Network, Replacements};
+use crate::model::network::{CHUNK_TOKENS, Network, Replacements};
 use crate::ops::reduce::{squared_difference, sum_squares, total};
 use crate::quant::QuantizeOptions;
 use crate::report::Report;
@@ -29,6 +30,7 @@ pub use journal::DirectoryJournal;
 pub use journal::{BlockRecord, Journal};
 pub use observer::{Event, Observer, Phase};
 use run::{Group, Norms, Open, Run, Step};
+pub use work::work;
 
 /// Where quantized layers go, in model order.
 pub trait Output {
@@ -385,9 +387,15 @@ fn take(rec: &mut Recorder, place: &mut Tensor) -> Result<Tensor> {
     Ok(std::mem::replace(place, rec.empty(&[0])?))
 }
 
+/// The device memory of one run with `options` at its peak, in bytes, about.
+pub fn planned_bytes(config: &ModelConfig, options: &QuantizeOptions) -> u64 {
+    let tokens = options.samples * options.seq_len;
+    device_bytes(config, 1, tokens, tokens.min(CHUNK_TOKENS.max(options.seq_len)))
+}
+
 /// The device memory of `runs` runs together at their peak, in bytes, about: streams, one block and its quantized forms,
 /// and the statistics of its widest group.
-pub fn device_bytes(config: &ModelConfig, runs: usize, tokens: usize, chunk_tokens: usize) -> u64 {
+fn device_bytes(config: &ModelConfig, runs: usize, tokens: usize, chunk_tokens: usize) -> u64 {
     let [runs, tokens, chunk_tokens] = [runs, tokens, chunk_tokens].map(|count| count as u64);
     let widest = widest_activation(config) as u64;
     let streams = (1 + runs) * tokens * (config.hidden_size as u64 + widest);

@@ -19,7 +19,7 @@ use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// Exponents that are tried: 0.00, 0.05, … 0.95.
-const RATIOS: usize = 20;
+pub(crate) const RATIOS: usize = 20;
 /// Ranges that are tried, in percent: 100, 95, … 55.
 const PERCENT: [usize; 10] = [100, 95, 90, 85, 80, 75, 70, 65, 60, 55];
 /// Least (mean|x̂|)^r, as in the public implementation.

@@ -172,16 +172,8 @@ impl Place<'_> {
         }
         let files = listing(&written_files(self.storage, QUANTIZED).await?);
         let after = files.iter().map(|(_, bytes)| bytes).sum();
-        let tokens_calibrated = options.samples * options.seq_len;
-        let memory = Memory {
-            wasm_peak: wasm_bytes(),
-            device_estimate: pipeline::device_bytes(
-                self.model.config(),
-                1,
-                tokens_calibrated,
-                tokens_calibrated.min(4096),
-            ),
-        };
+        let memory =
+            Memory { wasm_peak: wasm_bytes(), device_estimate: pipeline::planned_bytes(self.model.config(), options) };
         let perplexity = Perplexity { original, quantized, plain, tokens };
         let bytes = Bytes { before: self.model.bytes(), after };
         let saved = SavedReport {

@@ -2,7 +2,7 @@
 
 use aquatint::checkpoint::{Checkpoint, DEFAULT_SHARD_LIMIT, WritePlan};
 use aquatint::device::Device;
-use aquatint::pipeline::{device_bytes, largest_array};
+use aquatint::pipeline::{largest_array, planned_bytes};
 use aquatint::quant::GroupSize;
 use serde::Serialize;
 
@@ -106,7 +106,7 @@ pub fn plan(model: &Checkpoint, options: &PageOptions, device: Option<&Device>) 
     let config = model.config();
     let tokens = resolved.samples * resolved.seq_len;
     let mut plan = RunPlan {
-        device_bytes: device_bytes(config, 1, tokens, resolved.seq_len.max(4096).min(tokens)),
+        device_bytes: planned_bytes(config, &resolved),
         largest_array: largest_array(config, resolved.seq_len),
         tokens,
         ..RunPlan::default()

@@ -1,0 +1,85 @@
+//! How much a run has to compute, counted before it starts.
+
+use std::collections::BTreeMap;
+
+use super::observer::Phase;
+use crate::model::ModelConfig;
+use crate::model::block::Stage;
+use crate::quant::awq::RATIOS;
+use crate::quant::{Alpha, Method, QuantizeOptions};
+
+/// Range shrinkages that a grid search tries, and operations for one weight each, about.
+const GRID_SEARCH: f64 = 80.0 * 8.0;
+
+/// The floating-point operations of a run per phase, a multiplication and an addition being two. Terms of less than n² per token
+/// or row are left out.
+///
+/// With T tokens and a group of linears `[mᵢ, n]`: the streams take 4·T·Σmᵢ·n, H takes T·n² and D 2·T·n² (algorithms.md §1 and §2).
+pub fn work(config: &ModelConfig, options: &QuantizeOptions) -> BTreeMap<Phase, f64> {
+    let mut sums = BTreeMap::new();
+    let mut add = |phase, operations: f64| *sums.entry(phase).or_default() += operations;
+    let tokens = (options.samples * options.seq_len) as f64;
+    let grid_columns = options.grid_columns(config).map(|columns| columns as f64);
+    let reach = config.sliding_window.unwrap_or(options.seq_len).min(options.seq_len) as f64;
+    for block in 0..config.num_hidden_layers {
+        let specs = config.block_linears(block);
+        for stage in Stage::ALL {
+            let specs = &specs[stage.linears()];
+            let n = specs[0].columns as f64;
+            let rows: f64 = specs.iter().map(|spec| spec.rows as f64).sum();
+            add(Phase::Forward, 4.0 * tokens * rows * n);
+            if stage == Stage::Attention {
+                // Two products over half of the keys on average, in two streams.
+                let width = (config.num_attention_heads * config.head_dim) as f64;
+                add(Phase::Forward, 2.0 * 4.0 * tokens * width * reach / 2.0);
+            }
+            if options.blocks.is_some_and(|blocks| block >= blocks) {
+                continue;
+            }
+            let quantized: Vec<(f64, Alpha)> = specs
+                .iter()
+                .filter(|spec| options.bits_of(&spec.name).is_some())
+                .map(|spec| (spec.rows as f64, options.alpha.of(&spec.name)))
+                .collect();
+            let correlate = quantized.iter().any(|(_, alpha)| *alpha != Alpha::Off);
+            if quantized.is_empty() || !correlate && options.method == Method::Rtn {
+                continue;
+            }
+            add(Phase::Statistics, tokens * n * n * if correlate { 3.0 } else { 1.0 });
+            let auto = quantized.iter().any(|(_, alpha)| *alpha == Alpha::Auto);
+            if correlate {
+                add(Phase::Correction, n * n * n / 3.0 * if auto { 2.0 } else { 1.0 });
+            }
+            if matches!(options.method, Method::Gptq | Method::Quip) {
+                // The factor, and its inverse.
+                add(Phase::Rounding, n * n * n);
+            }
+            for (m, alpha) in quantized {
+                let product = 2.0 * m * n * n;
+                let held_out = options.held_out() > 0;
+                let corrections = match alpha {
+                    Alpha::Off => 0.0,
+                    Alpha::Fixed(_) => 1.0,
+                    Alpha::Auto => 2.0,
+                };
+                // W·D and two triangular solves of half a product each; of what is held out W·D, and for α* Δ·H.
+                let measured = if !held_out || alpha == Alpha::Off { 0.0 } else { 1.0 };
+                let optimal = if held_out && alpha == Alpha::Auto { 1.0 } else { 0.0 };
+                add(Phase::Correction, product * (2.0 * corrections + measured + optimal));
+                let roundings = if alpha == Alpha::Off { 1.0 } else { 2.0 };
+                let search = GRID_SEARCH * m * n;
+                let rounding = match options.method {
+                    Method::Rtn => search,
+                    Method::Gptq => search + product * (0.5 + 3.0 * options.descent_passes as f64),
+                    Method::Quip => product * 0.5,
+                    Method::Awq => 20.0 * m * n * grid_columns.unwrap_or(n),
+                };
+                add(Phase::Rounding, roundings * rounding + 2.0 * measured * product);
+                if options.method == Method::Awq {
+                    add(Phase::Rounding, RATIOS as f64 * product);
+                }
+            }
+        }
+    }
+    sums
+}
