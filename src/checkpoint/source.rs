@@ -78,12 +78,17 @@ mod native {
     use super::*;
     use crate::calibration::TextFile;
     use std::fs::File;
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
+    use std::time::SystemTime;
 
     /// A file mapped into memory: pages are read when touched, and can be dropped by the system at any time.
     #[derive(Debug)]
     pub struct MappedFile {
         name: String,
+        path: PathBuf,
+        file: File,
+        /// When it was last written to.
+        modified: Option<SystemTime>,
         map: memmap2::Mmap,
     }
 
@@ -94,10 +99,26 @@ mod native {
             let file = File::open(path).map_err(refuse)?;
             // SAFETY: a map is sound as long as nobody changes or truncates the file while it lives. Checkpoints are
             // written once and then only read; our own writer replaces a directory by renaming, which leaves mapped files
-            // intact. A foreign program that overwrites a shard in place during a run breaks this contract.
+            // intact. A foreign program that overwrites a shard in place during a run breaks this contract, which every read
+            // checks for.
             let map = unsafe { memmap2::Mmap::map(&file) }.map_err(refuse)?;
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            Ok(Self { name, map })
+            let modified = file.metadata().and_then(|metadata| metadata.modified()).ok();
+            Ok(Self { name, path: path.to_owned(), file, modified, map })
+        }
+
+        /// Errors if somebody has written to the file since it was opened.
+        fn check_unchanged(&self) -> Result<()> {
+            let metadata = self.file.metadata().map_err(|source| read_error(&self.path, source))?;
+            if metadata.len() == self.len() && metadata.modified().ok() == self.modified {
+                return Ok(());
+            }
+            Err(Error::input(
+                self.path.display().to_string(),
+                "a file that was changed after the run had begun",
+                "the same content to the end",
+                "run again when nothing writes to it any more",
+            ))
         }
     }
 
@@ -111,7 +132,7 @@ mod native {
         }
 
         fn read(&self, range: Range<u64>) -> LocalBoxFuture<'_, Result<Cow<'_, [u8]>>> {
-            let bytes = slice(&self.map, range);
+            let bytes = self.check_unchanged().and_then(|()| slice(&self.map, range));
             Box::pin(async move { bytes.map(Cow::Borrowed) })
         }
     }

@@ -93,9 +93,9 @@ pub fn run(args: BenchModelArgs) -> Result<()> {
     let planned = planned_bytes(config, &options);
     let peak = peak_memory();
     let host = peak.map_or("not told by this system".to_string(), |bytes| HumanBytes(bytes).to_string());
-    println!("memory: planned on the device {}; peak of this process {host}", HumanBytes(planned));
+    say!("memory: planned on the device {}; peak of this process {host}", HumanBytes(planned));
     let all = HumanDuration(std::time::Duration::from_secs_f64(whole));
-    println!("all {blocks_of_the_model} blocks at this pace: {whole:.0} s ({all}), without reading and writing files");
+    say!("all {blocks_of_the_model} blocks at this pace: {whole:.0} s ({all}), without reading and writing files");
     let Some(path) = &args.json else { return Ok(()) };
     let record = Record {
         shape: &args.shape,
@@ -138,7 +138,7 @@ fn print(args: &BenchModelArgs, report: &Report, work: &BTreeMap<Phase, f64>, ra
         row(phase.label(), seconds, work.get(phase).copied());
     }
     row("all", report.total_seconds, Some(work.values().sum()));
-    println!(
+    say!(
         "{} of {}, {} × {} tokens, {}: an f32 matrix product of 1024 × 1024 runs at {:.1} Gflop/s",
         if args.blocks == 1 { "1 block".to_string() } else { format!("{} blocks", args.blocks) },
         args.shape,
@@ -147,7 +147,7 @@ fn print(args: &BenchModelArgs, report: &Report, work: &BTreeMap<Phase, f64>, ra
         report.device,
         rate / 1e9
     );
-    println!("{table}");
+    say!("{table}");
 }
 
 /// The configuration of a well-known model, or that in a file.

@@ -68,7 +68,7 @@ pub fn run(args: DemoArgs) -> Result<()> {
             format!("{seconds:.1}"),
         ]);
     }
-    println!("{} at {BITS} bits, groups of 32, {SAMPLES} windows of {SEQ_LEN} tokens", model.name());
-    println!("{table}");
+    say!("{} at {BITS} bits, groups of 32, {SAMPLES} windows of {SEQ_LEN} tokens", model.name());
+    say!("{table}");
     Ok(())
 }

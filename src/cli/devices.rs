@@ -36,8 +36,8 @@ pub fn run() -> Result<()> {
         ]);
     }
     table.add_row(vec!["cpu".to_string(), format!("{} threads", rayon::current_num_threads())]);
-    println!("{table}");
+    say!("{table}");
     let (device, reason) = pollster::block_on(select(&Choice::Auto))?;
-    println!("auto takes {}: {reason}", device.name());
+    say!("auto takes {}: {reason}", device.name());
     Ok(())
 }

@@ -71,7 +71,7 @@ fn print(runs: &[Run], options: &QuantizeOptions) {
         let [plain, corrected] = errors.map(|report| format!("{:.4}", report.error));
         table.add_row(vec![(block + 1).to_string(), mark.to_string(), plain, corrected, format!("{ratio:.2}")]);
     }
-    println!("error of the hidden states after each block, ‖S − Ŝ‖/‖S‖:\n{table}");
+    say!("error of the hidden states after each block, ‖S − Ŝ‖/‖S‖:\n{table}");
 }
 
 const COLUMNS: [&str; 7] =

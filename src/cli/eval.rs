@@ -65,7 +65,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     drop(console);
     evaluation.iter().for_each(print_perplexity);
     if !answered.is_empty() {
-        println!("{}", table(&answered));
+        say!("{}", table(&answered));
     }
     let text = text.map(|text| text.name);
     let device = device.name();
@@ -95,12 +95,15 @@ fn perplexity(
 }
 
 fn print_perplexity(evaluation: &Evaluation) {
-    println!(
+    say!(
         "perplexity {:.4} on {} predicted tokens ({} windows of {})",
-        evaluation.perplexity, evaluation.predicted, evaluation.windows, evaluation.seq_len
+        evaluation.perplexity,
+        evaluation.predicted,
+        evaluation.windows,
+        evaluation.seq_len
     );
     if let Some(against) = &evaluation.against {
-        println!(
+        say!(
             "against: perplexity {:.4}, KL {:.6} nats per token, top-1 agreement {:.2} %",
             against.perplexity,
             against.kl,

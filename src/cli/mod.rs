@@ -1,5 +1,13 @@
 //! The command line: options in, progress and tables out. Owns no logic of the method.
 
+/// `println!` for a reader who may have gone away, as `head` does: a run is not for the terminal alone, and goes on.
+macro_rules! say {
+    ($($arguments:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($arguments)*);
+    }};
+}
+
 mod args;
 mod bench_model;
 mod console;

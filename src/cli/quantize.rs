@@ -55,7 +55,7 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     if args.dry_run {
         let group_size = options.grid_columns(model.config());
         let groups = group_size.map_or("one grid per row".to_string(), |size| format!("groups of {size}"));
-        println!(
+        say!(
             "would quantize {} to {} bits, {groups}, on {} windows of {} tokens, and write {} to {}",
             model.name(),
             options.bits,
@@ -91,7 +91,7 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     unfinished.finish();
     drop(console);
     summarise(&report);
-    println!("wrote {} to {}", HumanBytes(sizes.quantized_bytes), args.out.display());
+    say!("wrote {} to {}", HumanBytes(sizes.quantized_bytes), args.out.display());
     let mut run = Run { sizes: Some(sizes), ..Run::new("", model.name(), report) };
     // The record of a long run is written even if an evaluation after it fails or is cancelled.
     let evaluated = texts.iter().try_for_each(|text| {
@@ -107,13 +107,13 @@ fn forecast(device: &Device, model: &Checkpoint, options: &QuantizeOptions) -> R
     let work = work(model.config(), options);
     let all: f64 = work.values().sum();
     let rate = product_rate(&mut Recorder::new(device))?;
-    println!("work: {}; in all {}", summary(&work), operations(all));
-    println!(
+    say!("work: {}; in all {}", summary(&work), operations(all));
+    say!(
         "time: at least {}, were all of it as fast as the f32 matrix products just measured, {:.1} Gflop/s",
         HumanDuration(std::time::Duration::from_secs_f64(all / rate)),
         rate / 1e9
     );
-    println!(
+    say!(
         "memory: about {} on the device; {} of weights are read block by block",
         HumanBytes(planned_bytes(model.config(), options)),
         HumanBytes(model.bytes())
@@ -146,7 +146,7 @@ fn evaluate_result(rec: &mut Recorder, model: &Checkpoint, out: &Path, text: &Wi
     drop(console);
     let evaluation = Evaluation::new(name, &measured);
     let before = evaluation.original_perplexity.map_or(String::new(), |value| format!(", {value:.4} of the original"));
-    println!("perplexity {:.4} on {name}{before}", evaluation.perplexity);
+    say!("perplexity {:.4} on {name}{before}", evaluation.perplexity);
     Ok(evaluation)
 }
 
@@ -158,7 +158,7 @@ fn record(args: &QuantizeArgs, run: Run) -> Result<()> {
     if let Some(path) = &args.report {
         let title = format!("{} at {} bits", file_name(&run.model), run.report.options.bits);
         write_whole(path, &html::html(&Document::new(title, "quantize", vec![run]))?)?;
-        println!("wrote {}", path.display());
+        say!("wrote {}", path.display());
     }
     Ok(())
 }
@@ -219,16 +219,16 @@ fn summarise(report: &Report) {
     let alphas: Vec<f64> = report.layers.iter().map(|layer| layer.alpha).collect();
     let mean = alphas.iter().sum::<f64>() / alphas.len().max(1) as f64;
     let guarded = report.guarded().count();
-    println!(
+    say!(
         "quantized {} layers in {}: error after the last block {:.4}, mean α {mean:.3}",
         report.layers.len(),
         HumanDuration(std::time::Duration::from_secs_f64(report.total_seconds)),
         report.last_error()
     );
     if guarded > 0 {
-        println!("{guarded} layers kept uncorrected: correction made them worse on held-out windows (see --json)");
+        say!("{guarded} layers kept uncorrected: correction made them worse on held-out windows (see --json)");
     }
     let phases: Vec<String> =
         report.seconds.iter().map(|(phase, seconds)| format!("{} {seconds:.1} s", phase.label())).collect();
-    println!("time: {}", phases.join(", "));
+    say!("time: {}", phases.join(", "));
 }

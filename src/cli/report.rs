@@ -21,7 +21,7 @@ pub fn run(args: ReportArgs) -> Result<()> {
     }
     write_whole(&args.out, &html::html(&document)?)?;
     let runs = document.runs.len();
-    println!("wrote {runs} {} to {}", if runs == 1 { "run" } else { "runs" }, args.out.display());
+    say!("wrote {runs} {} to {}", if runs == 1 { "run" } else { "runs" }, args.out.display());
     Ok(())
 }
 

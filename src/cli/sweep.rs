@@ -46,9 +46,9 @@ pub fn run(args: SweepArgs) -> Result<()> {
         rows.push((sweep.store.load(&sweep.store.cell(&cell.name), &fingerprint)?, cell));
     }
     let kept = rows.iter().filter(|(finished, _)| finished.is_some()).count();
-    println!("{} cells, {kept} of them finished in {}", rows.len(), args.out.display());
+    say!("{} cells, {kept} of them finished in {}", rows.len(), args.out.display());
     if args.dry_run {
-        rows.iter().filter(|(finished, _)| finished.is_none()).for_each(|(_, cell)| println!("{}", cell.label));
+        rows.iter().filter(|(finished, _)| finished.is_none()).for_each(|(_, cell)| say!("{}", cell.label));
         return Ok(());
     }
     sweep.store.create()?;

@@ -298,3 +298,17 @@ fn a_full_disk_is_noticed_before_or_during_the_work_and_the_old_files_stay() {
     write(&source, settings, full(Some(bytes), bytes, &Rc::default())).unwrap();
     assert!(!out.join("old").exists());
 }
+
+#[test]
+fn a_file_that_is_written_to_while_it_is_read_is_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    Model::new(|_| {}).save(folder.path());
+    let model = block_on(Checkpoint::open(folder.path())).unwrap();
+    block_on(model.read("model.norm.weight")).unwrap();
+    let weights = fs::File::options().write(true).open(folder.path().join("model.safetensors")).unwrap();
+    weights.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(5)).unwrap();
+    refused(
+        block_on(model.read("model.norm.weight")),
+        &["model.safetensors", "changed after the run had begun", "run again"],
+    );
+}

@@ -323,3 +323,41 @@ fn options_that_cannot_be_met() {
     refuse(&["quantize", text(&broken.model), "--out", text(&inside)], &["model"]);
     assert_eq!(names(broken.scratch.path()), ["model"]);
 }
+
+#[test]
+fn a_reader_who_goes_away_breaks_nothing() {
+    let scratch = TempDir::new().unwrap();
+    let out = scratch.path().join("out");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aquatint"));
+    command.args(["quantize", "--out", text(&out), "--method", "rtn", "--alpha", "off"]).args(QUICK);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !said.contains("panicked"), "{said}");
+    assert!(out.join("model.safetensors").is_file());
+}
+
+#[test]
+fn blocks_of_random_weights_are_timed_and_a_dry_run_counts_the_work() {
+    let scratch = TempDir::new().unwrap();
+    let (config, record) = (scratch.path().join("config.json"), scratch.path().join("record.json"));
+    fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny-llama/config.json"), &config).unwrap();
+    let quick = ["--samples", "2", "--seq-len", "32", "--bits", "3", "--device", "cpu"];
+    let arguments = ["bench-model", "--shape", text(&config), "--blocks", "2", "--json", text(&record)];
+    let said = succeed(&[&arguments[..], &quick].concat());
+    assert!(said.contains("all 8 blocks at this pace"), "{said}");
+    let record = json(&record);
+    let seconds = record["total_seconds"].as_f64().unwrap();
+    assert!((record["extrapolated_seconds"].as_f64().unwrap() / seconds - 4.0).abs() < 1e-9);
+    // 4·T·Σm·n of the linears, and half of 8·T²·width of attention.
+    let (tokens, weights) = (64.0, 2.0 * (2.0 * 160.0 * (160.0 + 32.0) + 3.0 * 160.0 * 416.0));
+    let forward = 4.0 * tokens * weights + 2.0 * 4.0 * tokens * 160.0 * 32.0;
+    let counted = record["work"]["forward"].as_f64().unwrap();
+    assert!((counted / forward - 1.0).abs() < 1e-9, "{counted} operations, expected {forward}");
+    refuse(&["bench-model", "--shape", text(&config), "--blocks", "9"], &["--blocks", "found 9", "1 to 8"]);
+    refuse(&["bench-model", "--shape", "llama-9"], &["llama-9", "llama-2-7b"]);
+    let out = scratch.path().join("out");
+    let said = succeed(&[&["quantize", "--out", text(&out), "--dry-run"][..], &quick].concat());
+    assert!(said.contains("work: statistics ") && said.contains("time: at least ") && !out.exists(), "{said}");
+}

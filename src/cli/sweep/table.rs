@@ -32,10 +32,10 @@ pub fn print(rows: &[Row], original: &Original) {
         cells.push(number(report.map(|report| report.total_seconds), 1));
         table.add_row(cells);
     }
-    println!("{table}");
+    say!("{table}");
     for row in rows {
         if let Some(failure) = &row.finished.failure {
-            println!("{}: {failure}", row.cell.label);
+            say!("{}: {failure}", row.cell.label);
         }
     }
     means(rows, &measures);
@@ -82,7 +82,7 @@ fn means(rows: &[Row], measures: &[String]) {
         cells.extend(series.iter().map(|series| mean_and_deviation(series)));
         table.add_row(cells);
     }
-    println!("\nmean ± standard deviation over seeds:\n{table}");
+    say!("\nmean ± standard deviation over seeds:\n{table}");
 }
 
 fn mean_and_deviation(values: &[f64]) -> String {
