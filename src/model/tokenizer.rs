@@ -23,6 +23,8 @@ impl Tokenizer {
                 "download the checkpoint's tokenizer.json again",
             )
         };
+        // The library panics over some files that are not JSON.
+        serde_json::from_slice::<serde_json::Value>(bytes).map_err(|e| refuse(e.to_string()))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| refuse(e.to_string()))?;
         inner.with_truncation(None).map_err(|e| refuse(e.to_string()))?;
         inner.with_padding(None);

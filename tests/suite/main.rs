@@ -27,6 +27,7 @@ mod kl;
 mod load;
 mod magnitude;
 mod matmul;
+mod mutations;
 mod nll;
 mod permute;
 mod quip;

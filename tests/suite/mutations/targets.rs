@@ -1,0 +1,93 @@
+//! Every parser of a file that a user gives, fed with bytes: whatever they are, it returns.
+
+use aquatint::checkpoint::{Checkpoint, MemorySource, Source, read_header};
+use aquatint::eval::tasks::Task;
+use aquatint::pipeline::BlockRecord;
+use aquatint::{Calibration, ModelConfig, TextFile, Tokenizer, bundled};
+use pollster::block_on;
+
+/// A parser and its name.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: [Target; 8] = [
+    ("header", header),
+    ("index", index),
+    ("config", config),
+    ("checkpoint", checkpoint),
+    ("tokenizer", tokenizer),
+    ("calibration", calibration),
+    ("tasks", tasks),
+    ("record", record),
+];
+
+/// The header of a safetensors file.
+pub fn header(bytes: &[u8]) {
+    let source = MemorySource::new("model.safetensors", bytes.to_vec());
+    let _ = block_on(read_header(&source, "model.safetensors"));
+}
+
+/// `model.safetensors.index.json` beside one shard.
+pub fn index(bytes: &[u8]) {
+    let files =
+        [("config.json", CONFIG.as_bytes()), ("model.safetensors.index.json", bytes), ("a.safetensors", &EMPTY)];
+    let _ = open(&files);
+}
+
+/// `config.json`.
+pub fn config(bytes: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = ModelConfig::parse(text, "config.json");
+    }
+}
+
+/// A whole checkpoint, ordinary or GPTQ: config.json, a line break, and one safetensors file. What opens is read.
+pub fn checkpoint(bytes: &[u8]) {
+    let end = bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len());
+    let weights = bytes.get(end + 1..).unwrap_or_default();
+    let Ok(model) = open(&[("config.json", &bytes[..end]), ("model.safetensors", weights)]) else { return };
+    for (name, _) in model.config().expected_tensors() {
+        let _ = block_on(model.read(&name));
+    }
+}
+
+/// `tokenizer.json`, and a text made into tokens and back.
+pub fn tokenizer(bytes: &[u8]) {
+    if let Ok(tokenizer) = Tokenizer::from_bytes("tokenizer.json", bytes) {
+        let _ = tokenizer.encode("The quick brown fox, 12 ünits.\n").map(|tokens| tokenizer.decode(&tokens));
+    }
+}
+
+/// A text in lines of JSON.
+pub fn calibration(bytes: &[u8]) {
+    thread_local! {
+        static TOKENIZER: Tokenizer = block_on(block_on(bundled::checkpoint()).unwrap().tokenizer()).unwrap();
+    }
+    for name in ["text.jsonl", "text.txt"] {
+        let file = TextFile { name: name.to_string(), bytes: bytes.to_vec().into() };
+        TOKENIZER.with(|tokenizer| {
+            let _ = Calibration::from_texts(tokenizer, &[file], 1024);
+        });
+    }
+}
+
+/// Multiple-choice questions.
+pub fn tasks(bytes: &[u8]) {
+    let _ = Task::parse(&TextFile { name: "tasks.jsonl".to_string(), bytes: bytes.to_vec().into() });
+}
+
+/// The record of a finished block.
+pub fn record(bytes: &[u8]) {
+    let _ = BlockRecord::from_bytes(bytes);
+}
+
+/// A LLaMA of one block, 32 wide.
+pub const CONFIG: &str = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":32,"intermediate_size":64,"num_hidden_layers":1,"num_attention_heads":2,"num_key_value_heads":1,"vocab_size":16,"rms_norm_eps":1e-5,"max_position_embeddings":64,"tie_word_embeddings":false}"#;
+
+/// A safetensors file without tensors.
+const EMPTY: [u8; 10] = [2, 0, 0, 0, 0, 0, 0, 0, b'{', b'}'];
+
+fn open(files: &[(&str, &[u8])]) -> aquatint::Result<Checkpoint> {
+    let source = |(name, bytes): &(&str, &[u8])| Box::new(MemorySource::new(*name, bytes.to_vec())) as Box<dyn Source>;
+    block_on(Checkpoint::from_sources("model", files.iter().map(source).collect()))
+}
