@@ -93,6 +93,9 @@ pub struct QuantizeArgs {
     /// Write a page with plots of the same, readable in any browser.
     #[arg(long, value_name = "FILE.html")]
     pub report: Option<PathBuf>,
+    /// Time every kernel of a GPU, and write what ran when in the Chrome trace format.
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
     /// Check everything and say what would be done, without doing it.
     #[arg(long)]
     pub dry_run: bool,

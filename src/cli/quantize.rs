@@ -22,13 +22,14 @@ use super::args::{CalibrationArgs, FormatArg, QuantizeArgs};
 use super::console::Console;
 use super::eval::evaluation_windows;
 use super::fingerprint::Fingerprint;
+use super::profile::Traced;
 use super::speed::{operations, product_rate, summary};
 use super::unfinished::{Earlier, Unfinished};
 use super::{check_writable, open_device, open_model, write_json, write_whole};
 
 /// Quantizes, writes and reports.
 pub fn run(args: QuantizeArgs) -> Result<()> {
-    for (option, path) in [("--json", &args.json), ("--report", &args.report)] {
+    for (option, path) in [("--json", &args.json), ("--report", &args.report), ("--profile", &args.profile)] {
         path.as_deref().map_or(Ok(()), |path| check_writable(option, path))?;
     }
     let model = open_model(args.model.as_deref())?;
@@ -78,7 +79,10 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
         eprintln!("resuming: {} of {blocks} blocks are done", unfinished.blocks());
     }
     let mut rec = Recorder::new(&device);
-    let mut console = Console::new();
+    if args.profile.is_some() {
+        rec.profile()?;
+    }
+    let mut console = Traced::new(Console::new());
     let result = pollster::block_on(async {
         let job = Job { options: &options, output: &mut writer, journal: Some(unfinished.journal()) };
         let report = quantize_together(&mut rec, &model, &windows, vec![job], &mut console).await?.swap_remove(0)?;
@@ -89,7 +93,10 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
         done => eprintln!("{done} of {blocks} blocks are kept; the same command with --resume goes on from there"),
     })?;
     unfinished.finish();
-    drop(console);
+    match &args.profile {
+        Some(path) => console.write(path, &pollster::block_on(rec.kernel_times())?)?,
+        None => drop(console),
+    }
     summarise(&report);
     say!("wrote {} to {}", HumanBytes(sizes.quantized_bytes), args.out.display());
     let mut run = Run { sizes: Some(sizes), ..Run::new("", model.name(), report) };

@@ -77,13 +77,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Gpu {
-    /// Opens `adapter` with the limits that it has and no optional features: the portable tier.
+    /// Opens `adapter` with the limits that it has, and timestamps as the only optional feature: the portable tier.
     pub(super) async fn open(adapter: &wgpu::Adapter) -> Result<Self> {
         let name = adapter.get_info().name;
         let limits = adapter.limits();
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("aquatint"),
-            required_features: wgpu::Features::empty(),
+            required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY,
             required_limits: limits.clone(),
             experimental_features: wgpu::ExperimentalFeatures::disabled(),
             memory_hints: wgpu::MemoryHints::Performance,

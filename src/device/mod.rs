@@ -1,6 +1,7 @@
 //! Everything that knows wgpu: which adapters there are, which one is taken and why, and the recorder that feeds it.
 
 mod gpu;
+mod profile;
 mod recorder;
 mod select;
 pub mod shader;
@@ -8,6 +9,7 @@ pub mod shader;
 use std::sync::Arc;
 
 pub use gpu::{Buffer, Gpu};
+pub use profile::KernelTime;
 pub(crate) use recorder::Dispatch;
 pub use recorder::Recorder;
 pub use select::{AdapterSummary, Choice, adapters, select};

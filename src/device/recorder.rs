@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::Device;
 use super::gpu::{Buffer, Gpu};
+use super::profile::{KernelTime, Profile};
 use crate::tensor::{Element, Tensor, recycled};
 use crate::{Error, Result};
 
@@ -34,6 +35,7 @@ struct Recording {
     work: f64,
     /// Flags that nobody has looked at yet, each with the error that it raises.
     flags: Vec<(Tensor<u32>, Error)>,
+    profile: Option<Profile>,
 }
 
 /// What is recorded and not yet submitted. Copies go between passes, so the pass opens at the next dispatch.
@@ -228,6 +230,26 @@ impl Recorder {
         }
     }
 
+    /// Has every dispatch timed from now on, each in a pass of its own, which makes short ones slower. On the CPU nothing is timed.
+    ///
+    /// Errors: `Error::Input` if the GPU has no timestamps.
+    pub fn profile(&mut self) -> Result<()> {
+        if let Some(r) = &mut self.recording {
+            r.submit()?;
+            r.profile = Some(Profile::new(&r.gpu, UNIFORM_BLOCKS)?);
+        }
+        Ok(())
+    }
+
+    /// Waits for all that was recorded; when its kernels ran, since [`Recorder::profile`] or the last call.
+    pub async fn kernel_times(&mut self) -> Result<Vec<KernelTime>> {
+        self.finish().await?;
+        match &mut self.recording {
+            Some(Recording { gpu, profile: Some(profile), .. }) => profile.take(gpu),
+            _ => Ok(Vec::new()),
+        }
+    }
+
     /// Records one dispatch. Only called in the GPU branch of an op.
     pub(crate) fn dispatch(&mut self, dispatch: Dispatch<'_>) -> Result<()> {
         let recording = self.recording.as_mut().expect("dispatch is only called on a GPU");
@@ -243,7 +265,7 @@ impl Recording {
             usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        Self { gpu, uniforms, uniform_bytes: Vec::new(), pending: None, work: 0.0, flags: Vec::new() }
+        Self { gpu, uniforms, uniform_bytes: Vec::new(), pending: None, work: 0.0, flags: Vec::new(), profile: None }
     }
 
     fn open(&mut self) -> &mut Pending {
@@ -293,9 +315,19 @@ impl Recording {
             layout: &pipeline.layout,
             entries: &entries,
         });
+        let queries = self.profile.as_mut().map(|profile| profile.next(&self.gpu, d.kernel, d.work));
+        if queries.is_some() {
+            self.close_pass();
+        }
+        let timestamp_writes = queries.as_ref().map(|(query_set, first)| wgpu::ComputePassTimestampWrites {
+            query_set,
+            beginning_of_pass_write_index: Some(*first),
+            end_of_pass_write_index: Some(first + 1),
+        });
         let pending = self.open();
         let pass = pending.pass.get_or_insert_with(|| {
-            pending.encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()).forget_lifetime()
+            let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes };
+            pending.encoder.begin_compute_pass(&descriptor).forget_lifetime()
         });
         pass.set_pipeline(&pipeline.pipeline);
         pass.set_bind_group(0, &group, &[offset as u32]);
@@ -310,7 +342,10 @@ impl Recording {
 
     fn submit(&mut self) -> Result<()> {
         self.close_pass();
-        if let Some(pending) = self.pending.take() {
+        if let Some(mut pending) = self.pending.take() {
+            if let Some(profile) = &mut self.profile {
+                profile.resolve(&self.gpu, &mut pending.encoder);
+            }
             // Ordered before the submission below and after every earlier one.
             self.gpu.queue.write_buffer(&self.uniforms, 0, &self.uniform_bytes);
             self.gpu.queue.submit([pending.encoder.finish()]);

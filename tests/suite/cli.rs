@@ -361,3 +361,32 @@ fn blocks_of_random_weights_are_timed_and_a_dry_run_counts_the_work() {
     let said = succeed(&[&["quantize", "--out", text(&out), "--dry-run"][..], &quick].concat());
     assert!(said.contains("work: statistics ") && said.contains("time: at least ") && !out.exists(), "{said}");
 }
+
+#[test]
+fn a_profile_names_kernels_and_phases_and_changes_nothing() {
+    let scratch = TempDir::new().unwrap();
+    let trace = scratch.path().join("trace.json");
+    let mut devices = vec!["cpu".to_string()];
+    devices.extend(crate::common::software_gpu().map(|device| device.name()));
+    for device in devices {
+        let run = |name: &str, more: &[&str]| {
+            let out = scratch.path().join(name);
+            let quick = ["--method", "rtn", "--alpha", "0.5", "--samples", "2", "--seq-len", "16", "--force"];
+            succeed(&[&["quantize", "--out", text(&out), "--device", &device], &quick[..], more].concat());
+            fs::read(out.join("model.safetensors")).unwrap()
+        };
+        let plain = run("plain", &[]);
+        assert!(run("profiled", &["--profile", text(&trace)]) == plain, "{device}: other bytes with a profile");
+        let trace = json(&trace);
+        let events = trace["traceEvents"].as_array().unwrap();
+        let named = |track: u64, name: &str| {
+            let fits = |event: &&Value| event["tid"] == track && event["name"].as_str().unwrap().starts_with(name);
+            events.iter().filter(|event| event["ph"] == "X").filter(fits).count()
+        };
+        assert!(named(1, "forward: block 8") == 4 && named(1, "statistics") == 32, "{device}: {events:?}");
+        let expected = usize::from(device != "cpu");
+        assert!(named(2, "gram") >= 32 * expected && named(2, "") >= 500 * expected, "{device}");
+        assert_eq!(named(2, "") > 0, device != "cpu");
+        assert!(events.iter().filter(|event| event["ph"] == "X").all(|event| event["dur"].as_f64().unwrap() >= 0.0));
+    }
+}
