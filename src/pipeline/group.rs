@@ -52,7 +52,7 @@ pub(super) struct Outcome {
     /// AWQ's scales of the input, the same for all linears of the group.
     pub input_scales: Option<Vec<f32>>,
     pub report: LayerReport,
-    /// Held-out score without correction less that of what is stored, where both are known.
+    /// Held-out score without correction less that with it, where both are known; both before any refinement.
     pub score_gain: Option<f64>,
 }
 
@@ -197,7 +197,7 @@ impl GroupQuantizer<'_> {
         })
     }
 
-    /// Rounds every candidate, with the guard where α was automatic.
+    /// Rounds every candidate, with the guard where α was automatic, and refines what is taken.
     pub async fn round(
         &self,
         rec: &mut Recorder,
@@ -219,6 +219,7 @@ impl GroupQuantizer<'_> {
                 _ => rounder.round(rec, linear.layer(), &candidate.weight).await?,
             };
             let Some(Corrected { weight: corrected, alpha, arriving }) = candidate.corrected else {
+                let plain = rounder.refine(rec, &candidate.weight, plain)?;
                 let mut outcome = self.outcome(rec, linear, &rounder, plain, None).await?;
                 outcome.report.alpha_optimal = candidate.optimal;
                 outcomes.push(outcome);
@@ -233,7 +234,11 @@ impl GroupQuantizer<'_> {
                 }
             };
             let guarded = linear.alpha == Alpha::Auto && gain.is_some_and(|gain| gain < 0.0);
-            let (chosen, alpha, gain) = if guarded { (plain, 0.0, Some(0.0)) } else { (rounded, alpha, gain) };
+            let (chosen, target, alpha, gain) = match guarded {
+                true => (plain, &candidate.weight, 0.0, Some(0.0)),
+                false => (rounded, &corrected, alpha, gain),
+            };
+            let chosen = rounder.refine(rec, target, chosen)?;
             let mut outcome = self.outcome(rec, linear, &rounder, chosen, gain).await?;
             outcome.report.alpha = alpha;
             outcome.report.alpha_optimal = candidate.optimal;

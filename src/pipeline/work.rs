@@ -70,11 +70,15 @@ pub fn work(config: &ModelConfig, options: &QuantizeOptions) -> BTreeMap<Phase, 
                 let search = GRID_SEARCH * m * n;
                 let rounding = match options.method {
                     Method::Rtn => search,
-                    Method::Gptq => search + product * (0.5 + 3.0 * options.descent_passes as f64),
+                    Method::Gptq => search + product * 0.5,
                     Method::Quip => product * 0.5,
                     Method::Awq => 20.0 * m * n * grid_columns.unwrap_or(n),
                 };
                 add(Phase::Rounding, roundings * rounding + 2.0 * measured * product);
+                if options.method == Method::Gptq {
+                    // For codes H·E, for scales H·E again and H·Q.
+                    add(Phase::Rounding, 3.0 * product * options.descent_passes as f64);
+                }
                 if options.method == Method::Awq {
                     add(Phase::Rounding, RATIOS as f64 * product);
                 }

@@ -134,7 +134,7 @@ impl<'a> Rounder<'a> {
         }
     }
 
-    /// Rounds `weight` `[m, n]` of `layer`.
+    /// Rounds `weight` `[m, n]` of `layer`; [`refine`](Self::refine) makes the best of it.
     pub async fn round(&self, rec: &mut Recorder, layer: Layer<'_>, weight: &Tensor) -> Result<Rounded> {
         let Layer { name, bits } = layer;
         let spec = spec(self.options, self.group_size, bits);
@@ -151,14 +151,20 @@ impl<'a> Rounder<'a> {
                 let (codes, dequantized) = rtn::round(rec, weight, &grid, spec.group_size, bits)?;
                 return Ok(Rounded { codes: Some(Codes { bits, codes, grid }), dequantized });
             }
-            Plan::Gptq(plan) => {
-                let (mut codes, mut grid) = gptq::quantize(rec, weight, &plan.columns, &spec)?;
-                if let Some(descent) = &plan.descent {
-                    codes = descent.descend(rec, weight, &codes, &mut grid, &spec)?;
-                }
-                (codes, grid)
-            }
+            Plan::Gptq(plan) => gptq::quantize(rec, weight, &plan.columns, &spec)?,
         };
+        let dequantized = dequantize(rec, &codes, &grid, spec.group_size)?;
+        Ok(Rounded { codes: Some(Codes { bits, codes, grid }), dequantized })
+    }
+
+    /// Better codes and scales for what `weight`, `[m, n]`, was rounded to, by the passes of descent that the options ask for after
+    /// GPTQ; of other methods `rounded` as it is.
+    pub fn refine(&self, rec: &mut Recorder, weight: &Tensor, rounded: Rounded) -> Result<Rounded> {
+        let Plan::Gptq(plan) = &self.plan else { return Ok(rounded) };
+        let Some(descent) = &plan.descent else { return Ok(rounded) };
+        let Some(Codes { bits, codes, mut grid }) = rounded.codes else { return Ok(rounded) };
+        let spec = spec(self.options, self.group_size, bits);
+        let codes = descent.descend(rec, weight, &codes, &mut grid, &spec)?;
         let dequantized = dequantize(rec, &codes, &grid, spec.group_size)?;
         Ok(Rounded { codes: Some(Codes { bits, codes, grid }), dequantized })
     }

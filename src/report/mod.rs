@@ -64,7 +64,7 @@ pub struct LayerReport {
     pub error_fitted: f64,
     /// The same on held-out tokens, `null` where there are none.
     pub error_held_out: Option<f64>,
-    /// The same had the layer been rounded without correction; `null` where none was tried.
+    /// The same had the layer been rounded without correction, by the difference before any descent; `null` where none was tried.
     pub error_held_out_uncorrected: Option<f64>,
 }
 

@@ -148,6 +148,7 @@ fn no_single_code_can_be_bettered_after_enough_passes_and_the_loss_of_gptq_falls
             let rounder = block_on(Rounder::new(&mut rec, &options, Some(group_size), curvature)).unwrap();
             let layer = Layer { name: "test", bits: 2 };
             let rounded = block_on(rounder.round(&mut rec, layer, &weight)).unwrap();
+            let rounded = rounder.refine(&mut rec, &weight, rounded).unwrap();
             let damped = h.damped(f64::from(diagonal.ridge(options.rounding_damping)));
             let q = Dense::new(m, n, &read(&mut rec, &rounded.dequantized));
             losses.push(objective(&w.minus(&q), &damped));
