@@ -173,7 +173,7 @@ impl Place<'_> {
         let files = listing(&written_files(self.storage, QUANTIZED).await?);
         let after = files.iter().map(|(_, bytes)| bytes).sum();
         let memory =
-            Memory { wasm_peak: wasm_bytes(), device_estimate: pipeline::planned_bytes(self.model.config(), options) };
+            Memory { wasm_peak: wasm_bytes(), device_estimate: pipeline::planned_bytes(self.model.config(), &options) };
         let perplexity = Perplexity { original, quantized, plain, tokens };
         let bytes = Bytes { before: self.model.bytes(), after };
         let saved = SavedReport {
