@@ -168,7 +168,9 @@ impl Bench {
             let (shape, products) = (format!("T {tokens}, n {n}"), (n * n * tokens) as f64);
             let work = Work::Flops(products);
             self.measure("gram accumulate", shape.clone(), work, |rec| gram::accumulate(rec, &x, &mut h))?;
-            self.measure("gram cross", shape, Work::Flops(2.0 * products), |rec| gram::cross(rec, &x, &x_hat, &mut d))?;
+            self.measure("gram cross", shape, Work::Flops(2.0 * products), |rec| {
+                gram::cross(rec, &x, &x_hat, 0, &mut d)
+            })?;
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-// [n, n], [count, m], [m, groups] twice.
+// Rows of H, [count, n]; [count, m], [m, groups] twice.
 @group(0) @binding(1) var<storage, read> h: array<f32>;
 @group(0) @binding(2) var<storage, read> g: array<f32>;
 @group(0) @binding(3) var<storage, read> scales: array<f32>;
@@ -40,7 +40,7 @@ fn coefficient(j: u32, c: u32) -> f32 {
     if j >= p.count || c >= p.count {
         return 0.0;
     }
-    return h[(p.start + j) * p.n + p.start + c];
+    return h[j * p.n + p.start + c];
 }
 
 fn target_weight(c: u32) -> f32 {
@@ -59,7 +59,7 @@ fn settle(c: u32, value: f32) -> f32 {
     let place = column * p.m + row;
     let error = errors[place];
     let old = f32(codes[place]) - zero;
-    let best = (value + p.ridge * error) / (h[column * p.n + column] + p.ridge);
+    let best = (value + p.ridge * error) / (h[c * p.n + column] + p.ridge);
     let nearest = level(scale * old + best, 1.0 / scale, zero, p.top);
     let change = scale * (old - nearest);
     errors[place] = error + change;

@@ -1,4 +1,4 @@
-// Sums over tokens. H += XᵀX into the tiles of the lower triangle, or with CROSS D += (X − X̂)ᵀX̂ into a dense matrix.
+// Sums over tokens. H += XᵀX into the tiles of the lower triangle, or with CROSS D += (X − X̂)ᵀX̂ into a dense matrix, some rows at a time.
 // One 64×64 tile per workgroup.
 #import tiles
 #import product
@@ -11,6 +11,9 @@ struct Params {
     // Number of tiles, and workgroups along x. CROSS has one tile per workgroup, column and row.
     tiles: u32,
     stride: u32,
+    // CROSS: rows start..start + rows of D are those in hand.
+    start: u32,
+    rows: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -57,15 +60,15 @@ fn load_b(column: u32, token: u32) -> f32 {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     var sum: array<vec4<f32>, 16>;
 #ifdef CROSS
-    row0 = group.y * 64u;
+    row0 = p.start + group.y * 64u;
     column0 = group.x * 64u;
     product(lane, p.first, p.last, &sum);
     for (var i = 0u; i < 8u; i += 1u) {
-        let row = row0 + tile_row(lane, i);
+        let row = row0 - p.start + tile_row(lane, i);
         for (var j = 0u; j < 2u; j += 1u) {
             for (var c = 0u; c < 4u; c += 1u) {
                 let column = column0 + tile_column(lane, j) + c;
-                if row < p.n && column < p.n {
+                if row < p.rows && column < p.n {
                     sums[row * p.n + column] += sum[2u * i + j][c];
                 }
             }

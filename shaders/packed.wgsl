@@ -1,5 +1,5 @@
 // Between a symmetric matrix as tiles of its lower triangle and other forms, one invocation per element written:
-//   UNPACK: dense [n, n]   PACK: tiles from dense   DIAGONAL: [n]
+//   UNPACK: rows of it, dense [rows, n]   PACK: tiles from dense   DIAGONAL: [n]
 #import tiles
 
 struct Params {
@@ -7,6 +7,8 @@ struct Params {
     // Number of elements written, and invocations along x.
     count: u32,
     stride: u32,
+    // First row that is unpacked.
+    start: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -20,7 +22,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         return;
     }
 #ifdef UNPACK
-    let row = i / p.n;
+    let row = p.start + i / p.n;
     let column = i % p.n;
     destination[i] = source[element_offset(max(row, column), min(row, column))];
 #endif

@@ -1,5 +1,6 @@
 //! `Tensor`: a row-major array of `f32` or `u32` that lives in host memory or in a GPU buffer.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
 use crate::device::Buffer;
@@ -26,10 +27,16 @@ enum Storage<T> {
 /// Memory of dropped host tensors, for the next of the same size: the pages of a fresh allocation cost as much as many an
 /// op on them. Bounded in all, oldest first out.
 static FREE: Mutex<Vec<Vec<u32>>> = Mutex::new(Vec::new());
-/// Elements that [`FREE`] may hold: 256 MiB.
-const FREE_LIMIT: usize = 64 << 20;
+/// Bytes that [`FREE`] may hold.
+static FREE_LIMIT: AtomicU64 = AtomicU64::new(MOST_FREE);
+const MOST_FREE: u64 = 256 << 20;
 /// Smaller arrays are left to the allocator.
 const POOLED_FROM: usize = 1 << 14;
+
+/// Keeps no more than `bytes` in dropped host tensors.
+pub(crate) fn limit_free(bytes: u64) {
+    FREE_LIMIT.store(MOST_FREE.min(bytes), Relaxed);
+}
 
 /// `len` elements of undefined value.
 pub(crate) fn recycled<T: Element>(len: usize) -> Vec<T> {
@@ -50,7 +57,7 @@ impl<T: Element> Drop for Tensor<T> {
         }
         let mut free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
         free.push(bytemuck::allocation::cast_vec(std::mem::take(values)));
-        while free.iter().map(Vec::len).sum::<usize>() > FREE_LIMIT {
+        while 4 * free.iter().map(Vec::len).sum::<usize>() as u64 > FREE_LIMIT.load(Relaxed) {
             free.remove(0);
         }
     }

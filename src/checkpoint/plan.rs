@@ -32,7 +32,7 @@ pub enum Format {
 const HEAD_WEIGHT: &str = "lm_head.weight";
 
 /// Contents of a checkpoint to be written.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct WritePlan {
     pub(super) format: Format,
     pub(super) shards: Vec<Shard>,
@@ -43,7 +43,7 @@ pub struct WritePlan {
 }
 
 /// One weight file.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Shard {
     pub file: String,
     /// Length prefix and JSON.
@@ -52,7 +52,7 @@ pub(super) struct Shard {
 }
 
 /// Something to be written, in the order of the file.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) enum Item {
     /// Bytes of a file of the source, as they are unless the caller has handed over others: the tensor `name`.
     Copy { name: String, file: usize, range: Range<u64> },

@@ -11,6 +11,8 @@ use aquatint::{GenerateOptions, ModelConfig, Sampling};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use regex::Regex;
 
+use super::memory::MemoryArgs;
+
 const DEFAULT_SAMPLES: usize = 128;
 const DEFAULT_SEQ_LEN: usize = 2048;
 
@@ -78,6 +80,8 @@ pub struct QuantizeArgs {
     pub text: CalibrationArgs,
     #[command(flatten)]
     pub device: DeviceArg,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// How to store the result [default: gptq, of QuIP float].
     #[arg(long, value_enum)]
     pub format: Option<FormatArg>,
@@ -258,6 +262,8 @@ pub struct SweepArgs {
     pub together: usize,
     #[command(flatten)]
     pub device: DeviceArg,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// Write a page with all runs.
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
@@ -279,6 +285,8 @@ pub struct ErrorGrowthArgs {
     pub calibration: CalibrationArgs,
     #[command(flatten)]
     pub device: DeviceArg,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// Write the table.
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
@@ -334,6 +342,8 @@ pub struct BenchModelArgs {
     pub method: MethodArgs,
     #[command(flatten)]
     pub device: DeviceArg,
+    #[command(flatten)]
+    pub memory: MemoryArgs,
     /// Write a record of the measurement.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

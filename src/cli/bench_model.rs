@@ -5,13 +5,13 @@ use std::path::Path;
 
 use aquatint::checkpoint::{StoredLinear, random};
 use aquatint::device::Recorder;
-use aquatint::pipeline::{Output, Phase, planned_bytes, quantize, work};
+use aquatint::pipeline::{Output, Phase, Plan, quantize, work};
 use aquatint::quant::QuantizeOptions;
 use aquatint::report::Report;
 use aquatint::{Error, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use futures::future::LocalBoxFuture;
-use indicatif::{HumanBytes, HumanDuration};
+use indicatif::HumanDuration;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 
 use super::args::{BenchModelArgs, CalibrationArgs};
 use super::console::Console;
+use super::memory::{attempt, summary};
 use super::speed::{operations, peak_memory, product_rate};
 use super::{check_writable, open_device, write_json};
 
@@ -51,7 +52,8 @@ struct Record<'a> {
     work: &'a BTreeMap<Phase, f64>,
     /// Operations per second of an f32 matrix product in the same process.
     product_rate: f64,
-    planned_device_bytes: u64,
+    plan: Option<&'a Plan>,
+    peak_device_bytes: Option<u64>,
     peak_host_bytes: Option<u64>,
     extrapolated_seconds: f64,
 }
@@ -82,18 +84,17 @@ pub fn run(args: BenchModelArgs) -> Result<()> {
     let mut window = || (0..args.seq_len).map(|_| dice.random_range(0..vocabulary)).collect();
     let windows: Vec<Vec<u32>> = (0..args.samples).map(|_| window()).collect();
     let device = open_device(&args.device)?;
-    let mut rec = Recorder::new(&device);
-    let rate = product_rate(&mut rec)?;
+    let memory = args.memory.resolve(&device, args.json.as_deref())?;
+    let rate = product_rate(&mut Recorder::new(&device))?;
     let mut console = Console::new();
-    let report = pollster::block_on(quantize(&mut rec, &model, &windows, &options, &mut Nowhere, &mut console))?;
+    let report = attempt(&device, memory, options.seq_len, |rec| {
+        pollster::block_on(quantize(rec, &model, &windows, &options, &mut Nowhere, &mut console))
+    })?;
     drop(console);
     let work = work(config, &options);
     let whole = report.total_seconds / args.blocks as f64 * blocks_of_the_model as f64;
     print(&args, &report, &work, rate);
-    let planned = planned_bytes(config, &options);
-    let peak = peak_memory();
-    let host = peak.map_or("not told by this system".to_string(), |bytes| HumanBytes(bytes).to_string());
-    say!("memory: planned on the device {}; peak of this process {host}", HumanBytes(planned));
+    say!("{}", summary(&report));
     let all = HumanDuration(std::time::Duration::from_secs_f64(whole));
     say!("all {blocks_of_the_model} blocks at this pace: {whole:.0} s ({all}), without reading and writing files");
     let Some(path) = &args.json else { return Ok(()) };
@@ -107,8 +108,9 @@ pub fn run(args: BenchModelArgs) -> Result<()> {
         total_seconds: report.total_seconds,
         work: &work,
         product_rate: rate,
-        planned_device_bytes: planned,
-        peak_host_bytes: peak,
+        plan: report.plan.as_ref(),
+        peak_device_bytes: report.peak_device_bytes,
+        peak_host_bytes: peak_memory(),
         extrapolated_seconds: whole,
     };
     write_json(path, &record)

@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use aquatint::model::block::Stage;
 use aquatint::pipeline::{Event, Observer, Phase};
-use indicatif::{HumanBytes, HumanDuration, ProgressBar, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
+
+use super::memory::describe;
 
 /// Watches a run for a person.
 pub struct Console {
@@ -68,7 +70,7 @@ impl Console {
     }
 
     fn planned(&mut self, event: &Event) {
-        let Event::Planned { runs, blocks, tokens, held_out, group_size, bytes } = *event else { return };
+        let Event::Planned { runs, blocks, tokens, held_out, group_size, plan } = *event else { return };
         self.start_over(blocks);
         let groups = match (runs, group_size) {
             (1, None) => "one grid per row".to_string(),
@@ -76,8 +78,8 @@ impl Console {
             _ => format!("{runs} runs together"),
         };
         eprintln!(
-            "plan: {blocks} blocks, {groups}, {tokens} calibration tokens of which {held_out} held out, about {} on the device",
-            HumanBytes(bytes)
+            "plan: {blocks} blocks, {groups}, {tokens} calibration tokens of which {held_out} held out, {}",
+            describe(&plan)
         );
     }
 

@@ -1,7 +1,6 @@
 //! `aquatint error-growth`: how the error of the first blocks grows through the others, with and without propagation
 //! (Fig. 2 of arXiv 2504.09629).
 
-use aquatint::device::Recorder;
 use aquatint::model::network::Replacements;
 use aquatint::pipeline::{Job, quantize_together};
 use aquatint::quant::{Alpha, QuantizeOptions};
@@ -11,6 +10,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::args::ErrorGrowthArgs;
 use super::console::Console;
+use super::memory::attempt;
 use super::quantize::{calibration_tokens, draw};
 use super::{check_writable, open_device, open_model, write_csv, write_json, write_whole};
 
@@ -32,11 +32,14 @@ pub fn run(args: ErrorGrowthArgs) -> Result<()> {
     plain.alpha.default = Alpha::Off;
     plain.alpha.overrides.clear();
     let windows = draw(&calibration_tokens(&model, &args.calibration)?, &corrected)?;
-    let mut rec = Recorder::new(&open_device(&args.device)?);
+    let device = open_device(&args.device)?;
+    let memory = args.memory.resolve(&device, args.json.as_deref())?;
     let mut console = Console::new();
-    let (mut layers, mut corrected_layers) = (Replacements::new(), Replacements::new());
-    let jobs = vec![Job::new(&plain, &mut layers), Job::new(&corrected, &mut corrected_layers)];
-    let reports = pollster::block_on(quantize_together(&mut rec, &model, &windows, jobs, &mut console))?;
+    let reports = attempt(&device, memory, corrected.seq_len, |rec| {
+        let (mut layers, mut corrected_layers) = (Replacements::new(), Replacements::new());
+        let jobs = vec![Job::new(&plain, &mut layers), Job::new(&corrected, &mut corrected_layers)];
+        pollster::block_on(quantize_together(rec, &model, &windows, jobs, &mut console))
+    })?;
     drop(console);
     let labels = ["α off".to_string(), format!("α {alpha}")];
     let run = |(report, label)| Ok(Run::new(label, model.name(), report?));

@@ -17,6 +17,7 @@ mod error_growth;
 mod eval;
 mod fingerprint;
 mod generate;
+mod memory;
 mod profile;
 mod quantize;
 mod report;

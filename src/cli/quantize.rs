@@ -6,13 +6,13 @@ use aquatint::calibration::TextFile;
 use aquatint::checkpoint::{
     CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, WritePlan, read_text_file,
 };
-use aquatint::device::{Device, Recorder};
+use aquatint::device::Recorder;
 use aquatint::eval::evaluate;
 use aquatint::model::ModelConfig;
 use aquatint::model::block::Stage;
 use aquatint::model::config::LinearSpec;
 use aquatint::model::network::Network;
-use aquatint::pipeline::{Job, planned_bytes, quantize_together, work};
+use aquatint::pipeline::{Job, Plan, quantize_together, work};
 use aquatint::quant::{Method, QuantizeOptions};
 use aquatint::report::{Document, Evaluation, Report, Run, Sizes, html};
 use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
@@ -22,6 +22,7 @@ use super::args::{CalibrationArgs, FormatArg, QuantizeArgs};
 use super::console::Console;
 use super::eval::evaluation_windows;
 use super::fingerprint::Fingerprint;
+use super::memory::{attempt, describe, summary as memory_summary};
 use super::profile::Traced;
 use super::speed::{operations, product_rate, summary};
 use super::unfinished::{Earlier, Unfinished};
@@ -51,8 +52,9 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
             "note: {layers} are treated differently; vLLM joins them into one matrix and will not load this checkpoint"
         );
     }
-    let mut writer = CheckpointWriter::new(&model, plan, Box::new(sink))?;
+    let mut writer = Some(CheckpointWriter::new(&model, plan.clone(), Box::new(sink))?);
     let device = open_device(&args.device)?;
+    let memory = args.memory.resolve(&device, Some(&args.out))?;
     if args.dry_run {
         let group_size = options.grid_columns(model.config());
         let groups = group_size.map_or("one grid per row".to_string(), |size| format!("groups of {size}"));
@@ -65,7 +67,9 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
             HumanBytes(sizes.quantized_bytes),
             args.out.display()
         );
-        return forecast(&device, &model, &options);
+        let mut rec = Recorder::new(&device);
+        rec.set_memory(memory);
+        return forecast(&mut rec, &model, &options);
     }
     let earlier = match args {
         _ if args.resume => Earlier::Resume,
@@ -78,31 +82,41 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     if args.resume {
         eprintln!("resuming: {} of {blocks} blocks are done", unfinished.blocks());
     }
-    let mut rec = Recorder::new(&device);
-    if args.profile.is_some() {
-        rec.profile()?;
-    }
     let mut console = Traced::new(Console::new());
-    let result = pollster::block_on(async {
-        let job = Job { options: &options, output: &mut writer, journal: Some(unfinished.journal()) };
-        let report = quantize_together(&mut rec, &model, &windows, vec![job], &mut console).await?.swap_remove(0)?;
-        writer.finish().await.map(|()| report)
+    let result = attempt(&device, memory, options.seq_len, |rec| {
+        let mut writer = match writer.take() {
+            Some(writer) => writer,
+            None => {
+                let sink = DirectorySink::new(&args.out, existing, model.directory())?;
+                CheckpointWriter::new(&model, plan.clone(), Box::new(sink))?
+            }
+        };
+        if args.profile.is_some() {
+            rec.profile()?;
+        }
+        pollster::block_on(async {
+            let job = Job { options: &options, output: &mut writer, journal: Some(unfinished.journal()) };
+            let report = quantize_together(rec, &model, &windows, vec![job], &mut console).await?.swap_remove(0)?;
+            writer.finish().await?;
+            Ok((report, rec.kernel_times().await?))
+        })
     });
-    let report = result.inspect_err(|_| match unfinished.blocks() {
+    let (report, kernel_times) = result.inspect_err(|_| match unfinished.blocks() {
         0 => eprintln!("nothing was written"),
         done => eprintln!("{done} of {blocks} blocks are kept; the same command with --resume goes on from there"),
     })?;
     unfinished.finish();
     match &args.profile {
-        Some(path) => console.write(path, &pollster::block_on(rec.kernel_times())?)?,
+        Some(path) => console.write(path, &kernel_times)?,
         None => drop(console),
     }
     summarise(&report);
+    say!("{}", memory_summary(&report));
     say!("wrote {} to {}", HumanBytes(sizes.quantized_bytes), args.out.display());
     let mut run = Run { sizes: Some(sizes), ..Run::new("", model.name(), report) };
     // The record of a long run is written even if an evaluation after it fails or is cancelled.
     let evaluated = texts.iter().try_for_each(|text| {
-        run.evaluations.push(evaluate_result(&mut rec, &model, &args.out, text)?);
+        run.evaluations.push(evaluate_result(&mut Recorder::new(&device), &model, &args.out, text)?);
         Ok(())
     });
     record(&args, run)?;
@@ -110,21 +124,18 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
 }
 
 /// Prints what the run would compute, hold and take.
-fn forecast(device: &Device, model: &Checkpoint, options: &QuantizeOptions) -> Result<()> {
+fn forecast(rec: &mut Recorder, model: &Checkpoint, options: &QuantizeOptions) -> Result<()> {
     let work = work(model.config(), options);
     let all: f64 = work.values().sum();
-    let rate = product_rate(&mut Recorder::new(device))?;
+    let plan = Plan::new(model.config(), &[options], rec)?;
+    let rate = product_rate(rec)?;
     say!("work: {}; in all {}", summary(&work), operations(all));
     say!(
         "time: at least {}, were all of it as fast as the f32 matrix products just measured, {:.1} Gflop/s",
         HumanDuration(std::time::Duration::from_secs_f64(all / rate)),
         rate / 1e9
     );
-    say!(
-        "memory: about {} on the device; {} of weights are read block by block",
-        HumanBytes(planned_bytes(model.config(), options)),
-        HumanBytes(model.bytes())
-    );
+    say!("memory: {}; {} of weights are read block by block", describe(&plan), HumanBytes(model.bytes()));
     Ok(())
 }
 

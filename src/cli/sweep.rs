@@ -18,6 +18,7 @@ use super::args::SweepArgs;
 use super::console::Console;
 use super::eval::evaluation_windows;
 use super::fingerprint::{Fingerprint, texts_hash};
+use super::memory::attempt;
 use super::quantize::{calibration_tokens, draw};
 use super::{check_writable, open_device, open_model, write_csv, write_json, write_whole};
 use grid::{Cell, Grid};
@@ -40,6 +41,7 @@ pub fn run(args: SweepArgs) -> Result<()> {
     };
     let device = open_device(&args.device)?;
     let mut sweep = Sweep::new(&model, &device, &calibration, measures, Store::new(&args.out, args.force))?;
+    sweep.rec.set_memory(args.memory.resolve(&device, Some(&args.out))?);
     let mut rows = Vec::new();
     for cell in cells {
         let fingerprint = sweep.fingerprint(Some(&cell))?;
@@ -177,10 +179,13 @@ impl<'a> Sweep<'a> {
     fn quantize(&mut self, cells: &[&Cell]) -> Result<Vec<(Result<Report>, Replacements)>> {
         cells.iter().for_each(|cell| eprintln!("next: {}", cell.label));
         let windows = draw(self.calibration, &cells[0].options)?;
-        let mut layers: Vec<Replacements> = cells.iter().map(|_| Replacements::new()).collect();
-        let jobs = cells.iter().zip(&mut layers).map(|(cell, output)| Job::new(&cell.options, output)).collect();
-        let reports = quantize_together(&mut self.rec, self.model, &windows, jobs, &mut self.console);
-        Ok(pollster::block_on(reports)?.into_iter().zip(layers).collect())
+        let memory = self.rec.memory().clone();
+        attempt(&self.rec.device().clone(), memory, cells[0].options.seq_len, |rec| {
+            let mut layers: Vec<Replacements> = cells.iter().map(|_| Replacements::new()).collect();
+            let jobs = cells.iter().zip(&mut layers).map(|(cell, output)| Job::new(&cell.options, output)).collect();
+            let reports = quantize_together(rec, self.model, &windows, jobs, &mut self.console);
+            Ok(pollster::block_on(reports)?.into_iter().zip(layers).collect())
+        })
     }
 
     /// A cell's result. Errors: what is no result, such as a device without memory.

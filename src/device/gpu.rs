@@ -1,6 +1,7 @@
 //! One wgpu device: its pipelines, its buffer pool, and the errors that arrive outside a call.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use super::shader;
@@ -15,6 +16,13 @@ pub struct Gpu {
     pub(super) queue: wgpu::Queue,
     pipelines: Mutex<HashMap<&'static str, Arc<Pipeline>>>,
     pool: Arc<Pool>,
+    /// What the driver says it has, in bytes.
+    memory: Option<u64>,
+    /// Bytes that buffers may take in all, and bytes above which free ones are given back first.
+    limit: AtomicU64,
+    tidy_above: AtomicU64,
+    /// Bytes that they have taken at most.
+    peak: AtomicU64,
     fault: Arc<Mutex<Option<Fault>>>,
 }
 
@@ -38,6 +46,8 @@ enum Fault {
 #[derive(Debug, Default)]
 struct Pool {
     free: Mutex<HashMap<u64, Vec<wgpu::Buffer>>>,
+    /// Bytes of all buffers, free ones included.
+    held: AtomicU64,
 }
 
 /// A pooled storage buffer. `size` is what was asked for; the buffer itself may be larger.
@@ -51,10 +61,6 @@ pub struct Buffer {
 impl Buffer {
     pub(super) fn raw(&self) -> &wgpu::Buffer {
         self.buffer.as_ref().expect("the buffer is only taken by Drop")
-    }
-
-    pub(super) fn size(&self) -> u64 {
-        self.size
     }
 
     pub(super) fn binding(&self) -> wgpu::BindingResource<'_> {
@@ -108,7 +114,19 @@ impl Gpu {
                 *lock(&on_loss) = Some(Fault::Lost(one_line(&message)));
             }
         });
-        Ok(Self { name, limits, device, queue, pipelines: Mutex::default(), pool: Arc::default(), fault })
+        Ok(Self {
+            name,
+            limits,
+            device,
+            queue,
+            pipelines: Mutex::default(),
+            pool: Arc::default(),
+            memory: memory(adapter),
+            limit: AtomicU64::new(u64::MAX),
+            tidy_above: AtomicU64::new(u64::MAX),
+            peak: AtomicU64::new(0),
+            fault,
+        })
     }
 
     /// The adapter's name.
@@ -119,6 +137,26 @@ impl Gpu {
     /// The limits of the opened device.
     pub fn limits(&self) -> &wgpu::Limits {
         &self.limits
+    }
+
+    /// The memory beside the processor in bytes, where the driver tells.
+    pub fn memory(&self) -> Option<u64> {
+        self.memory
+    }
+
+    /// The most bytes that buffers have taken at a time.
+    pub fn peak_bytes(&self) -> u64 {
+        self.peak.load(Relaxed)
+    }
+
+    /// Sets how many bytes buffers may take in all from now on.
+    pub(super) fn limit(&self, bytes: u64) {
+        self.limit.store(bytes, Relaxed);
+    }
+
+    /// Sets above how many bytes no buffer is made before free ones are given back.
+    pub(super) fn tidy_above(&self, bytes: u64) {
+        self.tidy_above.store(bytes, Relaxed);
     }
 
     /// Turns what a callback reported into an error, once.
@@ -143,10 +181,19 @@ impl Gpu {
         let buffer = match reused {
             Some(buffer) => buffer,
             None => {
+                let tidy_above = self.tidy_above.load(Relaxed).min(self.limit.load(Relaxed));
+                if self.pool.held.load(Relaxed) + class > tidy_above {
+                    self.trim();
+                }
+                if self.pool.held.load(Relaxed) + class > self.limit.load(Relaxed) {
+                    return Err(Error::OutOfMemory { device: self.name.clone(), bytes: size, what: what.to_string() });
+                }
                 let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
                 let descriptor = wgpu::BufferDescriptor { label: None, size: class, usage, mapped_at_creation: false };
                 let buffer = self.device.create_buffer(&descriptor);
                 self.check(class, what)?;
+                let held = self.pool.held.fetch_add(class, Relaxed) + class;
+                self.peak.fetch_max(held, Relaxed);
                 buffer
             }
         };
@@ -155,7 +202,9 @@ impl Gpu {
 
     /// Gives pooled buffers back to the driver.
     pub(super) fn trim(&self) {
-        lock(&self.pool.free).clear();
+        let free = std::mem::take(&mut *lock(&self.pool.free));
+        let bytes: u64 = free.values().flatten().map(wgpu::Buffer::size).sum();
+        self.pool.held.fetch_sub(bytes, Relaxed);
     }
 
     /// The pipeline of a permutation, compiled at first use. Here a faster tier will put its own variant of a kernel in the
@@ -205,6 +254,26 @@ impl Gpu {
         });
         Pipeline { pipeline, layout }
     }
+}
+
+/// The largest heap beside the processor, which Vulkan tells.
+#[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
+fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
+    /// `VK_MEMORY_HEAP_DEVICE_LOCAL_BIT`.
+    const DEVICE_LOCAL: u32 = 1;
+    // SAFETY: the adapter is asked for a property and neither changed nor kept.
+    let adapter = unsafe { adapter.as_hal::<wgpu::hal::api::Vulkan>() }?;
+    let instance = adapter.shared_instance().raw_instance();
+    // SAFETY: the physical device belongs to this instance, and the adapter keeps both alive.
+    let properties = unsafe { instance.get_physical_device_memory_properties(adapter.raw_physical_device()) };
+    let heaps = properties.memory_heaps.iter().take(properties.memory_heap_count as usize);
+    heaps.filter(|heap| heap.flags.as_raw() & DEVICE_LOCAL != 0).map(|heap| heap.size).max()
+}
+
+/// Neither Metal nor a browser is asked.
+#[cfg(any(target_arch = "wasm32", target_vendor = "apple"))]
+fn memory(_: &wgpu::Adapter) -> Option<u64> {
+    None
 }
 
 /// Debug builds keep every check of the shader compiler; release builds keep all but the bound on loop counts, which

@@ -1,6 +1,7 @@
 //! Everything that knows wgpu: which adapters there are, which one is taken and why, and the recorder that feeds it.
 
 mod gpu;
+mod memory;
 mod profile;
 mod recorder;
 mod select;
@@ -9,6 +10,7 @@ pub mod shader;
 use std::sync::Arc;
 
 pub use gpu::{Buffer, Gpu};
+pub use memory::{Memory, Place};
 pub use profile::KernelTime;
 pub(crate) use recorder::Dispatch;
 pub use recorder::Recorder;
@@ -29,6 +31,22 @@ impl Device {
         match self {
             Self::Cpu => "cpu".to_string(),
             Self::Gpu(gpu) => gpu.name().to_string(),
+        }
+    }
+
+    /// The memory of a GPU in bytes, where its driver tells.
+    pub fn memory(&self) -> Option<u64> {
+        match self {
+            Self::Cpu => None,
+            Self::Gpu(gpu) => gpu.memory(),
+        }
+    }
+
+    /// The most bytes of arrays that a GPU has held since it was opened; `None` for the CPU.
+    pub fn peak_bytes(&self) -> Option<u64> {
+        match self {
+            Self::Cpu => None,
+            Self::Gpu(gpu) => Some(gpu.peak_bytes()),
         }
     }
 

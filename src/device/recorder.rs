@@ -6,10 +6,10 @@
 
 use std::sync::Arc;
 
-use super::Device;
 use super::gpu::{Buffer, Gpu};
 use super::profile::{KernelTime, Profile};
-use crate::tensor::{Element, Tensor, recycled};
+use super::{Device, Memory};
+use crate::tensor::{Element, Tensor, limit_free, recycled};
 use crate::{Error, Result};
 
 /// Uniform blocks are this far apart, the largest alignment that WebGPU may ask for.
@@ -23,6 +23,7 @@ const WORK_PER_SUBMISSION: f64 = 1e11;
 #[derive(Debug)]
 pub struct Recorder {
     device: Device,
+    memory: Memory,
     recording: Option<Recording>,
 }
 
@@ -69,7 +70,20 @@ impl Recorder {
             Device::Cpu => None,
             Device::Gpu(gpu) => Some(Recording::new(gpu.clone())),
         };
-        Self { device: device.clone(), recording }
+        Self { device: device.clone(), memory: Memory::default(), recording }
+    }
+
+    /// What the run may hold.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// Sets what the run may hold. The limit of a GPU holds for all its recorders.
+    pub fn set_memory(&mut self, memory: Memory) {
+        if let Device::Gpu(gpu) = &self.device {
+            gpu.limit(memory.device.unwrap_or(u64::MAX));
+        }
+        self.memory = memory;
     }
 
     /// The device recorded for.
@@ -80,6 +94,15 @@ impl Recorder {
     /// Whether ops must take their GPU branch.
     pub(crate) fn is_gpu(&self) -> bool {
         self.recording.is_some()
+    }
+
+    /// Says that `bytes` will be in use: no more is held on a GPU, and on the CPU no more than there is, for want of giving back
+    /// what is not.
+    pub fn keep_to(&mut self, bytes: u64) {
+        match &self.device {
+            Device::Cpu => limit_free(self.memory.device.map_or(u64::MAX, |all| all.saturating_sub(bytes))),
+            Device::Gpu(gpu) => gpu.tidy_above(bytes),
+        }
     }
 
     /// A tensor of undefined contents.
@@ -202,11 +225,19 @@ impl Recorder {
     ///
     /// Errors: whatever the GPU reported since the last wait, and the first of [`Recorder::fail_if`] since then.
     pub async fn read<T: Element>(&mut self, tensor: &Tensor<T>) -> Result<Vec<T>> {
-        let Some(r) = &mut self.recording else { return Ok(tensor.host().to_vec()) };
-        if tensor.is_empty() {
-            return Ok(Vec::new());
+        if self.recording.is_none() {
+            return Ok(tensor.host().to_vec());
         }
-        r.read(tensor).await
+        Ok(self.read_all(&[tensor]).await?.swap_remove(0))
+    }
+
+    /// The elements of each of `tensors`, after one wait. Errors: as [`Recorder::read`].
+    pub async fn read_all<T: Element>(&mut self, tensors: &[&Tensor<T>]) -> Result<Vec<Vec<T>>> {
+        match &mut self.recording {
+            None => Ok(tensors.iter().map(|tensor| tensor.host().to_vec()).collect()),
+            Some(_) if tensors.iter().all(|tensor| tensor.is_empty()) => Ok(vec![Vec::new(); tensors.len()]),
+            Some(r) => r.read(tensors).await,
+        }
     }
 
     /// Submits what was recorded, without waiting.
@@ -365,11 +396,11 @@ impl Recording {
         Ok(())
     }
 
-    /// The elements of `tensor`, once every flag is seen to be down.
-    async fn read<T: Element>(&mut self, tensor: &Tensor<T>) -> Result<Vec<T>> {
-        let buffer = tensor.buffer();
+    /// The elements of `tensors`, once every flag is seen to be down.
+    async fn read<T: Element>(&mut self, tensors: &[&Tensor<T>]) -> Result<Vec<Vec<T>>> {
         let flags = self.flags.iter().map(|(flag, _)| (flag.buffer().raw().clone(), 4));
-        let parts: Vec<_> = std::iter::once((buffer.raw().clone(), buffer.size())).chain(flags).collect();
+        let wanted = tensors.iter().map(|tensor| (tensor.buffer().raw().clone(), tensor.len() as u64 * 4));
+        let parts: Vec<_> = wanted.chain(flags).filter(|(_, size)| *size > 0).collect();
         let size = parts.iter().map(|(_, size)| size).sum();
         let staging = self.gpu.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("read-back"),
@@ -396,11 +427,18 @@ impl Recording {
         self.gpu.check(size, "a read-back")?;
         mapped.map_err(|e| refused(e.to_string()))?;
         let bytes = staging.get_mapped_range(..).map_err(|e| refused(e.to_string()))?;
-        let (values, flags) = bytes.split_at(buffer.size() as usize);
+        let (mut values, flags) = bytes.split_at(bytes.len() - 4 * self.flags.len());
         let errors = std::mem::take(&mut self.flags).into_iter().map(|(_, error)| error);
         match flags.as_chunks().0.iter().zip(errors).find(|(flag, _)| **flag != [0; 4]) {
             Some((_, error)) => Err(error),
-            None => Ok(bytemuck::pod_collect_to_vec(values)),
+            None => Ok(tensors
+                .iter()
+                .map(|tensor| {
+                    let (first, rest) = values.split_at(tensor.len() * 4);
+                    values = rest;
+                    bytemuck::pod_collect_to_vec(first)
+                })
+                .collect()),
         }
     }
 }

@@ -44,6 +44,11 @@ impl Stage {
         }
     }
 
+    /// Whether what its linears make is added to the residual stream.
+    pub fn changes_hidden(self) -> bool {
+        matches!(self, Self::Output | Self::Down)
+    }
+
     /// What makes the input of this stage; `None` where one channel of it comes from several places, or feeds several.
     pub fn source(self, config: &ModelConfig) -> Option<InputSource> {
         match self {
@@ -123,10 +128,9 @@ impl Block {
         Ok(Cache { keys: rec.empty(&shape)?, values: rec.empty(&shape)? })
     }
 
-    /// Starts the block: the input of q, k and v.
-    pub fn enter(&self, rec: &mut Recorder, hidden: Tensor) -> Result<Lane> {
-        let input = rms_norm(rec, &hidden, &self.attention_norm, self.epsilon)?;
-        Ok(Lane { hidden, input })
+    /// What q, k and v read, `[tokens, hidden]` like `hidden`.
+    pub fn first_input(&self, rec: &mut Recorder, hidden: &Tensor) -> Result<Tensor> {
+        rms_norm(rec, hidden, &self.attention_norm, self.epsilon)
     }
 
     /// X·Wᵀ for each linear of a stage, biases left out. `weights`: those of the stage, `[rows, columns]` each.
@@ -136,7 +140,7 @@ impl Block {
 
     /// From the outputs of `project` to the input of the next stage.
     ///
-    /// After [`Stage::Down`], `lane.hidden` is the block's output and `lane.input` has no meaning.
+    /// Stages that do not change the residual stream do not look at it. After [`Stage::Down`], `lane.hidden` is the block's output and `lane.input` has no meaning.
     pub fn fold(
         &self,
         rec: &mut Recorder,
@@ -183,7 +187,7 @@ impl Block {
         context: &mut Context<'_>,
         hidden: Tensor,
     ) -> Result<Tensor> {
-        let mut lane = self.enter(rec, hidden)?;
+        let mut lane = Lane { input: self.first_input(rec, &hidden)?, hidden };
         for stage in Stage::ALL {
             let outputs = self.project(rec, &weights[stage.linears()], &lane)?;
             self.fold(rec, stage, outputs, context, &mut lane)?;

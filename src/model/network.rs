@@ -74,8 +74,23 @@ impl<T: AsRef<str> + ?Sized> Index<&T> for Replacements {
     }
 }
 
-/// Tokens that are processed together, about: enough to fill a GPU, few enough to fit any binding.
-pub(crate) const CHUNK_TOKENS: usize = 4096;
+/// How many sequences of `length` tokens are processed together on the recorder's device.
+///
+/// Errors: `Error::Input` naming `--seq-len` if it cannot bind the widest activation of one.
+pub fn sequences_per_chunk(config: &ModelConfig, rec: &Recorder, length: usize) -> Result<usize> {
+    let bytes_per_sequence = (length * widest_activation(config) * 4) as u64;
+    let fitting = rec.device().largest_array() / bytes_per_sequence;
+    if fitting == 0 {
+        return Err(Error::input(
+            "--seq-len",
+            format!("{length} tokens, whose widest activation takes {bytes_per_sequence} bytes"),
+            format!("at most {} bytes on this device", rec.device().largest_array()),
+            "use shorter sequences or --device cpu",
+        ));
+    }
+    Ok((rec.memory().chunk_tokens / length).clamp(1, usize::try_from(fitting).unwrap_or(usize::MAX)))
+}
+
 /// Name of the embedding matrix.
 const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Name of the last norm's weight.
@@ -159,17 +174,7 @@ impl<'a> Network<'a> {
 
     /// The same with shorter sequences, of `length` tokens each.
     pub fn sequences_of(&self, rec: &Recorder, length: usize) -> Result<usize> {
-        let bytes_per_sequence = (length * widest_activation(self.config()) * 4) as u64;
-        let fitting = rec.device().largest_array() / bytes_per_sequence;
-        if fitting == 0 {
-            return Err(Error::input(
-                "--seq-len",
-                format!("{length} tokens, whose widest activation takes {bytes_per_sequence} bytes"),
-                format!("at most {} bytes on this device", rec.device().largest_array()),
-                "use shorter sequences or --device cpu",
-            ));
-        }
-        Ok((CHUNK_TOKENS / length).clamp(1, fitting as usize))
+        sequences_per_chunk(self.config(), rec, length)
     }
 
     async fn weight(&self, rec: &mut Recorder, linear: &LinearSpec) -> Result<Tensor> {

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 /// The columns whose codes may move, and what they are judged by.
 #[derive(Debug, Clone, Copy)]
 pub struct Block<'a> {
-    /// H, `[n, n]`, dense and symmetric.
+    /// Rows start..start + count of H, `[count, n]`.
     pub hessian: &'a Tensor,
     /// λ, positive where H has a zero on its diagonal.
     pub ridge: f32,
@@ -46,7 +46,7 @@ pub fn descend_block(rec: &mut Recorder, block: Block<'_>, errors: &mut Tensor, 
         return Err(Error::shape("descent", format!("{} bits in groups of {} columns", block.bits, block.group_size)));
     }
     let groups = n.div_ceil(block.group_size);
-    block.hessian.expect_shape("descent", &[n, n])?;
+    block.hessian.expect_shape("descent", &[block.count, n])?;
     block.g.expect_shape("descent", &[block.count, m])?;
     block.grid.scales.expect_shape("descent", &[m, groups])?;
     block.grid.zeros.expect_shape("descent", &[m, groups])?;
@@ -58,7 +58,7 @@ pub fn descend_block(rec: &mut Recorder, block: Block<'_>, errors: &mut Tensor, 
     let errors = strips(&mut errors.host_mut()[range.clone()], m);
     let codes = strips(&mut codes.host_mut()[range], m);
     // H is symmetric: what column c needs is row c.
-    let h = block.hessian.host().chunks(n.max(1)).skip(block.start).take(block.count);
+    let h = block.hessian.host().chunks(n.max(1));
     let coefficients: Vec<f32> = h.flat_map(|row| &row[block.start..block.start + block.count]).copied().collect();
     errors.into_par_iter().zip(codes).enumerate().for_each(|(strip, (errors, codes))| {
         let first = strip * LANES;

@@ -93,6 +93,8 @@ struct Params {
     last: u32,
     tiles: u32,
     stride: u32,
+    start: u32,
+    rows: u32,
 }
 
 #[repr(C)]
@@ -101,19 +103,19 @@ struct ConvertParams {
     n: u32,
     count: u32,
     stride: u32,
+    start: u32,
 }
 
-/// One of the kernels that go over `count` elements of a matrix of extent n.
+/// One of the kernels that go over `count` elements of a matrix of extent n, from row `start` on.
 fn convert(
     rec: &mut Recorder,
     kernel: &'static str,
-    n: usize,
+    [n, start, count]: [usize; 3],
     source: &Buffer,
     destination: &Buffer,
-    count: usize,
 ) -> Result<()> {
     let (workgroups, stride) = spread_elements(count);
-    let params = ConvertParams { n: n as u32, count: count as u32, stride };
+    let params = ConvertParams { n: n as u32, count: count as u32, stride, start: start as u32 };
     rec.dispatch(Dispatch {
         kernel,
         params: bytemuck::bytes_of(&params),
@@ -140,7 +142,15 @@ pub fn accumulate(rec: &mut Recorder, x: &Tensor, h: &mut Packed) -> Result<()> 
         let tiles = tile_count(n);
         let workgroups = spread(tiles);
         for [first, last] in token_ranges(tokens, n) {
-            let params = Params { n: n as u32, first, last, tiles: tiles as u32, stride: workgroups[0] as u32 };
+            let params = Params {
+                n: n as u32,
+                first,
+                last,
+                tiles: tiles as u32,
+                stride: workgroups[0] as u32,
+                start: 0,
+                rows: n as u32,
+            };
             rec.dispatch(Dispatch {
                 kernel: "gram",
                 params: bytemuck::bytes_of(&params),
@@ -156,36 +166,43 @@ pub fn accumulate(rec: &mut Recorder, x: &Tensor, h: &mut Packed) -> Result<()> 
     Ok(())
 }
 
-/// `D += (X − X̂)ᵀX̂`, the error on the rows. `x`, `x_hat`: `[T, n]`; `d`: `[n, n]`. Errors: `Error::Shape`.
-pub fn cross(rec: &mut Recorder, x: &Tensor, x_hat: &Tensor, d: &mut Tensor) -> Result<()> {
-    let [tokens, n] = x.matrix("cross")?;
+/// Rows `start…` of `D += (X − X̂)ᵀX̂`, the error on the rows. `x`, `x_hat`: `[T, n]`; `d`: `[rows, n]`, those rows.
+///
+/// Errors: `Error::Shape`.
+pub fn cross(rec: &mut Recorder, x: &Tensor, x_hat: &Tensor, start: usize, d: &mut Tensor) -> Result<()> {
+    let ([tokens, n], [rows, _]) = (x.matrix("cross")?, d.matrix("cross")?);
     x_hat.expect_shape("cross", &[tokens, n])?;
-    d.expect_shape("cross", &[n, n])?;
+    d.expect_shape("cross", &[rows, n])?;
+    if start + rows > n {
+        return Err(Error::shape("cross", format!("rows {start}..{} of {n}", start + rows)));
+    }
     if rec.is_gpu() {
-        let tiles = n.div_ceil(TILE);
+        let [columns, tile_rows] = [n, rows].map(|extent| extent.div_ceil(TILE));
+        let (tiles, stride, start) = (columns as u32, columns as u32, start as u32);
         for [first, last] in token_ranges(tokens, n) {
-            let params = Params { n: n as u32, first, last, tiles: tiles as u32, stride: tiles as u32 };
+            let params = Params { n: n as u32, first, last, tiles, stride, start, rows: rows as u32 };
             rec.dispatch(Dispatch {
                 kernel: "gram_cross",
                 params: bytemuck::bytes_of(&params),
                 inputs: &[x.buffer(), x_hat.buffer()],
                 outputs: &[d.buffer()],
-                workgroups: [tiles, tiles, 1],
-                work: 2.0 * f64::from(last - first) * n as f64 * n as f64,
+                workgroups: [columns, tile_rows, 1],
+                work: 2.0 * f64::from(last - first) * n as f64 * rows as f64,
             })?;
         }
         return Ok(());
     }
-    let mut delta = vec![0.0f32; tokens * n];
+    let mut delta = vec![0.0f32; tokens * rows];
     let width = n.max(1);
-    delta.par_chunks_mut(width).zip(x.host().par_chunks(width)).zip(x_hat.host().par_chunks(width)).for_each(
+    delta.par_chunks_mut(rows.max(1)).zip(x.host().par_chunks(width)).zip(x_hat.host().par_chunks(width)).for_each(
         |((delta, x), x_hat)| {
-            for ((delta, x), x_hat) in delta.iter_mut().zip(x).zip(x_hat) {
+            for ((delta, x), x_hat) in delta.iter_mut().zip(&x[start..]).zip(&x_hat[start..]) {
                 *delta = x - x_hat;
             }
         },
     );
-    let [delta, x_hat] = [&delta, x_hat.host()].map(|values| MatRef::from_row_major_slice(values, tokens, n));
+    let delta = MatRef::from_row_major_slice(&delta, tokens, rows);
+    let x_hat = MatRef::from_row_major_slice(x_hat.host(), tokens, n);
     matmul::cpu(Orientation::Tn, delta, x_hat, d.host_mut(), Accum::Add);
     Ok(())
 }
@@ -194,7 +211,7 @@ pub fn cross(rec: &mut Recorder, x: &Tensor, x_hat: &Tensor, d: &mut Tensor) -> 
 pub async fn diagonal(rec: &mut Recorder, h: &Packed) -> Result<Vec<f32>> {
     if rec.is_gpu() {
         let diagonal: Tensor = rec.empty(&[h.n])?;
-        convert(rec, "packed_diagonal", h.n, h.tiles.buffer(), diagonal.buffer(), h.n)?;
+        convert(rec, "packed_diagonal", [h.n, 0, h.n], h.tiles.buffer(), diagonal.buffer())?;
         return rec.read(&diagonal).await;
     }
     let tiles = h.tiles.host();
@@ -203,14 +220,23 @@ pub async fn diagonal(rec: &mut Recorder, h: &Packed) -> Result<Vec<f32>> {
 
 /// The dense symmetric matrix, `[n, n]`.
 pub fn unpack(rec: &mut Recorder, h: &Packed) -> Result<Tensor> {
+    unpack_rows(rec, h, 0, h.n)
+}
+
+/// Rows `start..start + count` of the dense symmetric matrix, `[count, n]`. Errors: `Error::Shape` if there are not as many.
+pub fn unpack_rows(rec: &mut Recorder, h: &Packed, start: usize, count: usize) -> Result<Tensor> {
     let n = h.n;
-    let mut dense = rec.empty(&[n, n])?;
+    if start + count > n {
+        return Err(Error::shape("unpack_rows", format!("rows {start}..{} of {n}", start + count)));
+    }
+    let mut dense = rec.empty(&[count, n])?;
     if rec.is_gpu() {
-        convert(rec, "packed_unpack", n, h.tiles.buffer(), dense.buffer(), n * n)?;
+        convert(rec, "packed_unpack", [n, start, count * n], h.tiles.buffer(), dense.buffer())?;
         return Ok(dense);
     }
     let tiles = h.tiles.host();
-    dense.host_mut().par_chunks_mut(n.max(1)).enumerate().for_each(|(i, row)| {
+    dense.host_mut().par_chunks_mut(n.max(1)).enumerate().for_each(|(row, values)| {
+        let (i, row) = (start + row, values);
         for (j, value) in row.iter_mut().enumerate() {
             *value = tiles[offset(i.max(j), i.min(j))];
         }
@@ -226,7 +252,7 @@ pub fn pack(rec: &mut Recorder, dense: &Tensor) -> Result<Packed> {
     dense.expect_shape("pack", &[columns, columns])?;
     let mut packed = Packed::empty(rec, n)?;
     if rec.is_gpu() {
-        convert(rec, "packed_pack", n, dense.buffer(), packed.tiles.buffer(), packed.tiles.len())?;
+        convert(rec, "packed_pack", [n, 0, packed.tiles.len()], dense.buffer(), packed.tiles.buffer())?;
         return Ok(packed);
     }
     let dense = dense.host();

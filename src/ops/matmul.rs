@@ -91,6 +91,35 @@ pub fn accumulate(
     run(rec, orientation, a, b, c, c_start, true)
 }
 
+/// Adds A's columns `first..first + k` times B to C. `a`: `[m, n]`, `b`: `[k, w]`, `c`: `[m, w]`.
+///
+/// Errors: `Error::Shape` if the extents do not fit.
+pub fn accumulate_columns(rec: &mut Recorder, a: &Tensor, first: usize, b: &Tensor, c: &mut Tensor) -> Result<()> {
+    let ([m, columns], [k, width]) = (a.matrix("matmul")?, b.matrix("matmul")?);
+    c.expect_shape("matmul", &[m, width])?;
+    if first + k > columns {
+        return Err(Error::shape("matmul", format!("columns {first}..{} of a matrix of {columns}", first + k)));
+    }
+    if !rec.is_gpu() {
+        let view = MatRef::from_row_major_slice(a.host(), m, columns).subcols(first, k);
+        let b = MatRef::from_row_major_slice(b.host(), k, width);
+        cpu(Orientation::Nn, view, b, c.host_mut(), Accum::Add);
+        return Ok(());
+    }
+    let params = Params {
+        m: m as u32,
+        n: width as u32,
+        k: k as u32,
+        accumulate: 1,
+        a_start: first as u32,
+        b_start: 0,
+        c_start: 0,
+        a_stride: columns as u32,
+        b_stride: width as u32,
+    };
+    dispatch(rec, Orientation::Nn, params, [a, b], c)
+}
+
 fn extents(orientation: Orientation, a: Rows<'_>, b: Rows<'_>) -> Result<[usize; 3]> {
     let ([a0, a1], [b0, b1]) = (a.checked()?, b.checked()?);
     let ((m, k), (n, k_b)) = match orientation {
@@ -135,6 +164,17 @@ fn run(
         a_stride: a_stride as u32,
         b_stride: b_stride as u32,
     };
+    dispatch(rec, orientation, params, [a.tensor, b.tensor], c)
+}
+
+fn dispatch(
+    rec: &mut Recorder,
+    orientation: Orientation,
+    params: Params,
+    [a, b]: [&Tensor; 2],
+    c: &Tensor,
+) -> Result<()> {
+    let [m, n, k] = [params.m, params.n, params.k].map(|extent| extent as usize);
     rec.dispatch(Dispatch {
         kernel: match orientation {
             Orientation::Nt => "matmul_nt",
@@ -142,7 +182,7 @@ fn run(
             Orientation::Tn => "matmul_tn",
         },
         params: bytemuck::bytes_of(&params),
-        inputs: &[a.tensor.buffer(), b.tensor.buffer()],
+        inputs: &[a.buffer(), b.buffer()],
         outputs: &[c.buffer()],
         workgroups: [n.div_ceil(64), m.div_ceil(64), 1],
         work: 2.0 * m as f64 * n as f64 * k as f64,

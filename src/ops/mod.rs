@@ -19,6 +19,7 @@ mod math;
 pub mod matmul;
 pub mod nll;
 pub mod permute;
+pub mod pieces;
 pub mod reduce;
 pub mod refit;
 pub mod rms_norm;

@@ -124,10 +124,7 @@ impl GroupQuantizer<'_> {
         if let Some(held_out) = &held_out {
             all.merge(rec, held_out)?;
         }
-        let held_out = match held_out {
-            Some(statistics) => HeldOut::new(rec, statistics)?,
-            None => None,
-        };
+        let held_out = held_out.and_then(HeldOut::new);
         let diagonal = Damping::of(rec, &all.hessian, self.place).await?;
         let corrector = match all.error_correlation {
             Some(_) => Some(self.corrector(rec, &all.hessian, &diagonal).await?),

@@ -8,7 +8,10 @@ pub mod fold;
 mod group;
 mod journal;
 mod observer;
+mod plan;
 mod run;
+mod stream;
+mod sums;
 mod work;
 
 use std::collections::BTreeMap;
@@ -16,11 +19,11 @@ use std::collections::BTreeMap;
 use futures::future::LocalBoxFuture;
 
 use crate::checkpoint::{Checkpoint, CheckpointWriter, StoredLinear};
-use crate::device::Recorder;
+use crate::device::{Place, Recorder};
 use crate::model::ModelConfig;
-use crate::model::block::{Block, Lane, Stage, widest_activation};
-use crate::model::network::{CHUNK_TOKENS, Network, Replacements};
-use crate::ops::reduce::{squared_difference, sum_squares, total};
+use crate::model::block::{Stage, widest_activation};
+use crate::model::network::{Network, Replacements};
+use crate::ops::reduce::sum_squares;
 use crate::quant::QuantizeOptions;
 use crate::report::Report;
 use crate::tensor::Tensor;
@@ -29,7 +32,10 @@ use crate::{Error, Result};
 pub use journal::DirectoryJournal;
 pub use journal::{BlockRecord, Journal};
 pub use observer::{Event, Observer, Phase};
-use run::{Group, Norms, Open, Run, Step};
+pub use plan::Plan;
+use run::{Group, Open, Run, Step};
+use stream::Stream;
+use sums::Sums;
 pub use work::work;
 
 /// Where quantized layers go, in model order.
@@ -125,27 +131,7 @@ pub async fn quantize_together<'a>(
         session.block(rec, index, observer).await?;
     }
     session.head(rec, observer).await?;
-    Ok(session.finish(observer.seconds() - started))
-}
-
-/// Hidden states, chunk by chunk.
-struct Stream(Vec<Lane>);
-
-impl Stream {
-    /// Before any block.
-    fn new(rec: &mut Recorder, hidden: Vec<Tensor>) -> Result<Self> {
-        let lanes = hidden.into_iter().map(|hidden| Ok(Lane { hidden, input: rec.empty(&[0])? }));
-        lanes.collect::<Result<_>>().map(Self)
-    }
-
-    /// Starts a block.
-    fn enter(&mut self, rec: &mut Recorder, block: &Block) -> Result<()> {
-        for lane in &mut self.0 {
-            let hidden = take(rec, &mut lane.hidden)?;
-            *lane = block.enter(rec, hidden)?;
-        }
-        Ok(())
-    }
+    Ok(session.finish(observer.seconds() - started, rec.device().peak_bytes()))
 }
 
 /// The full-precision stream, and the runs that it serves.
@@ -170,7 +156,10 @@ impl<'a> Session<'a> {
     ) -> Result<Self> {
         let config = network.config();
         let options = jobs[0].options;
-        let per_chunk = network.sequences_per_chunk(rec)?;
+        let runs: Vec<&QuantizeOptions> = jobs.iter().map(|job| job.options).collect();
+        let plan = Plan::new(config, &runs, rec)?;
+        rec.keep_to(plan.device_bytes);
+        let per_chunk = plan.sequences_per_chunk;
         let (fitting, held_out) = windows.split_at(windows.len() - options.held_out());
         let chunks: Vec<&[Vec<u32>]> = fitting.chunks(per_chunk).chain(held_out.chunks(per_chunk)).collect();
         let tokens = windows.len() * options.seq_len;
@@ -181,10 +170,10 @@ impl<'a> Session<'a> {
             tokens,
             held_out: held_out_tokens,
             group_size: options.grid_columns(config),
-            bytes: device_bytes(config, jobs.len(), tokens, per_chunk * options.seq_len),
+            plan,
         });
         network.check_head(rec).await?;
-        let embedded = network.embed(rec, &chunks).await?;
+        let chunk_elements = per_chunk * options.seq_len * (config.hidden_size + widest_activation(config));
         let mut runs = Vec::new();
         for job in jobs {
             let report = Report {
@@ -198,18 +187,35 @@ impl<'a> Session<'a> {
                 blocks: Vec::new(),
                 seconds: BTreeMap::new(),
                 total_seconds: 0.0,
+                plan: Some(plan),
+                peak_device_bytes: None,
             };
-            let hidden = embedded.iter().map(|chunk| rec.duplicate(chunk)).collect::<Result<_>>()?;
-            runs.push(Run::new(job, Stream::new(rec, hidden)?, report));
+            runs.push(Run::new(job, Stream::new(rec, plan.streams, chunk_elements)?, report));
+        }
+        let mut full = Stream::new(rec, plan.streams, chunk_elements)?;
+        let together = match plan.streams {
+            Place::Device => chunks.len(),
+            // As many as take the place of a block, which is not there yet.
+            Place::Host | Place::File => Plan::chunks_like_a_block(config, per_chunk * options.seq_len),
+        };
+        for chunks in chunks.chunks(together) {
+            for hidden in network.embed(rec, chunks).await? {
+                for run in &mut runs {
+                    let copy = rec.duplicate(&hidden)?;
+                    run.stream.push(rec, copy).await?;
+                }
+                full.push(rec, hidden).await?;
+            }
         }
         let held_out_from = fitting.chunks(per_chunk).len();
         let blocks = config.num_hidden_layers;
         let recorded = runs.iter().all(|run| run.recorded() >= blocks && !run.quantizes_head());
-        Ok(Self { network, full: Stream::new(rec, embedded)?, held_out_from, runs, recorded })
+        Ok(Self { network, full, held_out_from, runs, recorded })
     }
 
-    /// The records, for a session that took `seconds`.
-    fn finish(self, seconds: f64) -> Vec<Result<Report>> {
+    /// The records, for a session that took `seconds` and at most `peak` bytes on the device.
+    fn finish(mut self, seconds: f64, peak: Option<u64>) -> Vec<Result<Report>> {
+        self.runs.iter_mut().for_each(|run| run.report.peak_device_bytes = peak);
         let booked = self.runs.iter().map(Run::booked).sum::<f64>();
         let rest = (seconds - booked) / self.runs.len() as f64;
         self.runs.into_iter().map(|run| run.finish(rest)).collect()
@@ -234,10 +240,10 @@ impl<'a> Session<'a> {
         let specs = self.network.config().block_linears(index);
         self.spent(rec, Phase::Load, since, observer).await?;
         let since = observer.seconds();
-        let mut full = std::mem::replace(&mut self.full, Stream(Vec::new()));
-        full.enter(rec, &block)?;
+        let mut full = std::mem::take(&mut self.full);
+        full.enter(rec, &block).await?;
         for run in self.running() {
-            run.stream.enter(rec, &block)?;
+            run.stream.enter(rec, &block).await?;
         }
         self.spent(rec, Phase::Forward, since, observer).await?;
         let held_out_from = self.held_out_from;
@@ -285,21 +291,23 @@ impl<'a> Session<'a> {
         open: &mut Open<'_>,
         stage: Stage,
         steps: &mut [Step],
-    ) -> Result<Norms> {
+    ) -> Result<Vec<[f64; 2]>> {
         let originals = &open.weights[stage.linears()];
-        let mut norms = vec![[0.0; 2]; originals.len()];
-        for chunk in 0..open.full.0.len() {
-            let exact = open.block.project(rec, originals, &open.full.0[chunk])?;
-            for (exact, norms) in exact.iter().zip(&mut norms) {
-                norms[open.part(chunk)] += norm(rec, exact).await?;
+        let mut norms = Sums::default();
+        for chunk in 0..open.full.chunks() {
+            let mut lane = open.full.take(rec, chunk, stage)?;
+            let exact = open.block.project(rec, originals, &lane)?;
+            for (linear, exact) in exact.iter().enumerate() {
+                norms.add(linear, open.part(chunk), sum_squares(rec, exact)?);
             }
             for (run, step) in self.runs.iter_mut().zip(&mut *steps).filter(|(run, _)| run.goes_on()) {
                 let mut context = self.network.context();
                 run.advance(rec, open, (stage, chunk), &exact, step, &mut context).await?;
             }
-            open.block.fold(rec, stage, exact, &mut self.network.context(), &mut open.full.0[chunk])?;
+            open.block.fold(rec, stage, exact, &mut self.network.context(), &mut lane)?;
+            open.full.put_back(rec, chunk, stage, lane).await?;
         }
-        Ok(norms)
+        norms.read(rec, originals.len()).await
     }
 
     /// Quantizes the output matrix in every run that asks for it.
@@ -311,8 +319,8 @@ impl<'a> Session<'a> {
         let norm = self.network.final_norm(rec).await?;
         let weight = self.network.output_matrix(rec).await?;
         let streams = self.runs.iter_mut().map(|run| &mut run.stream).chain([&mut self.full]);
-        for lane in streams.flat_map(|stream| &mut stream.0) {
-            lane.input = norm.apply(rec, &lane.hidden)?;
+        for stream in streams {
+            stream.leave(rec, &norm).await?;
         }
         let place = self.network.config().head_linear().name;
         let group = Group { place, at: None, full: &self.full, held_out_from: self.held_out_from };
@@ -328,10 +336,12 @@ impl<'a> Session<'a> {
 
     /// How far every run is from S after block `index`; hands the block over.
     async fn close(&mut self, rec: &mut Recorder, index: usize, observer: &mut dyn Observer) -> Result<()> {
-        let mut all = 0.0;
-        for lane in &self.full.0 {
-            all += norm(rec, &lane.hidden).await?;
+        let mut norm = Sums::default();
+        for chunk in 0..self.full.chunks() {
+            let hidden = self.full.hidden(rec, chunk)?;
+            norm.add(0, 0, sum_squares(rec, &hidden)?);
         }
+        let all = norm.read(rec, 1).await?[0][0];
         let mut errors = Vec::new();
         for run in self.runs.iter_mut().filter(|run| run.goes_on()) {
             let measured = run.measure(rec, index, &self.full, all).await;
@@ -358,18 +368,6 @@ impl<'a> Session<'a> {
     }
 }
 
-/// ‖y − ŷ‖².
-async fn error(rec: &mut Recorder, exact: &Tensor, approximate: &Tensor) -> Result<f64> {
-    let partials = squared_difference(rec, exact, approximate)?;
-    total(rec, &partials).await
-}
-
-/// ‖y‖².
-async fn norm(rec: &mut Recorder, exact: &Tensor) -> Result<f64> {
-    let partials = sum_squares(rec, exact)?;
-    total(rec, &partials).await
-}
-
 /// `error`/`norm`, 0 if nothing differs. Errors: `Error::NotFinite` naming `place`.
 fn relative(error: f64, norm: f64, place: &str) -> Result<f64> {
     let quotient = if error == 0.0 { 0.0 } else { error / norm };
@@ -385,25 +383,6 @@ fn relative(error: f64, norm: f64, place: &str) -> Result<f64> {
 /// Takes a tensor out of a place that is not needed again.
 fn take(rec: &mut Recorder, place: &mut Tensor) -> Result<Tensor> {
     Ok(std::mem::replace(place, rec.empty(&[0])?))
-}
-
-/// The device memory of one run with `options` at its peak, in bytes, about.
-pub fn planned_bytes(config: &ModelConfig, options: &QuantizeOptions) -> u64 {
-    let tokens = options.samples * options.seq_len;
-    device_bytes(config, 1, tokens, tokens.min(CHUNK_TOKENS.max(options.seq_len)))
-}
-
-/// The device memory of `runs` runs together at their peak, in bytes, about: streams, one block and its quantized forms,
-/// and the statistics of its widest group.
-fn device_bytes(config: &ModelConfig, runs: usize, tokens: usize, chunk_tokens: usize) -> u64 {
-    let [runs, tokens, chunk_tokens] = [runs, tokens, chunk_tokens].map(|count| count as u64);
-    let widest = widest_activation(config) as u64;
-    let streams = (1 + runs) * tokens * (config.hidden_size as u64 + widest);
-    let weights: u64 = config.block_linears(0).iter().map(|linear| linear.rows as u64 * linear.columns as u64).sum();
-    let transient = 4 * chunk_tokens * widest;
-    // H and D, fitted and held out, the factor, and their unpacked forms.
-    let statistics = 9 * widest * widest;
-    (streams + (1 + runs) * weights + transient + statistics) * 4
 }
 
 /// The largest array of a run, in bytes: what the device must be able to bind.

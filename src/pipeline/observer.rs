@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::plan::Plan;
 use crate::model::block::Stage;
 
 /// What a run spends its time on.
@@ -51,8 +52,8 @@ pub enum Event {
         held_out: usize,
         /// Inputs per grid of the first run, `None` for per channel.
         group_size: Option<usize>,
-        /// Estimated bytes on the device at the peak.
-        bytes: u64,
+        /// What will be where.
+        plan: Plan,
     },
     /// A phase of a group begins.
     Phase {

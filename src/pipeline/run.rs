@@ -6,12 +6,15 @@ use super::fold::{Finished, Producer};
 use super::group::{Gathered, GroupQuantizer, Linear, Outcome};
 use super::journal::{BlockRecord, Journal};
 use super::observer::{Event, Observer, Phase};
-use super::{Job, Output, Stream};
+use super::stream::Stream;
+use super::sums::Sums;
+use super::{Job, Output};
 use crate::checkpoint::{Checkpoint, StoredLinear};
 use crate::device::Recorder;
 use crate::model::block::{Block, Context, Stage};
 use crate::model::config::LinearSpec;
 use crate::ops::matmul::{Orientation, matmul};
+use crate::ops::reduce::{squared_difference, sum_squares};
 use crate::quant::awq::Feasible;
 use crate::quant::{Alpha, Method, QuantizeOptions, Statistics};
 use crate::report::{BlockReport, Report, group_name};
@@ -44,7 +47,7 @@ pub(super) struct Group<'a> {
 impl Group<'_> {
     /// Whether any chunk is held out.
     fn holds_out(&self) -> bool {
-        self.held_out_from < self.full.0.len()
+        self.held_out_from < self.full.chunks()
     }
 
     fn begin(&self, phase: Phase, observer: &mut dyn Observer) {
@@ -62,7 +65,7 @@ impl Open<'_> {
 
     /// Whether any chunk is held out.
     fn holds_out(&self) -> bool {
-        self.held_out_from < self.full.0.len()
+        self.held_out_from < self.full.chunks()
     }
 
     /// 0 for a chunk to fit on, 1 for one that is held out.
@@ -70,9 +73,6 @@ impl Open<'_> {
         usize::from(chunk >= self.held_out_from)
     }
 }
-
-/// ‖WX‖² of each linear of a group: of the tokens to fit on, and of those held out.
-pub(super) type Norms = Vec<[f64; 2]>;
 
 /// Numbers that the output matrix may make at a time, about: its rows are many.
 const HEAD_OUTPUTS: usize = 1 << 24;
@@ -112,8 +112,8 @@ pub(super) struct Step {
     producer: Option<Producer>,
     /// The group's dequantized weights; `None` where the run leaves the block alone.
     rounded: Option<Vec<Tensor>>,
-    /// ‖WX − QX̂‖² of each linear, as in [`Norms`].
-    errors: Vec<[f64; 2]>,
+    /// ‖WX − QX̂‖² of each linear.
+    errors: Sums,
 }
 
 impl<'a> Run<'a> {
@@ -156,7 +156,7 @@ impl<'a> Run<'a> {
         match result {
             Err(error @ Error::NotFinite { .. }) => {
                 self.failure = Some(error);
-                self.stream = Stream(Vec::new());
+                self.stream = Stream::default();
                 Ok(T::default())
             }
             other => other,
@@ -223,9 +223,8 @@ impl<'a> Run<'a> {
         for (&place, outcome) in places.iter().zip(&mut outcomes) {
             rounded[place] = super::take(rec, &mut outcome.dequantized)?;
         }
-        let errors = vec![[0.0; 2]; originals.len()];
         let outcomes = places.into_iter().zip(outcomes).collect();
-        Ok(Step { outcomes, producer, rounded: Some(rounded), errors })
+        Ok(Step { outcomes, producer, rounded: Some(rounded), errors: Sums::default() })
     }
 
     /// The linear of that module path as this run is to treat it; `None` if it keeps its weight.
@@ -274,7 +273,7 @@ impl<'a> Run<'a> {
 
     /// H and D of the input that all linears of the group in hand read.
     fn gather(&self, rec: &mut Recorder, group: &Group<'_>, correlate: bool) -> Result<Gathered> {
-        let n = group.full.0[0].input.shape()[1];
+        let n = group.full.input_columns();
         let magnitudes = self.options.method == Method::Awq;
         let empty = |rec: &mut Recorder| {
             let statistics = Statistics::zeros(rec, n, correlate)?;
@@ -282,10 +281,11 @@ impl<'a> Run<'a> {
         };
         let mut fitting = empty(rec)?;
         let mut held_out = if group.holds_out() { Some(empty(rec)?) } else { None };
-        for (index, (full, quantized)) in group.full.0.iter().zip(&self.stream.0).enumerate() {
-            let part = if index < group.held_out_from { Some(&mut fitting) } else { held_out.as_mut() };
+        for chunk in 0..group.full.chunks() {
+            let part = if chunk < group.held_out_from { Some(&mut fitting) } else { held_out.as_mut() };
             if let Some(part) = part {
-                part.accumulate(rec, &full.input, &quantized.input)?;
+                let (full, quantized) = (group.full.input(rec, chunk)?, self.stream.input(rec, chunk)?);
+                part.accumulate(rec, &full, &quantized)?;
             }
         }
         Ok(Gathered { fitting, held_out })
@@ -303,17 +303,19 @@ impl<'a> Run<'a> {
         step: &mut Step,
         context: &mut Context<'_>,
     ) -> Result<()> {
-        let lane = &mut self.stream.0[chunk];
+        let mut lane = self.stream.take(rec, chunk, stage)?;
         let weights = step.rounded.as_deref().unwrap_or(&open.weights[stage.linears()]);
-        let approximate = open.block.project(rec, weights, lane)?;
-        for ((exact, approximate), errors) in exact.iter().zip(&approximate).zip(&mut step.errors) {
-            errors[open.part(chunk)] += super::error(rec, exact, approximate).await?;
+        let approximate = open.block.project(rec, weights, &lane)?;
+        for &(place, _) in &step.outcomes {
+            let partials = squared_difference(rec, &exact[place], &approximate[place])?;
+            step.errors.add(place, open.part(chunk), partials);
         }
-        open.block.fold(rec, stage, approximate, context, lane)
+        open.block.fold(rec, stage, approximate, context, &mut lane)?;
+        self.stream.put_back(rec, chunk, stage, lane).await
     }
 
     /// Fills in the measured errors of the group's layers.
-    pub async fn settle(&mut self, rec: &mut Recorder, open: &Open<'_>, step: Step, norms: &Norms) -> Result<()> {
+    pub async fn settle(&mut self, rec: &mut Recorder, open: &Open<'_>, step: Step, norms: &[[f64; 2]]) -> Result<()> {
         let Step { mut outcomes, producer, rounded, errors } = step;
         let scales = outcomes.first_mut().and_then(|(_, outcome)| outcome.input_scales.take());
         if let Some((producer, scales)) = producer.zip(scales) {
@@ -325,6 +327,7 @@ impl<'a> Run<'a> {
                 self.stream_weights.push((outcome.stored.name().to_string(), rec.read(weight).await?));
             }
         }
+        let errors = errors.read(rec, norms.len()).await?;
         let measured = outcomes.into_iter().map(|(place, outcome)| (outcome, errors[place], norms[place]));
         self.record(measured.collect(), open.holds_out())
     }
@@ -395,20 +398,21 @@ impl<'a> Run<'a> {
         let Some(linear) = linear.filter(|_| self.quantizes_head()) else { return Ok(()) };
         let outcome = self.quantize_group(rec, group, None, &[linear], observer).await?.swap_remove(0);
         let since = observer.seconds();
-        let (mut errors, mut norms) = ([0.0; 2], [0.0; 2]);
-        for (chunk, (full, quantized)) in group.full.0.iter().zip(&self.stream.0).enumerate() {
+        let (mut errors, mut norms) = (Sums::default(), Sums::default());
+        for chunk in 0..group.full.chunks() {
             let part = usize::from(chunk >= group.held_out_from);
-            let tokens = full.input.shape()[0];
+            let (full, quantized) = (group.full.input(rec, chunk)?, self.stream.input(rec, chunk)?);
+            let tokens = full.shape()[0];
             let piece = (HEAD_OUTPUTS / weight.shape()[0]).max(1);
             for first in (0..tokens).step_by(piece) {
                 let rows = piece.min(tokens - first);
-                let [exact, approximate] = [(&full.input, weight), (&quantized.input, &outcome.dequantized)];
-                let exact = project_rows(rec, exact, first, rows)?;
-                let approximate = project_rows(rec, approximate, first, rows)?;
-                errors[part] += super::error(rec, &exact, &approximate).await?;
-                norms[part] += super::norm(rec, &exact).await?;
+                let exact = project_rows(rec, (&full, weight), first, rows)?;
+                let approximate = project_rows(rec, (&quantized, &outcome.dequantized), first, rows)?;
+                errors.add(0, part, squared_difference(rec, &exact, &approximate)?);
+                norms.add(0, part, sum_squares(rec, &exact)?);
             }
         }
+        let (errors, norms) = (errors.read(rec, 1).await?[0], norms.read(rec, 1).await?[0]);
         self.spent(rec, Phase::Forward, since, observer).await?;
         self.record(vec![(outcome, errors, norms)], group.holds_out())?;
         self.hand_over().await
@@ -424,10 +428,12 @@ impl<'a> Run<'a> {
         if let Some(record) = self.recalled.take() {
             return Ok(Some(self.take_over(record)));
         }
-        let mut error = 0.0;
-        for (full, quantized) in full.0.iter().zip(&self.stream.0) {
-            error += super::error(rec, &full.hidden, &quantized.hidden).await?;
+        let mut error = Sums::default();
+        for chunk in 0..full.chunks() {
+            let (full, quantized) = (full.hidden(rec, chunk)?, self.stream.hidden(rec, chunk)?);
+            error.add(0, 0, squared_difference(rec, &full, &quantized)?);
         }
+        let error = error.read(rec, 1).await?[0][0];
         let delta = super::relative(error, norm, &format!("the hidden states after block {block}"))?;
         let report = BlockReport { block, delta, error: delta.sqrt() };
         self.keep(&report)?;

@@ -4,7 +4,7 @@
 use crate::device::Recorder;
 use crate::ops::cholesky::{self, Factor};
 use crate::ops::gram::Packed;
-use crate::ops::matmul::{Orientation, matmul};
+use crate::ops::pieces::Pieces;
 use crate::ops::solve::solve_rows;
 use crate::quant::Damping;
 use crate::tensor::Tensor;
@@ -35,8 +35,8 @@ impl Corrector {
     ///
     /// `weight`: W `[m, n]` with the columns of dead inputs set to zero; `error_correlation`: D `[n, n]`, δ on the rows. The
     /// result is `[m, n]`.
-    pub fn correction(&self, rec: &mut Recorder, weight: &Tensor, error_correlation: &Tensor) -> Result<Tensor> {
-        let arriving = matmul(rec, Orientation::Nn, weight, error_correlation)?;
+    pub fn correction(&self, rec: &mut Recorder, weight: &Tensor, error_correlation: &Pieces) -> Result<Tensor> {
+        let arriving = error_correlation.left_product(rec, weight)?;
         solve_rows(rec, &self.factor, arriving)
     }
 }

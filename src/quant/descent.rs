@@ -7,30 +7,32 @@ use crate::ops::add::add_scaled;
 use crate::ops::dequantize::dequantize;
 use crate::ops::descent::{Block, descend_block};
 use crate::ops::gptq::LONGEST_BLOCK;
-use crate::ops::gram::{self, Packed};
+use crate::ops::gram::{Packed, unpack_rows};
 use crate::ops::grid::{Grid, GridSpec};
-use crate::ops::matmul::{Orientation, Rows, accumulate};
+use crate::ops::matmul::{Orientation, Rows, accumulate, matmul};
 use crate::ops::permute::{from_columns, to_columns};
 use crate::ops::refit::{Group, refit};
 use crate::tensor::Tensor;
 
+/// Rows of H that are unpacked at a time for scales.
+const UNPACKED_ROWS: usize = 1024;
+
 /// The passes to make, ready for all linears of a group.
 #[derive(Debug)]
-pub(super) struct Descent {
-    /// H, dense.
-    hessian: Tensor,
+pub(super) struct Descent<'a> {
+    hessian: &'a Packed,
     ridge: f32,
     passes: usize,
     /// Columns as stored.
     order: Tensor<u32>,
 }
 
-impl Descent {
+impl<'a> Descent<'a> {
     /// `ridge`: λ, above 0; `passes`: over all columns.
-    pub(super) fn new(rec: &mut Recorder, hessian: &Packed, ridge: f32, passes: usize) -> Result<Self> {
+    pub(super) fn new(rec: &mut Recorder, hessian: &'a Packed, ridge: f32, passes: usize) -> Result<Self> {
         let n = hessian.n();
         let order = rec.upload(&[n], (0..n as u32).collect())?;
-        Ok(Self { hessian: gram::unpack(rec, hessian)?, ridge, passes, order })
+        Ok(Self { hessian, ridge, passes, order })
     }
 
     /// Better codes and scales for `weight`, W* `[m, n]`, starting from `codes` of the same shape and the scales of `grid`.
@@ -52,7 +54,7 @@ impl Descent {
             errors: to_columns(rec, &errors, &self.order)?,
             codes: to_columns(rec, codes, &self.order)?,
         };
-        let n = self.hessian.shape()[0];
+        let n = self.hessian.n();
         for start in (0..self.passes).flat_map(|_| (0..n).step_by(spec.group_size)) {
             let end = n.min(start + spec.group_size);
             for block in (start..end).step_by(LONGEST_BLOCK) {
@@ -66,7 +68,7 @@ impl Descent {
 
 /// A linear whose codes and scales are on the move; all matrices `[n, m]`, columns as stored.
 struct Layer<'a> {
-    descent: &'a Descent,
+    descent: &'a Descent<'a>,
     spec: &'a GridSpec,
     weight: Tensor,
     /// W* − Q.
@@ -75,30 +77,28 @@ struct Layer<'a> {
 }
 
 impl Layer<'_> {
-    /// Rows start..start + count of H·E.
-    fn gradient(&self, rec: &mut Recorder, start: usize, count: usize) -> Result<Tensor> {
-        let mut g = rec.zeros(&[count, self.errors.shape()[1]])?;
-        let rows = Rows { tensor: &self.descent.hessian, start, count };
-        accumulate(rec, Orientation::Nn, rows, Rows::all(&self.errors), &mut g, 0)?;
-        Ok(g)
-    }
-
     fn move_codes(&mut self, rec: &mut Recorder, start: usize, count: usize, grid: &Grid) -> Result<()> {
-        let g = self.gradient(rec, start, count)?;
-        let Descent { hessian, ridge, .. } = self.descent;
+        let hessian = &unpack_rows(rec, self.descent.hessian, start, count)?;
+        let g = matmul(rec, Orientation::Nn, hessian, &self.errors)?;
+        let ridge = &self.descent.ridge;
         let GridSpec { group_size, bits, .. } = *self.spec;
         let block = Block { hessian, ridge: *ridge, g: &g, grid, group_size, start, count, bits };
         descend_block(rec, block, &mut self.errors, &mut self.codes)
     }
 
     fn fit_scale(&mut self, rec: &mut Recorder, start: usize, count: usize, grid: &mut Grid) -> Result<()> {
-        let g = self.gradient(rec, start, count)?;
         let mut rounded = rec.copy_rows(&self.weight, start, count)?;
         let errors = rec.copy_rows(&self.errors, start, count)?;
         add_scaled(rec, &mut rounded, -1.0, &errors)?;
-        let mut v = rec.zeros(self.errors.shape())?;
-        let rows = Rows { tensor: &self.descent.hessian, start, count };
-        accumulate(rec, Orientation::Tn, rows, Rows::all(&rounded), &mut v, 0)?;
+        // H·E on the group's rows, and H·Ŵ with Ŵ zero outside the group.
+        let (mut g, mut v) = (rec.zeros(&[count, self.errors.shape()[1]])?, rec.zeros(self.errors.shape())?);
+        for first in (0..count).step_by(UNPACKED_ROWS) {
+            let piece = UNPACKED_ROWS.min(count - first);
+            let rows = unpack_rows(rec, self.descent.hessian, start + first, piece)?;
+            accumulate(rec, Orientation::Nn, Rows::all(&rows), Rows::all(&self.errors), &mut g, first)?;
+            let rounded = Rows { tensor: &rounded, start: first, count: piece };
+            accumulate(rec, Orientation::Tn, Rows::all(&rows), rounded, &mut v, 0)?;
+        }
         let (ridge, size, scale_type) = (self.descent.ridge, self.spec.group_size, self.spec.scale_type);
         let group = Group { w: &self.weight, codes: &self.codes, g: &g, v: &v, ridge, start, size, scale_type };
         refit(rec, group, grid, &mut self.errors)

@@ -50,23 +50,23 @@ pub struct Rounder<'a> {
     options: &'a QuantizeOptions,
     /// Inputs per grid.
     group_size: usize,
-    plan: Plan,
+    plan: Plan<'a>,
 }
 
 /// What a method has prepared for all linears of a group.
 #[derive(Debug)]
-enum Plan {
+enum Plan<'a> {
     Rtn,
-    Gptq(Box<GptqPlan>),
+    Gptq(Box<GptqPlan<'a>>),
     Awq(Activations, Scaling),
     Quip(quip::Plan),
 }
 
 #[derive(Debug)]
-struct GptqPlan {
+struct GptqPlan<'a> {
     columns: gptq::Plan,
     damping: f64,
-    descent: Option<Descent>,
+    descent: Option<Descent<'a>>,
 }
 
 /// ρ_r is multiplied by ten until the factorisation succeeds, but not beyond this.
@@ -94,7 +94,7 @@ impl<'a> Rounder<'a> {
         rec: &mut Recorder,
         options: &'a QuantizeOptions,
         group_size: Option<usize>,
-        curvature: Curvature<'_>,
+        curvature: Curvature<'a>,
     ) -> Result<Self> {
         let group_size = group_size.unwrap_or(curvature.hessian.n());
         let plan = match options.method {
@@ -203,12 +203,12 @@ impl<'a> Rounder<'a> {
     }
 }
 
-impl GptqPlan {
+impl<'a> GptqPlan<'a> {
     async fn new(
         rec: &mut Recorder,
         options: &QuantizeOptions,
         group_size: usize,
-        curvature: Curvature<'_>,
+        curvature: Curvature<'a>,
     ) -> Result<Self> {
         let Curvature { hessian, diagonal, place } = curvature;
         let (order, groups) = match options.activation_order {

@@ -4,6 +4,7 @@ use crate::device::Recorder;
 use crate::ops::add::add_assign;
 use crate::ops::gram::{self, Packed};
 use crate::ops::magnitude;
+use crate::ops::pieces::Pieces;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -13,7 +14,7 @@ pub struct Statistics {
     /// H, symmetric `[n, n]`.
     pub hessian: Packed,
     /// D, `[n, n]`, δ on the rows; `None` where no correction was asked for.
-    pub error_correlation: Option<Tensor>,
+    pub error_correlation: Option<Pieces>,
     /// Σ|x̂| per input; `None` where the method has no use for it.
     pub magnitudes: Option<Magnitudes>,
 }
@@ -36,7 +37,7 @@ impl Magnitudes {
 impl Statistics {
     /// Zeros for inputs of `n` columns; with D if `correlate`.
     pub fn zeros(rec: &mut Recorder, n: usize, correlate: bool) -> Result<Self> {
-        let error_correlation = if correlate { Some(rec.zeros(&[n, n])?) } else { None };
+        let error_correlation = if correlate { Some(Pieces::zeros(rec, n)?) } else { None };
         Ok(Self { hessian: Packed::zeros(rec, n)?, error_correlation, magnitudes: None })
     }
 
@@ -54,7 +55,7 @@ impl Statistics {
             *tokens += x_hat.shape()[0];
         }
         match &mut self.error_correlation {
-            Some(d) => gram::cross(rec, x, x_hat, d),
+            Some(d) => d.accumulate_cross(rec, x, x_hat),
             None => Ok(()),
         }
     }
@@ -71,7 +72,7 @@ impl Statistics {
             _ => return Err(Error::shape("merge", "statistics with and without magnitudes")),
         }
         match (&mut self.error_correlation, &other.error_correlation) {
-            (Some(d), Some(other)) => add_assign(rec, d, other),
+            (Some(d), Some(other)) => d.add_assign(rec, other),
             (None, None) => Ok(()),
             _ => Err(Error::shape("merge", "statistics with and without D")),
         }

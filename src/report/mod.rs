@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::model::block::Stage;
-use crate::pipeline::Phase;
+use crate::pipeline::{Phase, Plan};
 use crate::quant::{Alpha, QuantizeOptions};
 
 /// What a run did.
@@ -39,6 +39,12 @@ pub struct Report {
     pub seconds: BTreeMap<Phase, f64>,
     /// Seconds in all.
     pub total_seconds: f64,
+    /// What was to be held where; `null` in records of earlier versions.
+    #[serde(default)]
+    pub plan: Option<Plan>,
+    /// Bytes of arrays that a GPU held at most since it was opened; `null` on the CPU.
+    #[serde(default)]
+    pub peak_device_bytes: Option<u64>,
 }
 
 /// What became of one linear layer.

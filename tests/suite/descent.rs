@@ -98,7 +98,8 @@ fn equals_the_textbook() {
                 let mut g: Tensor = rec.zeros(&[count, m]).unwrap();
                 let rows = Rows { tensor: &hessian, start, count };
                 accumulate(&mut rec, Orientation::Nn, rows, Rows::all(&errors), &mut g, 0).unwrap();
-                let (hessian, ridge, g) = (&hessian, RIDGE, &g);
+                let rows = rec.copy_rows(&hessian, start, count).unwrap();
+                let (hessian, ridge, g) = (&rows, RIDGE, &g);
                 let block = Block { hessian, ridge, g, grid: &grid, group_size, start, count, bits };
                 descend_block(&mut rec, block, &mut errors, &mut codes).unwrap();
             }
@@ -215,7 +216,7 @@ fn where_inputs_do_not_correlate_no_shrunken_range_loses_less_than_the_one_found
 #[test]
 fn shapes_are_checked() {
     let mut rec = recorder(&aquatint::device::Device::Cpu);
-    let hessian = rec.zeros(&[4, 4]).unwrap();
+    let hessian = rec.zeros(&[2, 4]).unwrap();
     let g = rec.zeros(&[2, 3]).unwrap();
     let grid = Grid { scales: rec.zeros(&[3, 1]).unwrap(), zeros: rec.zeros(&[3, 1]).unwrap() };
     let block = Block { hessian: &hessian, ridge: 1.0, g: &g, grid: &grid, group_size: 4, start: 0, count: 2, bits: 3 };

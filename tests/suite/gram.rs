@@ -4,6 +4,8 @@ use crate::common::dense::Dense;
 use crate::common::{devices, random, read, recorder, relative_error};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::gram::{self, Packed};
+use aquatint::ops::matmul::{Orientation, matmul};
+use aquatint::ops::pieces::{Pieces, symmetric_product};
 use aquatint::tensor::Tensor;
 
 const EXTENTS: [usize; 8] = [1, 5, 63, 64, 65, 100, 130, 300];
@@ -53,7 +55,7 @@ fn takes_more_tokens_than_one_dispatch() {
         let mut h = Packed::zeros(&mut rec, n).unwrap();
         gram::accumulate(&mut rec, &x, &mut h).unwrap();
         let mut d = rec.zeros(&[n, n]).unwrap();
-        gram::cross(&mut rec, &x, &y, &mut d).unwrap();
+        gram::cross(&mut rec, &x, &y, 0, &mut d).unwrap();
         let (x, y) = (Dense::new(tokens, n, &vx), Dense::new(tokens, n, &vy));
         assert!(relative_error(&dense(&mut rec, &h), &x.transposed().times(&x).values) < 1e-6);
         assert!(relative_error(&read(&mut rec, &d), &x.minus(&y).transposed().times(&y).values) < 1e-6);
@@ -85,7 +87,7 @@ fn the_cross_product_has_the_error_on_its_rows() {
             let start = random(3, n * n);
             let (x, y) = (upload(&mut rec, tokens, n, &vx), upload(&mut rec, tokens, n, &vy));
             let mut d = upload(&mut rec, n, n, &start);
-            gram::cross(&mut rec, &x, &y, &mut d).unwrap();
+            gram::cross(&mut rec, &x, &y, 0, &mut d).unwrap();
             let (x, y) = (Dense::new(tokens, n, &vx), Dense::new(tokens, n, &vy));
             let mut expected = x.minus(&y).transposed().times(&y);
             for (sum, start) in expected.values.iter_mut().zip(start) {
@@ -124,8 +126,50 @@ fn extents_that_do_not_fit_are_an_error() {
     let mut h = Packed::zeros(&mut rec, 4).unwrap();
     assert!(gram::accumulate(&mut rec, &x, &mut h).is_err());
     let mut d = rec.zeros(&[3, 3]).unwrap();
-    assert!(gram::cross(&mut rec, &x, &y, &mut d).is_err());
+    assert!(gram::cross(&mut rec, &x, &y, 0, &mut d).is_err());
     assert!(gram::pack(&mut rec, &x).is_err());
     let other = Packed::zeros(&mut rec, 3).unwrap();
     assert!(h.add_assign(&mut rec, &other).is_err());
+}
+
+#[test]
+fn a_matrix_in_pieces_is_the_whole_matrix() {
+    for device in devices() {
+        let mut rec = recorder(&device);
+        // The last is longer than what is unpacked at a time.
+        let shapes = [(3, 70, 9, 64), (5, 130, 33, 64), (1, 65, 1, 1), (64, 64, 70, 128), (2, 2100, 3, 1024)];
+        for (m, n, tokens, rows) in shapes {
+            let x = rec.upload(&[tokens, n], random(1, tokens * n)).unwrap();
+            let y = rec.upload(&[tokens, n], random(2, tokens * n)).unwrap();
+            let a = rec.upload(&[m, n], random(3, m * n)).unwrap();
+            let mut whole = rec.zeros(&[n, n]).unwrap();
+            gram::cross(&mut rec, &x, &y, 0, &mut whole).unwrap();
+            let mut pieces = Pieces::of_rows(&mut rec, n, rows).unwrap();
+            pieces.accumulate_cross(&mut rec, &x, &y).unwrap();
+            assert_eq!(pieces.iter().count(), n.div_ceil(rows));
+            let joined: Vec<f32> = pieces.iter().flat_map(|(_, piece)| read(&mut rec, piece)).collect();
+            let wide = |values: Vec<f32>| values.into_iter().map(f64::from).collect::<Vec<_>>();
+            let expected = wide(read(&mut rec, &whole));
+            assert!(relative_error(&joined, &expected) < 1e-6, "{} {n} in {rows}", device.name());
+            let expected = matmul(&mut rec, Orientation::Nn, &a, &whole).unwrap();
+            let product = pieces.left_product(&mut rec, &a).unwrap();
+            let expected = wide(read(&mut rec, &expected));
+            assert!(relative_error(&read(&mut rec, &product), &expected) < 1e-5, "{} {n} in {rows}", device.name());
+
+            let mut h = Packed::zeros(&mut rec, n).unwrap();
+            gram::accumulate(&mut rec, &x, &mut h).unwrap();
+            let dense = gram::unpack(&mut rec, &h).unwrap();
+            let (start, count) = (n / 3, n / 2);
+            let some = gram::unpack_rows(&mut rec, &h, start, count).unwrap();
+            assert_eq!(read(&mut rec, &some), read(&mut rec, &dense)[start * n..(start + count) * n]);
+            let expected = matmul(&mut rec, Orientation::Nn, &a, &dense).unwrap();
+            let product = symmetric_product(&mut rec, &a, &h).unwrap();
+            let expected = wide(read(&mut rec, &expected));
+            assert!(relative_error(&read(&mut rec, &product), &expected) < 1e-5, "{} {n}", device.name());
+        }
+        let mut d = rec.zeros(&[4, 8]).unwrap();
+        let x = rec.zeros(&[2, 8]).unwrap();
+        assert!(gram::cross(&mut rec, &x, &x, 5, &mut d).is_err());
+        assert!(gram::unpack_rows(&mut rec, &Packed::zeros(&mut Recorder::new(&device), 8).unwrap(), 5, 4).is_err());
+    }
 }

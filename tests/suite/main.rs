@@ -27,6 +27,7 @@ mod kl;
 mod load;
 mod magnitude;
 mod matmul;
+mod memory;
 mod mutations;
 mod nll;
 mod permute;

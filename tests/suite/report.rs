@@ -49,6 +49,8 @@ fn run(label: &str, worse: f64) -> Run {
         blocks: (0..BLOCKS).map(|b| BlockReport { block: b, delta: delta(b), error: delta(b).sqrt() }).collect(),
         seconds: [(Phase::Load, 0.1), (Phase::Forward, 1.0 / 3.0)].into(),
         total_seconds: 0.5,
+        plan: None,
+        peak_device_bytes: None,
     };
     let evaluation = Evaluation {
         text: "texts/other.txt".to_string(),

@@ -172,8 +172,10 @@ impl Place<'_> {
         }
         let files = listing(&written_files(self.storage, QUANTIZED).await?);
         let after = files.iter().map(|(_, bytes)| bytes).sum();
-        let memory =
-            Memory { wasm_peak: wasm_bytes(), device_estimate: pipeline::planned_bytes(self.model.config(), &options) };
+        let memory = Memory {
+            wasm_peak: wasm_bytes(),
+            device_estimate: pipeline::Plan::roomy(self.model.config(), &options).device_bytes,
+        };
         let perplexity = Perplexity { original, quantized, plain, tokens };
         let bytes = Bytes { before: self.model.bytes(), after };
         let saved = SavedReport {

@@ -2,7 +2,7 @@
 
 use aquatint::checkpoint::{Checkpoint, DEFAULT_SHARD_LIMIT, WritePlan};
 use aquatint::device::Device;
-use aquatint::pipeline::{largest_array, planned_bytes};
+use aquatint::pipeline::{Plan, largest_array};
 use aquatint::quant::GroupSize;
 use serde::Serialize;
 
@@ -106,7 +106,7 @@ pub fn plan(model: &Checkpoint, options: &PageOptions, device: Option<&Device>) 
     let config = model.config();
     let tokens = resolved.samples * resolved.seq_len;
     let mut plan = RunPlan {
-        device_bytes: planned_bytes(config, &resolved),
+        device_bytes: Plan::roomy(config, &resolved).device_bytes,
         largest_array: largest_array(config, resolved.seq_len),
         tokens,
         ..RunPlan::default()

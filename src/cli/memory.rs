@@ -1,0 +1,113 @@
+//! `--memory`: what a run may hold, what it did hold, and a second try with less.
+
+use std::path::{Path, PathBuf};
+
+use aquatint::device::{Device, Memory, Place, Recorder};
+use aquatint::pipeline::Plan;
+use aquatint::report::Report;
+use aquatint::{Error, Result};
+use bytesize::ByteSize;
+use clap::Args;
+use indicatif::HumanBytes;
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+
+use super::speed::peak_memory;
+
+#[derive(Debug, Args)]
+pub struct MemoryArgs {
+    /// Memory to take on the device, such as 6GB or 512MiB [default: nine tenths of what it reports; of the CPU's three quarters].
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<ByteSize>,
+    /// Directory for hidden states that fit neither the device nor host memory [default: beside the output].
+    #[arg(long, value_name = "DIR")]
+    pub scratch: Option<PathBuf>,
+}
+
+/// What the program takes beside arrays: itself, the tokenizer, the text, and pages of the checkpoint.
+const BESIDE_ARRAYS: u64 = 64 << 20;
+
+impl MemoryArgs {
+    /// What a run on `device` may hold that writes to `out`, if to anything.
+    ///
+    /// Errors: `Error::Input` naming `--scratch` if that is no directory.
+    pub fn resolve(&self, device: &Device, out: Option<&Path>) -> Result<Memory> {
+        if let Some(directory) = self.scratch.as_deref().filter(|directory| !directory.is_dir()) {
+            let found = format!("'{}', which is no directory", directory.display());
+            return Err(Error::input("--scratch", found, "a directory that is there", "make it, or choose another"));
+        }
+        let host = host_bytes();
+        let asked = self.memory.map(|size| size.as_u64());
+        let arrays = match device {
+            Device::Cpu => asked.or(host.map(|bytes| bytes / 4 * 3)).map(|bytes| bytes.saturating_sub(BESIDE_ARRAYS)),
+            Device::Gpu(_) => asked.or(device.memory().map(|bytes| bytes / 10 * 9)),
+        };
+        let beside = out.and_then(|out| Some(std::path::absolute(out).ok()?.parent()?.to_owned()));
+        let scratch = self.scratch.clone().or(beside.filter(|directory| directory.is_dir()));
+        Ok(Memory { device: arrays, host: host.map(|bytes| bytes / 2), scratch, ..Memory::default() })
+    }
+}
+
+/// The memory of the machine, or of the control group that the program is in.
+fn host_bytes() -> Option<u64> {
+    let system =
+        System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()));
+    let group = system.cgroup_limits().map(|limits| limits.total_memory);
+    Some(group.unwrap_or(u64::MAX).min(system.total_memory())).filter(|bytes| *bytes > 0)
+}
+
+/// Attempts a run, again with less each time its device turns out to have less memory than it said.
+///
+/// Errors: those of the last attempt.
+pub fn attempt<T>(
+    device: &Device,
+    mut memory: Memory,
+    seq_len: usize,
+    mut run: impl FnMut(&mut Recorder) -> Result<T>,
+) -> Result<T> {
+    loop {
+        let mut rec = Recorder::new(device);
+        rec.set_memory(memory.clone());
+        let error = match run(&mut rec) {
+            Err(error @ Error::OutOfMemory { .. }) => error,
+            other => return other,
+        };
+        memory = match memory.less(device, seq_len) {
+            Some(less) => less,
+            None => return Err(error),
+        };
+        rec.trim();
+        eprintln!(
+            "{error}\ntrying again, {} tokens at a time, hidden states {}",
+            memory.chunk_tokens,
+            place(memory.streams)
+        );
+    }
+}
+
+/// Where hidden states are, as a phrase.
+pub fn place(place: Place) -> &'static str {
+    match place {
+        Place::Device => "on the device",
+        Place::Host => "in host memory",
+        Place::File => "in a file",
+    }
+}
+
+/// A plan as a phrase.
+pub fn describe(plan: &Plan) -> String {
+    let bytes = plan.host_bytes + plan.file_bytes;
+    let streams = match bytes {
+        0 => String::new(),
+        _ => format!(", {} of hidden states {}", HumanBytes(bytes), place(plan.streams)),
+    };
+    format!("about {} on the device{streams}", HumanBytes(plan.device_bytes))
+}
+
+/// What was held, beside what was planned.
+pub fn summary(report: &Report) -> String {
+    let planned = report.plan.as_ref().map_or("nothing".to_string(), describe);
+    let device =
+        report.peak_device_bytes.map_or(String::new(), |bytes| format!("{} on the device, ", HumanBytes(bytes)));
+    let host = peak_memory().map_or("not told by this system".to_string(), |bytes| HumanBytes(bytes).to_string());
+    format!("memory: planned {planned}; at most {device}{host} in this process")
+}

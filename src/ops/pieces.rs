@@ -1,0 +1,91 @@
+//! A square matrix in pieces of consecutive rows, none larger than the device can bind: D of a wide layer takes gigabytes.
+
+use crate::device::Recorder;
+use crate::ops::add;
+use crate::ops::gram::{self, Packed, TILE};
+use crate::ops::matmul::{Orientation, accumulate_columns, matmul};
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// An `[n, n]` matrix as `[rows, n]` pieces; all of them but the last have the same number of rows.
+#[derive(Debug)]
+pub struct Pieces {
+    n: usize,
+    pieces: Vec<Tensor>,
+}
+
+/// Rows of a symmetric matrix that are unpacked at a time.
+const UNPACKED_ROWS: usize = 2048;
+
+impl Pieces {
+    /// The zero matrix of extent n.
+    pub fn zeros(rec: &mut Recorder, n: usize) -> Result<Self> {
+        let fitting = (rec.device().largest_array() / (4 * n as u64).max(1)) as usize;
+        Self::of_rows(rec, n, if fitting < n { (fitting / TILE * TILE).max(1) } else { n.max(1) })
+    }
+
+    /// The same in pieces of `rows` rows.
+    pub fn of_rows(rec: &mut Recorder, n: usize, rows: usize) -> Result<Self> {
+        let starts = (0..n).step_by(rows);
+        Ok(Self { n, pieces: starts.map(|start| rec.zeros(&[rows.min(n - start), n])).collect::<Result<_>>()? })
+    }
+
+    /// A matrix that is in one piece. Errors: `Error::Shape` if it is not square.
+    pub fn whole(matrix: Tensor) -> Result<Self> {
+        let [n, _] = matrix.matrix("pieces")?;
+        matrix.expect_shape("pieces", &[n, n])?;
+        Ok(Self { n, pieces: vec![matrix] })
+    }
+
+    /// Rows, and columns, of the matrix.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Each piece with its first row.
+    pub fn iter(&self) -> impl Iterator<Item = (usize, &Tensor)> {
+        let rows = self.pieces.first().map_or(0, |piece| piece.shape()[0]);
+        self.pieces.iter().enumerate().map(move |(index, piece)| (index * rows, piece))
+    }
+
+    /// `self += (X − X̂)ᵀX̂`, the error on the rows. `x`, `x_hat`: `[T, n]`. Errors: `Error::Shape`.
+    pub fn accumulate_cross(&mut self, rec: &mut Recorder, x: &Tensor, x_hat: &Tensor) -> Result<()> {
+        let mut first = 0;
+        for piece in &mut self.pieces {
+            gram::cross(rec, x, x_hat, first, piece)?;
+            first += piece.shape()[0];
+        }
+        Ok(())
+    }
+
+    /// `self += other`. Errors: `Error::Shape` if they are cut differently.
+    pub fn add_assign(&mut self, rec: &mut Recorder, other: &Self) -> Result<()> {
+        if self.pieces.len() != other.pieces.len() {
+            return Err(Error::shape("pieces", format!("{} pieces and {}", self.pieces.len(), other.pieces.len())));
+        }
+        self.pieces.iter_mut().zip(&other.pieces).try_for_each(|(own, other)| add::add_assign(rec, own, other))
+    }
+
+    /// `A·self`. `a`: `[m, n]`, like the result.
+    pub fn left_product(&self, rec: &mut Recorder, a: &Tensor) -> Result<Tensor> {
+        if let [whole] = self.pieces.as_slice() {
+            return matmul(rec, Orientation::Nn, a, whole);
+        }
+        let mut product = rec.zeros(a.shape())?;
+        for (first, piece) in self.iter() {
+            accumulate_columns(rec, a, first, piece, &mut product)?;
+        }
+        Ok(product)
+    }
+}
+
+/// `A·H` for a symmetric H in tiles, of which some rows at a time are unpacked. `a`: `[m, n]`, like the result.
+pub fn symmetric_product(rec: &mut Recorder, a: &Tensor, h: &Packed) -> Result<Tensor> {
+    let n = h.n();
+    let mut product = rec.zeros(a.shape())?;
+    for first in (0..n).step_by(UNPACKED_ROWS) {
+        let rows = gram::unpack_rows(rec, h, first, UNPACKED_ROWS.min(n - first))?;
+        accumulate_columns(rec, a, first, &rows, &mut product)?;
+    }
+    Ok(product)
+}

@@ -1,0 +1,171 @@
+//! What a run will hold, and where: worked out before it starts.
+//!
+//! On the device are the weights of one block, what is computed about one group of linears, and the chunk in hand. The hidden
+//! states of all chunks are there too if they fit, else in host memory, else in a file.
+
+use serde::{Deserialize, Serialize};
+
+use crate::device::{Device, Memory, Place, Recorder};
+use crate::model::ModelConfig;
+use crate::model::block::{Stage, widest_activation};
+use crate::model::network::sequences_per_chunk;
+use crate::quant::{Alpha, Method, QuantizeOptions};
+use crate::{Error, Result};
+
+/// The memory of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Sequences that are processed together.
+    pub sequences_per_chunk: usize,
+    /// Where the hidden states of all chunks are.
+    pub streams: Place,
+    /// Bytes of arrays on the device at the peak, about.
+    pub device_bytes: u64,
+    /// Bytes of hidden states in host memory.
+    pub host_bytes: u64,
+    /// Bytes of hidden states in a file.
+    pub file_bytes: u64,
+}
+
+/// Tokens that a chunk should have before hidden states leave the device: fewer leave a GPU idle.
+const WORTHWHILE_TOKENS: usize = 1024;
+
+impl Plan {
+    /// The plan for `runs` together, all of the same samples, that keeps to the memory of `rec`.
+    ///
+    /// Errors: `Error::Input` naming `--seq-len` if not even one sequence can be bound, and `--memory` if nothing fits.
+    pub fn new(config: &ModelConfig, runs: &[&QuantizeOptions], rec: &Recorder) -> Result<Self> {
+        let load = Load { config, runs, on_cpu: matches!(rec.device(), Device::Cpu) };
+        let seq_len = load.options().seq_len;
+        let most = sequences_per_chunk(config, rec, seq_len)?;
+        let [device_limit, host_limit] =
+            [rec.memory().device, rec.memory().host].map(|limit| limit.unwrap_or(u64::MAX));
+        let fits = |plan: &Self| plan.device_bytes <= device_limit && plan.host_bytes <= host_limit;
+        let sizes = || std::iter::successors(Some(most), |&size| (size > 1).then_some(size / 2));
+        let worthwhile = |&size: &usize| size == most || size * seq_len >= WORTHWHILE_TOKENS;
+        let places = rec.memory().streams.and_below(rec.device()).iter().copied();
+        let mut wanted = places.clone().flat_map(|place| sizes().filter(worthwhile).map(move |size| (place, size)));
+        let fitting = wanted.find_map(|(place, size)| Some(load.plan(place, size)).filter(fits));
+        let smaller = || places.clone().rev().find_map(|place| sizes().map(|size| load.plan(place, size)).find(fits));
+        fitting.or_else(smaller).ok_or_else(|| {
+            let least = places.clone().last().map_or(0, |place| load.plan(place, 1).device_bytes);
+            Error::input(
+                "--memory",
+                format!("{device_limit} bytes"),
+                format!("at least {least}, for the weights of one block, one group's statistics and one sequence"),
+                "allow more, or use shorter sequences (--seq-len)",
+            )
+        })
+    }
+
+    /// How many chunks of that many tokens each, before any block, take no more than a block's weights; at least one.
+    pub(super) fn chunks_like_a_block(config: &ModelConfig, chunk_tokens: usize) -> usize {
+        let weights = Load { config, runs: &[], on_cpu: false }.weights() as usize;
+        (weights / (chunk_tokens * config.hidden_size)).max(1)
+    }
+
+    /// The plan of one run for which there is memory enough.
+    pub fn roomy(config: &ModelConfig, options: &QuantizeOptions) -> Self {
+        let per_chunk = (Memory::default().chunk_tokens / options.seq_len).max(1);
+        Load { config, runs: &[options], on_cpu: false }.plan(Place::Device, per_chunk)
+    }
+}
+
+/// What there is to do.
+struct Load<'a> {
+    config: &'a ModelConfig,
+    runs: &'a [&'a QuantizeOptions],
+    on_cpu: bool,
+}
+
+/// A group of linears by its extents.
+struct Extents {
+    /// Inputs.
+    n: u64,
+    /// Outputs of all of them.
+    rows: u64,
+    /// Outputs of the largest.
+    largest: u64,
+}
+
+impl Load<'_> {
+    fn options(&self) -> &QuantizeOptions {
+        self.runs[0]
+    }
+
+    fn plan(&self, streams: Place, sequences_per_chunk: usize) -> Plan {
+        let options = self.options();
+        let tokens = (options.samples * options.seq_len) as u64;
+        let chunk = tokens.min((sequences_per_chunk * options.seq_len) as u64);
+        let width = self.config.hidden_size as u64 + widest_activation(self.config) as u64;
+        let stream_bytes = 4 * (1 + self.runs.len() as u64) * tokens * width;
+        let at = |place| if streams == place { stream_bytes } else { 0 };
+        let arrays = 4 * (self.weights() + self.transient(chunk));
+        // A GPU's buffers come in sizes an eighth apart.
+        let arrays = if self.on_cpu { arrays } else { arrays + arrays / 8 };
+        Plan {
+            sequences_per_chunk,
+            streams,
+            device_bytes: arrays + at(Place::Device),
+            host_bytes: at(Place::Host),
+            file_bytes: at(Place::File),
+        }
+    }
+
+    /// Elements of a block's weights.
+    fn weights(&self) -> u64 {
+        self.config.block_linears(0).iter().map(|linear| linear.rows as u64 * linear.columns as u64).sum()
+    }
+
+    /// Elements that the most demanding moment of any group takes beside the block, with `chunk` tokens in hand.
+    fn transient(&self, chunk: u64) -> u64 {
+        let specs = self.config.block_linears(0);
+        let groups = Stage::ALL.into_iter().map(|stage| {
+            let specs = &specs[stage.linears()];
+            let rows = || specs.iter().map(|spec| spec.rows as u64);
+            Extents { n: specs[0].columns as u64, rows: rows().sum(), largest: rows().max().unwrap_or(0) }
+        });
+        let head = self.config.head_linear();
+        let (n, rows) = (head.columns as u64, head.rows as u64);
+        let head = self.runs.iter().any(|run| run.lm_head).then_some(Extents { n, rows, largest: rows });
+        groups.chain(head).map(|group| self.group(&group, chunk)).max().unwrap_or(0)
+    }
+
+    fn group(&self, group: &Extents, chunk: u64) -> u64 {
+        let Extents { n, rows, largest } = *group;
+        let (square, weights, linear) = (n * n, rows * n, largest * n);
+        let runs = self.runs.len() as u64;
+        // What the runs before have made of the group.
+        let others = (runs - 1) * weights;
+        let quantizing = self.runs.iter().map(|options| {
+            let correlate = options.alpha.default != Alpha::Off || !options.alpha.overrides.is_empty();
+            if options.method == Method::Rtn && !correlate {
+                return 6 * linear + weights;
+            }
+            let held_out = correlate && options.held_out() > 0;
+            let parts = if options.held_out() > 0 { 2 } else { 1 };
+            // H as tiles; D.
+            let statistics = parts * (square / 2 + if correlate { square } else { 0 });
+            // X, X̂, and on the CPU their difference.
+            let gathering = chunk * n * if self.on_cpu { 3 } else { 2 };
+            // The factor; on the CPU dense while it is made, and again while it solves.
+            let factor = square / 2 + if self.on_cpu { square } else { 0 };
+            // Of what is held out W·D of every linear, and rows of H while one is judged.
+            let kept = statistics + factor + if held_out { weights + n * n.min(2048) } else { 0 };
+            let correcting = if correlate { 3 * weights + 3 * linear } else { weights + linear };
+            let rounding = match options.method {
+                Method::Rtn => 0,
+                // Rows of H for the scales of a descent.
+                Method::Gptq => n * n.min(1024),
+                Method::Awq => square,
+                Method::Quip => 4 * square,
+            };
+            let rounding = rounding + 3 * weights + 10 * linear;
+            (statistics + gathering).max(kept + correcting.max(rounding))
+        });
+        // The inputs of both streams, the outputs of both, and what they are folded into.
+        let widest = widest_activation(self.config) as u64;
+        let forward = runs * weights + chunk * (2 * n + 2 * rows + 2 * self.config.hidden_size as u64 + widest);
+        (quantizing.max().unwrap_or(0) + others).max(forward)
+    }
+}

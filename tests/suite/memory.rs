@@ -1,0 +1,152 @@
+//! Runs that keep to less memory than they would like: the same bytes, from elsewhere.
+
+use aquatint::device::{Device, Memory, Place, Recorder};
+use aquatint::model::network::Replacements;
+use aquatint::pipeline::{Plan, quantize};
+use aquatint::quant::{Method, QuantizeOptions};
+use aquatint::report::Report;
+use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
+use pollster::block_on;
+use proptest::prelude::*;
+
+use crate::common::devices;
+
+fn windows(model: &Checkpoint, options: &QuantizeOptions) -> Vec<Vec<u32>> {
+    let tokenizer = block_on(model.tokenizer()).unwrap();
+    let text = Calibration::from_texts(&tokenizer, &[bundled::calibration_text()], model.config().vocab_size).unwrap();
+    text.draw(options.samples, options.held_out(), options.seq_len, options.sampling, options.seed).unwrap()
+}
+
+fn run(rec: &mut Recorder, model: &Checkpoint, options: &QuantizeOptions) -> Result<(Report, Replacements)> {
+    let mut layers = Replacements::new();
+    let report = block_on(quantize(rec, model, &windows(model, options), options, &mut layers, &mut ()))?;
+    Ok((report, layers))
+}
+
+/// One pass of descent is as good as four here.
+fn options(bits: u32, samples: usize, seq_len: usize) -> QuantizeOptions {
+    QuantizeOptions { bits, samples, seq_len, descent_passes: 1, ..QuantizeOptions::default() }
+}
+
+fn with(device: &Device, memory: Memory) -> Recorder {
+    let mut rec = Recorder::new(device);
+    rec.set_memory(memory);
+    rec
+}
+
+#[test]
+fn hidden_states_elsewhere_change_no_byte() {
+    let model = block_on(bundled::checkpoint()).unwrap();
+    for device in devices() {
+        let gpu = !matches!(device, Device::Cpu);
+        let mut options = options(3, 6, 24);
+        (options.lm_head, options.blocks) = (!gpu, gpu.then_some(2));
+        let mut expected = None;
+        for streams in Place::Device.and_below(&device) {
+            // Two sequences at a time, so that chunks are of unequal length.
+            let memory = Memory { streams: *streams, chunk_tokens: 48, ..Memory::default() };
+            let (report, layers) = run(&mut with(&device, memory), &model, &options).unwrap();
+            let plan = report.plan.unwrap();
+            assert_eq!(plan.streams, *streams);
+            assert_eq!(plan.host_bytes > 0, *streams == Place::Host);
+            assert_eq!(plan.file_bytes > 0, *streams == Place::File);
+            let measured = serde_json::to_string(&(&report.layers, &report.blocks)).unwrap();
+            let (layers_expected, measured_expected) = expected.get_or_insert((layers.clone(), measured.clone()));
+            assert!(layers == *layers_expected, "{streams:?} on {}", device.name());
+            assert_eq!(measured, *measured_expected);
+        }
+        assert!(expected.is_some());
+    }
+}
+
+#[test]
+fn a_gpu_holds_no_more_than_was_planned() {
+    let model = block_on(bundled::checkpoint()).unwrap();
+    for device in devices().into_iter().filter(|device| !matches!(device, Device::Cpu)) {
+        for method in [Method::Gptq, Method::Quip] {
+            let options = QuantizeOptions { method, blocks: Some(1), ..options(3, 4, 64) };
+            let plan = Plan::new(model.config(), &[&options], &with(&device, Memory::default())).unwrap();
+            let (report, _) = run(&mut with(&device, Memory::default()), &model, &options).unwrap();
+            assert_eq!(report.plan, Some(plan));
+            let peak = report.peak_device_bytes.unwrap();
+            assert!(peak <= plan.device_bytes, "{method:?}: {peak} of {}", plan.device_bytes);
+            assert!(peak > plan.device_bytes / 4, "{method:?}: {peak}, where {} were planned", plan.device_bytes);
+        }
+    }
+}
+
+#[test]
+fn a_device_with_less_memory_than_it_says_gets_less_to_do() {
+    let model = block_on(bundled::checkpoint()).unwrap();
+    let options = QuantizeOptions { blocks: Some(1), ..options(4, 10, 64) };
+    for device in devices().into_iter().filter(|device| !matches!(device, Device::Cpu)) {
+        let (report, _) = run(&mut with(&device, Memory::default()), &model, &options).unwrap();
+        let (planned, needed) = (report.plan.unwrap().device_bytes, report.peak_device_bytes.unwrap());
+        let mut memory = Memory { device: Some(planned), ..Memory::default() };
+        // Somebody else is there, and what is left is a little less than it takes.
+        let mut other = with(&device, memory.clone());
+        other.trim();
+        let taken = other.zeros::<u32>(&[((planned - needed / 10 * 9) / 4) as usize]).unwrap();
+        let mut attempts = 0;
+        let report = loop {
+            attempts += 1;
+            let mut rec = with(&device, memory.clone());
+            match run(&mut rec, &model, &options) {
+                Err(Error::OutOfMemory { .. }) => memory = memory.less(&device, options.seq_len).unwrap(),
+                other => break other.unwrap().0,
+            }
+        };
+        let plan = report.plan.unwrap();
+        assert!(attempts > 1 && plan.streams != Place::Device, "{attempts}, {plan:?}");
+        drop(taken);
+    }
+}
+
+#[test]
+fn giving_up_comes_to_an_end() {
+    for device in devices() {
+        let mut memory = Memory::default();
+        let mut steps = 0;
+        while let Some(less) = memory.less(&device, 1000) {
+            assert!(less.chunk_tokens >= 1000 && less.chunk_tokens <= memory.chunk_tokens);
+            memory = less;
+            steps += 1;
+        }
+        assert!((2..10).contains(&steps), "{steps}");
+        assert_eq!((memory.streams, memory.chunk_tokens), (Place::File, 1000));
+    }
+}
+
+#[test]
+fn too_little_memory_is_told_before_anything_is_done() {
+    let model = block_on(bundled::checkpoint()).unwrap();
+    let options = options(3, 4, 64);
+    let memory = Memory { device: Some(1 << 20), ..Memory::default() };
+    match run(&mut with(&Device::Cpu, memory), &model, &options) {
+        Err(error @ Error::Input { .. }) => {
+            let message = error.to_string();
+            assert!(message.starts_with("--memory: found 1048576 bytes, expected at least "), "{message}");
+            let least: u64 = message
+                .split_whitespace()
+                .find_map(|word| word.trim_end_matches(',').parse().ok().filter(|n| *n != 1_048_576))
+                .unwrap();
+            let enough = Memory { device: Some(least), ..Memory::default() };
+            assert!(Plan::new(model.config(), &[&options], &with(&Device::Cpu, enough)).is_ok(), "{least}");
+        }
+        other => panic!("{:?}", other.map(|(report, _)| report)),
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_plan_keeps_to_what_it_was_given(device in 1u64 << 22..1 << 34, host in 0u64..1 << 32, samples in 1usize..600, seq_len in 1usize..5000) {
+        let model = block_on(bundled::checkpoint()).unwrap();
+        let options = QuantizeOptions { samples, seq_len, ..QuantizeOptions::default() };
+        let memory = Memory { device: Some(device), host: Some(host), ..Memory::default() };
+        if let Ok(plan) = Plan::new(model.config(), &[&options], &with(&Device::Cpu, memory)) {
+            prop_assert!(plan.device_bytes <= device);
+            prop_assert!(plan.sequences_per_chunk * seq_len <= 4096.max(seq_len));
+            prop_assert!(plan.streams != Place::Host);
+        }
+    }
+}
