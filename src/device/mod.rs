@@ -1,5 +1,6 @@
 //! Everything that knows wgpu: which adapters there are, which one is taken and why, and the recorder that feeds it.
 
+mod fast;
 mod gpu;
 mod profile;
 mod recorder;
@@ -8,6 +9,8 @@ pub mod shader;
 
 use std::sync::Arc;
 
+pub use fast::Precision;
+pub(crate) use fast::{BLOCK, Shape};
 pub use gpu::{Buffer, Gpu};
 pub use profile::KernelTime;
 pub(crate) use recorder::Dispatch;
@@ -29,6 +32,14 @@ impl Device {
         match self {
             Self::Cpu => "cpu".to_string(),
             Self::Gpu(gpu) => gpu.name().to_string(),
+        }
+    }
+
+    /// Which kernels its large products use: fast only where they were found right.
+    pub fn precision(&self) -> Precision {
+        match self {
+            Self::Gpu(gpu) if gpu.fast().is_some() => Precision::Fast,
+            _ => Precision::Portable,
         }
     }
 

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::Device;
+use super::fast::Shape;
 use super::gpu::{Buffer, Gpu};
 use super::profile::{KernelTime, Profile};
 use crate::tensor::{Element, Tensor, recycled};
@@ -19,10 +20,14 @@ const UNIFORM_BLOCKS: usize = 512;
 /// Floating-point operations per submission, about: 0.1 s on a GPU of 1 TFLOP/s.
 const WORK_PER_SUBMISSION: f64 = 1e11;
 
+/// Extents from which on products go to the fast tier: splitting the operands costs less than it brings.
+const FAST_FROM: usize = 128;
+
 /// Appends ops to a device. Make one per task; tensors may move between recorders of the same device.
 #[derive(Debug)]
 pub struct Recorder {
     device: Device,
+    fast_from: usize,
     recording: Option<Recording>,
 }
 
@@ -69,7 +74,7 @@ impl Recorder {
             Device::Cpu => None,
             Device::Gpu(gpu) => Some(Recording::new(gpu.clone())),
         };
-        Self { device: device.clone(), recording }
+        Self { device: device.clone(), fast_from: FAST_FROM, recording }
     }
 
     /// The device recorded for.
@@ -80,6 +85,19 @@ impl Recorder {
     /// Whether ops must take their GPU branch.
     pub(crate) fn is_gpu(&self) -> bool {
         self.recording.is_some()
+    }
+
+    /// Has products go to the fast tier, where the device has it, whose extents all are `extent` or more: 0 is all of them,
+    /// `usize::MAX` none.
+    pub fn fast_from(&mut self, extent: usize) {
+        self.fast_from = extent;
+    }
+
+    /// The shape of the fast tier for a product of these extents, if it should go there.
+    pub(crate) fn fast(&self, extents: [usize; 3]) -> Option<&'static Shape> {
+        let Device::Gpu(gpu) = &self.device else { return None };
+        let least = self.fast_from.max(1);
+        gpu.fast().filter(|_| extents.iter().all(|&extent| extent >= least))
     }
 
     /// A tensor of undefined contents.

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use aquatint::Error;
+use aquatint::device::Precision;
 use aquatint::pipeline::Phase;
 use aquatint::quant::{Alpha, AlphaPolicy, GroupSize, QuantizeOptions};
 use aquatint::report::{BlockReport, Document, Evaluation, LayerReport, Report, Run, Sizes, html};
@@ -41,6 +42,7 @@ fn run(label: &str, worse: f64) -> Run {
     let report = Report {
         aquatint: "0.1.0".to_string(),
         device: "cpu".to_string(),
+        precision: Precision::Portable,
         options,
         group_size: Some(32),
         tokens: 512,
