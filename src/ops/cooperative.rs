@@ -248,10 +248,10 @@ pub(crate) async fn choose(
     known: Option<&'static Shape>,
 ) -> std::result::Result<(&'static Shape, f64), String> {
     let mut rec = Recorder::new(&Device::Gpu(gpu.clone()));
-    if let Some(shape) = known.filter(|known| shapes.contains(known)) {
-        if let Ok((error, _)) = check(&mut rec, shape).await {
-            return Ok((shape, error));
-        }
+    if let Some(shape) = known.filter(|known| shapes.contains(known))
+        && let Ok((error, _)) = check(&mut rec, shape).await
+    {
+        return Ok((shape, error));
     }
     let mut best: Option<(f64, &'static Shape, f64)> = None;
     let mut bits: Option<Vec<u32>> = None;

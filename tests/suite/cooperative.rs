@@ -181,6 +181,23 @@ fn long_sums_are_as_exact_as_those_of_the_portable_kernels() {
     assert!(errors[0] < BOUND, "{errors:?}");
 }
 
+/// On an adapter whose arrays end at 128 MiB the planes of this operand do not fit one, with their padding.
+#[test]
+fn operands_that_are_too_large_for_one_array_go_in_pieces() {
+    let Some(device) = fast_gpu() else { return };
+    let mut rec = recorder(&device, true);
+    let [m, n, k] = [4097, 3, 8190];
+    let (va, vb) = (random(1, m * k), random(2, n * k));
+    let a = rec.upload(&[m, k], va.clone()).unwrap();
+    let b = rec.upload(&[n, k], vb.clone()).unwrap();
+    let c = matmul(&mut rec, Orientation::Nt, &a, &b).unwrap();
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>();
+    let expected: Vec<f64> = va.chunks(k).flat_map(|row| vb.chunks(k).map(move |column| dot(row, column))).collect();
+    let error = relative_error(&read(&mut rec, &c), &expected);
+    eprintln!("in pieces: {error:.1e}");
+    assert!(error < BOUND, "{error}");
+}
+
 /// A value that is no number reaches the result, and no other row.
 #[test]
 fn what_is_not_finite_stays_so() {

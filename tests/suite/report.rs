@@ -71,6 +71,14 @@ fn json(document: &Document) -> Value {
     serde_json::to_value(document).unwrap()
 }
 
+#[test]
+fn records_from_before_there_were_tiers_were_made_by_the_portable_kernels() {
+    let mut old = serde_json::to_value(run("a", 1.0).report).unwrap();
+    assert_eq!(old["precision"], "portable");
+    old.as_object_mut().unwrap().remove("precision");
+    assert_eq!(serde_json::from_value::<Report>(old).unwrap().precision, Precision::Portable);
+}
+
 /// The document in a page, found as a browser finds it: up to the first end of a script.
 fn embedded(page: &str) -> Value {
     let (_, rest) = page.split_once("id=\"aquatint-document\">").unwrap();
