@@ -9,7 +9,7 @@ mod support;
 use std::process::ExitCode;
 
 use aquatint::Result;
-use aquatint::device::Recorder;
+use aquatint::device::{Precision, Recorder};
 use aquatint::model::config::{Rope, RopeScaling};
 use aquatint::model::rope::table;
 use aquatint::ops::Positions;
@@ -49,6 +49,9 @@ struct Arguments {
     /// cpu, gpu, or a number or name that `aquatint devices` lists
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// Kernels of large products: fast, where the device has them, or portable
+    #[arg(long, default_value = "fast")]
+    precision: Precision,
     /// Fewer tokens and a smaller square, for software adapters
     #[arg(long)]
     quick: bool,
@@ -85,7 +88,7 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<()> {
-    let mut rec = Recorder::new(&support::open(&arguments.device)?);
+    let mut rec = Recorder::new(&support::open(&arguments.device, arguments.precision)?);
     let flops_limit = support::matmul_limit(&mut rec, arguments.quick)?;
     let bytes_limit = support::copy_limit(&mut rec, arguments.quick)?;
     rec.trim();
@@ -100,8 +103,17 @@ fn run(arguments: &Arguments) -> Result<()> {
     bench.block()?;
     bench.network_ends()?;
     bench.table.print();
+    if bench.rec.device().precision() == Precision::Fast {
+        println!(
+            "\nThe same by both tiers; errors are those of {SAMPLES} × {SAMPLES} elements against f64, relative to the norms of row and column\n"
+        );
+        bench.tiers()?.print();
+    }
     Ok(())
 }
+
+/// Rows, and columns, of a product whose elements are compared with f64.
+const SAMPLES: usize = 32;
 
 /// Bytes of that many f32 or u32.
 fn bytes(elements: usize) -> Work {
@@ -173,6 +185,96 @@ impl Bench {
             })?;
         }
         Ok(())
+    }
+
+    /// Products, cross terms and Gram matrices by the fast kernels next to the portable ones.
+    fn tiers(&mut self) -> Result<Table<6>> {
+        let headings = ["kernel", "shape", "portable", "fast", "error, portable", "error, fast"];
+        let mut table = Table::new(headings, 2);
+        let (tokens, square) = (self.tokens, self.square);
+        let shapes = [[tokens, INNER, HIDDEN], [tokens, HIDDEN, INNER], [square; 3]];
+        for kernel in ["matmul nt", "gram cross", "gram accumulate"] {
+            for [m, n, k] in shapes {
+                // Sums over tokens have n channels.
+                let [m, n, k] = if kernel == "matmul nt" { [m, n, k] } else { [n, n, m] };
+                let (shape, flops) = (format!("m {m}, n {n}, k {k}"), 2.0 * (m * n * k) as f64);
+                let flops = if kernel == "gram accumulate" { flops / 2.0 } else { flops };
+                let (mut rates, mut errors) = (Vec::new(), Vec::new());
+                for least in [usize::MAX, 0] {
+                    self.rec.fast_from(least);
+                    eprintln!("{kernel} {shape}");
+                    let (seconds, error) = self.tier(kernel, [m, n, k])?;
+                    rates.push(format!("{:.1} GFLOP/s", flops / seconds / 1e9));
+                    errors.push(format!("{error:.1e}"));
+                }
+                let [portable, fast] = rates.try_into().expect("two tiers");
+                let [error, fast_error] = errors.try_into().expect("two tiers");
+                table.row([kernel.to_string(), shape, portable, fast, error, fast_error]);
+            }
+        }
+        Ok(table)
+    }
+
+    /// Seconds of one such product, and its largest error.
+    fn tier(&mut self, kernel: &str, [m, n, k]: [usize; 3]) -> Result<(f64, f64)> {
+        let along_depth = kernel == "matmul nt";
+        let shapes = if along_depth { [[m, k], [n, k]] } else { [[k, m], [k, n]] };
+        let [va, vb] = shapes.map(|[rows, columns]| support::random(rows as u64, rows * columns, 1.0));
+        let vb = if along_depth { vb } else { va.iter().zip(&vb).map(|(a, b)| 0.9 * a + 0.01 * b).collect() };
+        let a = self.rec.upload(&shapes[0], va.clone())?;
+        let b = self.rec.upload(&shapes[1], vb.clone())?;
+        let rec = &mut self.rec;
+        let seconds = match kernel {
+            "matmul nt" => support::seconds(rec, |rec| matmul(rec, Orientation::Nt, &a, &b).map(drop))?,
+            "gram cross" => {
+                let mut d = rec.zeros(&[n, n])?;
+                support::seconds(rec, |rec| gram::cross(rec, &a, &b, &mut d))?
+            }
+            _ => {
+                let mut h = Packed::zeros(rec, n)?;
+                support::seconds(rec, |rec| gram::accumulate(rec, &a, &mut h))?
+            }
+        };
+        let mut d = rec.zeros(&[n, n])?;
+        let c = match kernel {
+            "matmul nt" => matmul(rec, Orientation::Nt, &a, &b)?,
+            "gram cross" => {
+                gram::cross(rec, &a, &b, &mut d)?;
+                d
+            }
+            _ => {
+                let mut h = Packed::zeros(rec, n)?;
+                gram::accumulate(rec, &a, &mut h)?;
+                gram::unpack(rec, &h)?
+            }
+        };
+        let c = block_on(rec.read(&c))?;
+        let value = |v: &[f32], index: usize, depth: usize, rows: usize| {
+            v[if along_depth { index * k + depth } else { depth * rows + index }]
+        };
+        let left = |row: usize, depth: usize| match kernel {
+            "gram cross" => f64::from(value(&va, row, depth, m) - value(&vb, row, depth, m)),
+            _ => f64::from(value(&va, row, depth, m)),
+        };
+        let right = |column: usize, depth: usize| match kernel {
+            "gram accumulate" => f64::from(value(&va, column, depth, n)),
+            _ => f64::from(value(&vb, column, depth, n)),
+        };
+        let mut worst = 0.0f64;
+        for row in (0..m).step_by(m.div_ceil(SAMPLES)) {
+            for column in (0..n).step_by(n.div_ceil(SAMPLES)) {
+                let [mut product, mut of_row, mut of_column] = [0.0; 3];
+                for depth in 0..k {
+                    let (p, q) = (left(row, depth), right(column, depth));
+                    product += p * q;
+                    of_row += p * p;
+                    of_column += q * q;
+                }
+                let error = (f64::from(c[row * n + column]) - product).abs() / (of_row * of_column).sqrt();
+                worst = worst.max(error);
+            }
+        }
+        Ok((seconds, worst))
     }
 
     /// The factor of a damped Hessian and the solves with it.

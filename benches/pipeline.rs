@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use aquatint::checkpoint::{Checkpoint, MemorySource, Source};
-use aquatint::device::Recorder;
+use aquatint::device::{Precision, Recorder};
 use aquatint::model::network::Replacements;
 use aquatint::ops::grid::Symmetry;
 use aquatint::pipeline::{Event, Observer, Phase, quantize};
@@ -34,6 +34,9 @@ struct Arguments {
     /// cpu, gpu, or a number or name that `aquatint devices` lists
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// Kernels of large products: fast, where the device has them, or portable
+    #[arg(long, default_value = "fast")]
+    precision: Precision,
     /// Blocks of the model, of 30 in SmolLM2-135M
     #[arg(long, default_value_t = 2)]
     blocks: usize,
@@ -74,7 +77,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     let &Arguments { blocks, samples, seq_len, .. } = arguments;
-    let mut rec = Recorder::new(&support::open(&arguments.device)?);
+    let mut rec = Recorder::new(&support::open(&arguments.device, arguments.precision)?);
     let limit = support::matmul_limit(&mut rec, arguments.quick)?;
     rec.trim();
     let checkpoint = block_on(random_checkpoint(blocks, seq_len))?;

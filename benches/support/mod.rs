@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use aquatint::Result;
-use aquatint::device::{Choice, Device, Recorder, adapters, select};
+use aquatint::device::{Choice, Device, Precision, Recorder, adapters, select};
 use aquatint::ops::matmul::{Orientation, matmul};
 use aquatint::tensor::Tensor;
 use faer::linalg::matmul::matmul as product;
@@ -26,16 +26,19 @@ const BUDGET_SECONDS: f64 = 1.0;
 /// Bytes copied to measure the copy rate: more than any cache holds.
 const COPY_BYTES: usize = 256 << 20;
 
-/// Opens the device called `name` and says on standard output what it is.
-pub fn open(name: &str) -> Result<Device> {
+/// Opens the device called `name` with these kernels and says on standard output what it is.
+pub fn open(name: &str, precision: Precision) -> Result<Device> {
     let Ok(choice) = name.parse::<Choice>();
-    let (device, _) = block_on(select(&choice))?;
+    let (device, _) = block_on(select(&choice, precision))?;
     let threads = rayon::current_num_threads();
     let driver = block_on(adapters()).into_iter().find(|adapter| adapter.name == device.name());
     match (&device, driver) {
         (Device::Cpu, _) => println!("Device: cpu, {threads} threads"),
         (_, Some(adapter)) => println!("Device: {} ({}, {})", adapter.name, adapter.backend, adapter.driver),
         (_, None) => println!("Device: {}", device.name()),
+    }
+    if let Device::Gpu(gpu) = &device {
+        println!("Kernels: {}", gpu.tier());
     }
     Ok(device)
 }

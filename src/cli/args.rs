@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use aquatint::device::Choice;
+use aquatint::device::{Choice, Precision};
 use aquatint::ops::grid::{Search, Symmetry};
 use aquatint::quant::options::default_symmetry;
 use aquatint::quant::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions, RotationKind};
@@ -51,6 +51,9 @@ pub struct DeviceArg {
     /// auto, cpu, gpu, or the number or name of an adapter from `aquatint devices`.
     #[arg(long, default_value = "auto", value_name = "DEVICE")]
     pub device: Choice,
+    /// Large products by split f16 on a GPU's matrix units, as exact as f32, where it has them; or the kernels that run anywhere.
+    #[arg(long, default_value = "fast", value_name = "fast|portable")]
+    pub precision: Precision,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use aquatint::checkpoint::{StoredLinear, random};
-use aquatint::device::Recorder;
+use aquatint::device::{Precision, Recorder};
 use aquatint::pipeline::{Output, Phase, Plan, quantize, work};
 use aquatint::quant::QuantizeOptions;
 use aquatint::report::Report;
@@ -44,6 +44,7 @@ struct Record<'a> {
     blocks: usize,
     blocks_of_the_model: usize,
     device: &'a str,
+    precision: Precision,
     options: &'a QuantizeOptions,
     /// Of all blocks that were quantized.
     seconds: &'a BTreeMap<Phase, f64>,
@@ -103,6 +104,7 @@ pub fn run(args: BenchModelArgs) -> Result<()> {
         blocks: args.blocks,
         blocks_of_the_model,
         device: &report.device,
+        precision: report.precision,
         options: &options,
         seconds: &report.seconds,
         total_seconds: report.total_seconds,
@@ -141,12 +143,13 @@ fn print(args: &BenchModelArgs, report: &Report, work: &BTreeMap<Phase, f64>, ra
     }
     row("all", report.total_seconds, Some(work.values().sum()));
     say!(
-        "{} of {}, {} × {} tokens, {}: an f32 matrix product of 1024 × 1024 runs at {:.1} Gflop/s",
+        "{} of {}, {} × {} tokens, {}, {} kernels: an f32 matrix product of 1024 × 1024 runs at {:.1} Gflop/s",
         if args.blocks == 1 { "1 block".to_string() } else { format!("{} blocks", args.blocks) },
         args.shape,
         args.samples,
         args.seq_len,
         report.device,
+        report.precision,
         rate / 1e9
     );
     say!("{table}");

@@ -1,7 +1,7 @@
 //! `aquatint devices`.
 
 use aquatint::Result;
-use aquatint::device::{Choice, adapters, select};
+use aquatint::device::{Choice, Precision, adapters, select};
 use comfy_table::{Table, presets};
 use indicatif::HumanBytes;
 
@@ -27,7 +27,7 @@ pub fn run() -> Result<()> {
             a.name.clone(),
             a.backend.clone(),
             if a.software { "software" } else { "GPU" }.to_string(),
-            a.tier.to_string(),
+            a.tier.clone(),
             HumanBytes(a.largest_binding).to_string(),
             HumanBytes(a.largest_buffer).to_string(),
             HumanBytes(a.workgroup_memory.into()).to_string(),
@@ -37,7 +37,7 @@ pub fn run() -> Result<()> {
     }
     table.add_row(vec!["cpu".to_string(), format!("{} threads", rayon::current_num_threads())]);
     say!("{table}");
-    let (device, reason) = pollster::block_on(select(&Choice::Auto))?;
+    let (device, reason) = pollster::block_on(select(&Choice::Auto, Precision::Portable))?;
     say!("auto takes {}: {reason}", device.name());
     Ok(())
 }

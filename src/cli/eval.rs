@@ -1,7 +1,7 @@
 //! `aquatint eval`.
 
 use aquatint::checkpoint::read_text_file;
-use aquatint::device::Recorder;
+use aquatint::device::{Precision, Recorder};
 use aquatint::eval::tasks::{Task, TaskResult, answer};
 use aquatint::eval::{Evaluation, evaluate};
 use aquatint::model::network::Network;
@@ -19,6 +19,7 @@ struct Record<'a> {
     aquatint: &'static str,
     model: &'a str,
     device: String,
+    precision: Precision,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<String>,
     #[serde(flatten)]
@@ -68,9 +69,15 @@ pub fn run(args: EvalArgs) -> Result<()> {
         say!("{}", table(&answered));
     }
     let text = text.map(|text| text.name);
-    let device = device.name();
-    let record =
-        Record { aquatint: env!("CARGO_PKG_VERSION"), model: model.name(), device, text, evaluation, tasks: answered };
+    let record = Record {
+        aquatint: env!("CARGO_PKG_VERSION"),
+        model: model.name(),
+        device: device.name(),
+        precision: device.precision(),
+        text,
+        evaluation,
+        tasks: answered,
+    };
     args.json.as_deref().map_or(Ok(()), |path| write_json(path, &record))
 }
 

@@ -1,6 +1,6 @@
 //! What decides a result: kept with it, so that results are never mixed that do not belong together.
 
-use aquatint::device::Device;
+use aquatint::device::{Device, Precision};
 use aquatint::eval::tasks::Task;
 use aquatint::quant::QuantizeOptions;
 use aquatint::{Checkpoint, Result};
@@ -13,6 +13,9 @@ use sha2::{Digest, Sha256};
 pub struct Fingerprint {
     pub aquatint: String,
     pub device: String,
+    /// Which kernels the device's large products use: both are exact, but to other bits.
+    #[serde(default)]
+    pub precision: Precision,
     /// Hash of the model's configuration and of some of each tensor.
     pub model: String,
     /// Hash of the evaluation windows, the tasks and their names, where there are any.
@@ -29,6 +32,7 @@ impl Fingerprint {
         Ok(Self {
             aquatint: env!("CARGO_PKG_VERSION").to_string(),
             device: device.name(),
+            precision: device.precision(),
             model: pollster::block_on(model_hash(model))?,
             evaluation: None,
             calibration: None,
@@ -50,6 +54,7 @@ impl Fingerprint {
         let differences = [
             (self.aquatint != expected.aquatint, format!("version {} of aquatint", self.aquatint)),
             (self.device != expected.device, format!("the device {}", self.device)),
+            (self.precision != expected.precision, format!("--precision {}", self.precision)),
             (self.model != expected.model, "another model".to_string()),
             (self.options != expected.options, self.options_that_differ(expected)),
             (self.calibration != expected.calibration, "other calibration text".to_string()),

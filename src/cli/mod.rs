@@ -74,8 +74,11 @@ fn open_model(path: Option<&Path>) -> Result<Checkpoint> {
 
 /// Opens what `--device` asks for, and says what was taken.
 fn open_device(arg: &DeviceArg) -> Result<Device> {
-    let (device, reason) = pollster::block_on(select(&arg.device))?;
-    eprintln!("device: {} ({reason})", device.name());
+    let (device, reason) = pollster::block_on(select(&arg.device, arg.precision))?;
+    match &device {
+        Device::Cpu => eprintln!("device: cpu ({reason})"),
+        Device::Gpu(gpu) => eprintln!("device: {} ({reason}); kernels: {}", gpu.name(), gpu.tier()),
+    }
     Ok(device)
 }
 

@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
+use super::fast::{self, Measured, Offer, Precision, Shape};
 use super::shader;
+use crate::ops::cooperative;
 use crate::{Error, Result};
 
 /// An opened GPU. Shared by the recorders that feed it.
@@ -24,6 +26,19 @@ pub struct Gpu {
     /// Bytes that they have taken at most.
     peak: AtomicU64,
     fault: Arc<Mutex<Option<Fault>>>,
+    software: bool,
+    /// What the fast tier needs, or why it was not asked for.
+    offer: std::result::Result<Offer, String>,
+    /// What became of it, once it was checked.
+    fast: OnceLock<std::result::Result<Fast, String>>,
+}
+
+/// The fast tier of a device.
+#[derive(Debug, Clone, Copy)]
+struct Fast {
+    shape: &'static Shape,
+    /// The largest error of its check.
+    error: f64,
 }
 
 /// A compiled kernel and its single bind group layout: binding 0 is the uniform, then inputs, then outputs.
@@ -83,15 +98,38 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Gpu {
-    /// Opens `adapter` with the limits that it has, and timestamps as the only optional feature: the portable tier.
-    pub(super) async fn open(adapter: &wgpu::Adapter) -> Result<Self> {
-        let name = adapter.get_info().name;
+    /// Opens `adapter` with the limits that it has. Optional features are timestamps and, if `precision` asks for it, those of
+    /// the fast tier, which is then checked and set up.
+    pub(super) async fn open(adapter: &wgpu::Adapter, precision: Precision) -> Result<Arc<Self>> {
+        let offer = match precision {
+            Precision::Fast => Offer::of(adapter),
+            Precision::Portable => Err("as asked for".to_string()),
+        };
+        let gpu = match Self::request(adapter, offer.clone()).await {
+            Err(error) if offer.is_ok() => Self::request(adapter, Err(one_line(&error.to_string()))).await,
+            gpu => gpu,
+        };
+        let gpu = Arc::new(gpu?);
+        gpu.settle(&adapter.get_info()).await;
+        Ok(gpu)
+    }
+
+    /// Opens `adapter` with what the fast tier needs if there is an offer.
+    async fn request(adapter: &wgpu::Adapter, offer: std::result::Result<Offer, String>) -> Result<Self> {
+        let wgpu::AdapterInfo { name, device_type, .. } = adapter.get_info();
         let limits = adapter.limits();
+        let optional = adapter.features() & wgpu::Features::TIMESTAMP_QUERY;
+        let (required_features, experimental_features) = match offer {
+            // SAFETY: of what is experimental only cooperative matrices are used, in sizes that the adapter lists, and
+            // results are compared with the CPU's before they are relied on.
+            Ok(_) => (optional | fast::FEATURES, unsafe { wgpu::ExperimentalFeatures::enabled() }),
+            Err(_) => (optional, wgpu::ExperimentalFeatures::disabled()),
+        };
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("aquatint"),
-            required_features: adapter.features() & wgpu::Features::TIMESTAMP_QUERY,
+            required_features,
             required_limits: limits.clone(),
-            experimental_features: wgpu::ExperimentalFeatures::disabled(),
+            experimental_features,
             memory_hints: wgpu::MemoryHints::Performance,
             trace: wgpu::Trace::Off,
         };
@@ -126,7 +164,53 @@ impl Gpu {
             tidy_above: AtomicU64::new(u64::MAX),
             peak: AtomicU64::new(0),
             fault,
+            software: device_type == wgpu::DeviceType::Cpu,
+            offer,
+            fast: OnceLock::new(),
         })
+    }
+
+    /// Decides on the fast tier: products in its shapes are compared with the CPU's, and the quickest shape is taken.
+    async fn settle(self: &Arc<Self>, adapter: &wgpu::AdapterInfo) {
+        let fast = match &self.offer {
+            Err(reason) => Err(reason.clone()),
+            Ok(offer) => {
+                let (shapes, measured) = (offer.shapes().collect(), Measured::new(adapter));
+                let known = measured.read();
+                let chosen = cooperative::choose(self, shapes, known).await;
+                if let Ok((shape, _)) = chosen
+                    && known != Some(shape)
+                {
+                    measured.write(shape);
+                }
+                chosen.map(|(shape, error)| Fast { shape, error })
+            }
+        };
+        // It is decided once, here.
+        let _ = self.fast.set(fast);
+        self.trim();
+        self.peak.store(self.pool.held.load(Relaxed), Relaxed);
+    }
+
+    /// The shape of products of the fast tier, where it is used.
+    pub(crate) fn fast(&self) -> Option<&'static Shape> {
+        self.fast.get()?.as_ref().ok().map(|fast| fast.shape)
+    }
+
+    /// Which kernels large products use, and why, as a phrase.
+    pub fn tier(&self) -> String {
+        match self.fast.get() {
+            Some(Ok(Fast { shape, error })) => {
+                format!("fast, f16 in squares of {}, error {error:.1e} in its check", shape.extent)
+            }
+            Some(Err(reason)) => format!("portable, {reason}"),
+            None => "portable".to_string(),
+        }
+    }
+
+    /// Whether it is emulated on the CPU.
+    pub(crate) fn is_software(&self) -> bool {
+        self.software
     }
 
     /// The adapter's name.
@@ -207,8 +291,7 @@ impl Gpu {
         self.pool.held.fetch_sub(bytes, Relaxed);
     }
 
-    /// The pipeline of a permutation, compiled at first use. Here a faster tier will put its own variant of a kernel in the
-    /// place of the portable one, where the adapter allows it.
+    /// The pipeline of a permutation, compiled at first use.
     pub(super) fn pipeline(&self, kernel: &'static str, inputs: usize, outputs: usize) -> Result<Arc<Pipeline>> {
         if let Some(pipeline) = lock(&self.pipelines).get(kernel) {
             return Ok(pipeline.clone());
@@ -244,12 +327,14 @@ impl Gpu {
             bind_group_layouts: &[Some(&layout)],
             immediate_size: 0,
         });
+        let threads = self.offer.as_ref().ok().and_then(|offer| offer.threads(kernel));
+        let constants: Vec<_> = threads.map(|threads| ("threads", f64::from(threads))).into_iter().collect();
         let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(kernel),
             layout: Some(&pipeline_layout),
             module: &module,
             entry_point: Some("main"),
-            compilation_options: wgpu::PipelineCompilationOptions::default(),
+            compilation_options: wgpu::PipelineCompilationOptions { constants: &constants, ..Default::default() },
             cache: None,
         });
         Pipeline { pipeline, layout }

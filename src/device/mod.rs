@@ -1,5 +1,6 @@
 //! Everything that knows wgpu: which adapters there are, which one is taken and why, and the recorder that feeds it.
 
+mod fast;
 mod gpu;
 mod memory;
 mod profile;
@@ -9,6 +10,8 @@ pub mod shader;
 
 use std::sync::Arc;
 
+pub use fast::Precision;
+pub(crate) use fast::{BLOCK, Shape};
 pub use gpu::{Buffer, Gpu};
 pub use memory::{Memory, Place};
 pub use profile::KernelTime;
@@ -47,6 +50,14 @@ impl Device {
         match self {
             Self::Cpu => None,
             Self::Gpu(gpu) => Some(gpu.peak_bytes()),
+        }
+    }
+
+    /// Which kernels its large products use: fast only where they were found right.
+    pub fn precision(&self) -> Precision {
+        match self {
+            Self::Gpu(gpu) if gpu.fast().is_some() => Precision::Fast,
+            _ => Precision::Portable,
         }
     }
 

@@ -6,6 +6,7 @@
 
 use std::sync::Arc;
 
+use super::fast::Shape;
 use super::gpu::{Buffer, Gpu};
 use super::profile::{KernelTime, Profile};
 use super::{Device, Memory};
@@ -19,11 +20,15 @@ const UNIFORM_BLOCKS: usize = 512;
 /// Floating-point operations per submission, about: 0.1 s on a GPU of 1 TFLOP/s.
 const WORK_PER_SUBMISSION: f64 = 1e11;
 
+/// Extents from which on products go to the fast tier: splitting the operands costs less than it brings.
+const FAST_FROM: usize = 128;
+
 /// Appends ops to a device. Make one per task; tensors may move between recorders of the same device.
 #[derive(Debug)]
 pub struct Recorder {
     device: Device,
     memory: Memory,
+    fast_from: usize,
     recording: Option<Recording>,
 }
 
@@ -70,7 +75,7 @@ impl Recorder {
             Device::Cpu => None,
             Device::Gpu(gpu) => Some(Recording::new(gpu.clone())),
         };
-        Self { device: device.clone(), memory: Memory::default(), recording }
+        Self { device: device.clone(), memory: Memory::default(), fast_from: FAST_FROM, recording }
     }
 
     /// What the run may hold.
@@ -103,6 +108,19 @@ impl Recorder {
             Device::Cpu => limit_free(self.memory.device.map_or(u64::MAX, |all| all.saturating_sub(bytes))),
             Device::Gpu(gpu) => gpu.tidy_above(bytes),
         }
+    }
+
+    /// Has products go to the fast tier, where the device has it, whose extents all are `extent` or more: 0 is all of them,
+    /// `usize::MAX` none.
+    pub fn fast_from(&mut self, extent: usize) {
+        self.fast_from = extent;
+    }
+
+    /// The shape of the fast tier for a product of these extents, if it should go there.
+    pub(crate) fn fast(&self, extents: [usize; 3]) -> Option<&'static Shape> {
+        let Device::Gpu(gpu) = &self.device else { return None };
+        let least = self.fast_from.max(1);
+        gpu.fast().filter(|_| extents.iter().all(|&extent| extent >= least))
     }
 
     /// A tensor of undefined contents.

@@ -1,8 +1,7 @@
 //! Which adapter a run takes: what `--device` says, or the first real GPU, or the CPU.
 
-use std::sync::Arc;
-
-use super::{Device, Gpu};
+use super::fast::Offer;
+use super::{Device, Gpu, Precision};
 use crate::{Error, Result};
 
 /// What `--device` asks for.
@@ -46,8 +45,8 @@ pub struct AdapterSummary {
     pub driver: String,
     /// Whether it is a software adapter, which `auto` never takes.
     pub software: bool,
-    /// Which set of shaders it would run. Only the portable one exists.
-    pub tier: &'static str,
+    /// Which kernels large products would use there, and why, as a phrase.
+    pub tier: String,
     /// Largest storage binding in bytes.
     pub largest_binding: u64,
     /// Largest buffer in bytes.
@@ -80,7 +79,7 @@ fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
         backend: info.backend.to_string(),
         driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
         software: info.device_type == wgpu::DeviceType::Cpu,
-        tier: "portable",
+        tier: Offer::of(adapter).map_or_else(|reason| format!("portable, {reason}"), |_| "fast, unchecked".to_string()),
         largest_binding: limits.max_storage_buffer_binding_size,
         largest_buffer: limits.max_buffer_size,
         workgroup_memory: limits.max_compute_workgroup_storage_size,
@@ -88,15 +87,26 @@ fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
     }
 }
 
-/// All adapters that could be named.
+/// All adapters that could be named. What offers the fast tier is opened to see whether it passes its check.
 pub async fn adapters() -> Vec<AdapterSummary> {
-    compute_adapters().await.iter().enumerate().map(|(index, adapter)| summary(index, adapter)).collect()
+    let mut summaries = Vec::new();
+    for (index, adapter) in compute_adapters().await.iter().enumerate() {
+        let mut summary = summary(index, adapter);
+        if Offer::of(adapter).is_ok() {
+            summary.tier = match Gpu::open(adapter, Precision::Fast).await {
+                Ok(gpu) => gpu.tier(),
+                Err(error) => error.to_string(),
+            };
+        }
+        summaries.push(summary);
+    }
+    summaries
 }
 
-/// Opens what `choice` asks for, and says in a phrase why it was taken.
+/// Opens what `choice` asks for, with the kernels that `precision` asks for, and says in a phrase why it was taken.
 ///
 /// Errors: `Error::Input` naming `--device` if nothing fits; `Error::Gpu` if the adapter cannot be opened.
-pub async fn select(choice: &Choice) -> Result<(Device, String)> {
+pub async fn select(choice: &Choice, precision: Precision) -> Result<(Device, String)> {
     if *choice == Choice::Cpu {
         return Ok((Device::Cpu, "--device cpu".to_string()));
     }
@@ -111,7 +121,7 @@ pub async fn select(choice: &Choice) -> Result<(Device, String)> {
     match found {
         Some(s) => {
             let reason = if *choice == Choice::Auto { "the first real GPU" } else { "named by --device" };
-            Ok((Device::Gpu(Arc::new(Gpu::open(&adapters[s.index]).await?)), reason.to_string()))
+            Ok((Device::Gpu(Gpu::open(&adapters[s.index], precision).await?), reason.to_string()))
         }
         None if *choice == Choice::Auto => {
             let reason =

@@ -21,6 +21,7 @@ const SOURCES: &[(&str, &str)] = sources![
     "cholesky_panel",
     "cholesky_trailing",
     "clip",
+    "cooperative",
     "dequantize",
     "descent",
     "embedding",
@@ -41,6 +42,7 @@ const SOURCES: &[(&str, &str)] = sources![
     "rtn",
     "shared/group",
     "shared/half",
+    "shared/plane",
     "shared/product",
     "shared/quantizer",
     "shared/tiles",
@@ -48,6 +50,8 @@ const SOURCES: &[(&str, &str)] = sources![
     "silu_mul",
     "solve",
     "solve_order",
+    "split",
+    "split_range",
     "widen",
     "scale_columns",
 ];
@@ -66,6 +70,11 @@ pub struct Permutation {
 }
 
 impl Permutation {
+    /// Whether it is of the fast tier: compiled only where the device has cooperative matrices of f16.
+    pub fn is_fast(&self) -> bool {
+        self.file == "cooperative"
+    }
+
     /// The WGSL text of this variant, imports and conditions resolved.
     ///
     /// Panics if a file is missing or a condition is not closed: tests expand every permutation.

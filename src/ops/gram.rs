@@ -7,8 +7,9 @@ use faer::linalg::matmul::matmul as product;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use crate::device::{Buffer, Dispatch, Recorder};
+use crate::device::{Buffer, Dispatch, Recorder, Shape};
 use crate::ops::add;
+use crate::ops::cooperative::{self, Operand, Output};
 use crate::ops::matmul::{self, Orientation};
 use crate::ops::{spread, spread_elements};
 use crate::tensor::Tensor;
@@ -132,11 +133,25 @@ fn token_ranges(tokens: usize, n: usize) -> impl Iterator<Item = [u32; 2]> {
     (0..tokens).step_by(most).map(move |first| [first as u32, tokens.min(first + most) as u32])
 }
 
+/// The shape of the fast tier for sums over that many tokens, if they should go there, and the tokens of one dispatch.
+fn fast(rec: &Recorder, tokens: usize, n: usize) -> Option<(&'static Shape, usize)> {
+    let most = cooperative::longest(n, rec.device().largest_array()).min(2048);
+    rec.fast([n, n, tokens]).filter(|_| most >= 256).map(|shape| (shape, most))
+}
+
 /// `H += XᵀX`. `x`: `[T, n]`. Errors: `Error::Shape` if `h` has another extent.
 pub fn accumulate(rec: &mut Recorder, x: &Tensor, h: &mut Packed) -> Result<()> {
     let [tokens, n] = x.matrix("gram")?;
     if n != h.n {
         return Err(Error::shape("gram", format!("tokens of {n} channels into a matrix of extent {}", h.n)));
+    }
+    if let Some((shape, most)) = fast(rec, tokens, n) {
+        for first in (0..tokens).step_by(most) {
+            let depth = most.min(tokens - first);
+            let x = Operand { depth, start: first * n, ..cooperative::columns_of(x) };
+            cooperative::gram(rec, shape, x, h.tiles.buffer())?;
+        }
+        return Ok(());
     }
     if rec.is_gpu() {
         let tiles = tile_count(n);
@@ -175,6 +190,16 @@ pub fn cross(rec: &mut Recorder, x: &Tensor, x_hat: &Tensor, start: usize, d: &m
     d.expect_shape("cross", &[rows, n])?;
     if start + rows > n {
         return Err(Error::shape("cross", format!("rows {start}..{} of {n}", start + rows)));
+    }
+    if let Some((shape, most)) = fast(rec, tokens, n) {
+        let out = Output { c: d.buffer(), start: 0, stride: n, accumulate: true };
+        for first in (0..tokens).step_by(most) {
+            let depth = most.min(tokens - first);
+            let columns = |x| Operand { depth, start: first * n, ..cooperative::columns_of(x) };
+            let delta = Operand { minus: Some(x_hat.buffer()), rows, start: first * n + start, ..columns(x) };
+            cooperative::product(rec, shape, delta, columns(x_hat), &out)?;
+        }
+        return Ok(());
     }
     if rec.is_gpu() {
         let [columns, tile_rows] = [n, rows].map(|extent| extent.div_ceil(TILE));

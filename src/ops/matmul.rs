@@ -8,6 +8,7 @@ use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
 use crate::device::{Dispatch, Recorder};
+use crate::ops::cooperative::{self, Operand, Output};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
@@ -46,6 +47,18 @@ impl<'a> Rows<'a> {
             return Err(Error::shape("matmul", detail));
         }
         Ok([self.count, columns])
+    }
+
+    /// As the rows of a product on matrix units.
+    fn rows(self, rows: usize, depth: usize) -> Operand<'a> {
+        let stride = self.tensor.shape()[1];
+        Operand { rows, depth, start: self.start * stride, ..cooperative::rows_of(self.tensor) }
+    }
+
+    /// The same of the columns.
+    fn columns(self, rows: usize, depth: usize) -> Operand<'a> {
+        let stride = self.tensor.shape()[1];
+        Operand { rows, depth, start: self.start * stride, ..cooperative::columns_of(self.tensor) }
     }
 
     fn view(&self) -> MatRef<'a, f32> {
@@ -106,6 +119,11 @@ pub fn accumulate_columns(rec: &mut Recorder, a: &Tensor, first: usize, b: &Tens
         cpu(Orientation::Nn, view, b, c.host_mut(), Accum::Add);
         return Ok(());
     }
+    if let Some(shape) = rec.fast([m, width, k]) {
+        let out = Output { c: c.buffer(), start: 0, stride: width, accumulate: true };
+        let left = Operand { depth: k, start: first, ..cooperative::rows_of(a) };
+        return cooperative::product(rec, shape, left, cooperative::columns_of(b), &out);
+    }
     let params = Params {
         m: m as u32,
         n: width as u32,
@@ -151,6 +169,12 @@ fn run(
         let out = &mut c.host_mut()[c_start * n..(c_start + m) * n];
         cpu(orientation, a.view(), b.view(), out, if accumulate { Accum::Add } else { Accum::Replace });
         return Ok(());
+    }
+    if let Some(shape) = rec.fast([m, n, k]) {
+        let out = Output { c: c.buffer(), start: c_start * n, stride: n, accumulate };
+        let left = if orientation == Orientation::Tn { a.columns(m, k) } else { a.rows(m, k) };
+        let right = if orientation == Orientation::Nt { b.rows(n, k) } else { b.columns(n, k) };
+        return cooperative::product(rec, shape, left, right, &out);
     }
     let (a_stride, b_stride) = (a.tensor.shape()[1], b.tensor.shape()[1]);
     let params = Params {

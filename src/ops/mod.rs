@@ -6,6 +6,7 @@ pub mod add;
 pub mod attention;
 pub mod cholesky;
 pub mod clip;
+pub mod cooperative;
 pub mod dequantize;
 pub mod descent;
 pub mod embedding;

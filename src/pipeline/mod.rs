@@ -179,6 +179,7 @@ impl<'a> Session<'a> {
             let report = Report {
                 aquatint: env!("CARGO_PKG_VERSION").to_string(),
                 device: rec.device().name(),
+                precision: rec.device().precision(),
                 options: job.options.clone(),
                 group_size: job.options.grid_columns(config),
                 tokens,

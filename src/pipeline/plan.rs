@@ -5,10 +5,11 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::device::{Device, Memory, Place, Recorder};
+use crate::device::{Device, Memory, Place, Precision, Recorder};
 use crate::model::ModelConfig;
 use crate::model::block::{Stage, widest_activation};
 use crate::model::network::sequences_per_chunk;
+use crate::ops::cooperative::PLANES;
 use crate::quant::{Alpha, Method, QuantizeOptions};
 use crate::{Error, Result};
 
@@ -35,7 +36,8 @@ impl Plan {
     ///
     /// Errors: `Error::Input` naming `--seq-len` if not even one sequence can be bound, and `--memory` if nothing fits.
     pub fn new(config: &ModelConfig, runs: &[&QuantizeOptions], rec: &Recorder) -> Result<Self> {
-        let load = Load { config, runs, on_cpu: matches!(rec.device(), Device::Cpu) };
+        let on_cpu = matches!(rec.device(), Device::Cpu);
+        let load = Load { config, runs, on_cpu, fast: rec.device().precision() == Precision::Fast };
         let seq_len = load.options().seq_len;
         let most = sequences_per_chunk(config, rec, seq_len)?;
         let [device_limit, host_limit] =
@@ -60,14 +62,14 @@ impl Plan {
 
     /// How many chunks of that many tokens each, before any block, take no more than a block's weights; at least one.
     pub(super) fn chunks_like_a_block(config: &ModelConfig, chunk_tokens: usize) -> usize {
-        let weights = Load { config, runs: &[], on_cpu: false }.weights() as usize;
+        let weights = Load { config, runs: &[], on_cpu: false, fast: false }.weights() as usize;
         (weights / (chunk_tokens * config.hidden_size)).max(1)
     }
 
     /// The plan of one run for which there is memory enough.
     pub fn roomy(config: &ModelConfig, options: &QuantizeOptions) -> Self {
         let per_chunk = (Memory::default().chunk_tokens / options.seq_len).max(1);
-        Load { config, runs: &[options], on_cpu: false }.plan(Place::Device, per_chunk)
+        Load { config, runs: &[options], on_cpu: false, fast: false }.plan(Place::Device, per_chunk)
     }
 }
 
@@ -76,6 +78,8 @@ struct Load<'a> {
     config: &'a ModelConfig,
     runs: &'a [&'a QuantizeOptions],
     on_cpu: bool,
+    /// Whether large products go to the fast tier.
+    fast: bool,
 }
 
 /// A group of linears by its extents.
@@ -166,6 +170,8 @@ impl Load<'_> {
         // The inputs of both streams, the outputs of both, and what they are folded into.
         let widest = widest_activation(self.config) as u64;
         let forward = runs * weights + chunk * (2 * n + 2 * rows + 2 * self.config.hidden_size as u64 + widest);
-        (quantizing.max().unwrap_or(0) + others).max(forward)
+        // Both operands of a product in planes of f16.
+        let planes = if self.fast { 2 * (PLANES / 4).min((chunk * rows.max(n)).max(linear)) } else { 0 };
+        (quantizing.max().unwrap_or(0) + others).max(forward) + planes
     }
 }

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::device::Precision;
 use crate::model::block::Stage;
 use crate::pipeline::{Phase, Plan};
 use crate::quant::{Alpha, QuantizeOptions};
@@ -23,6 +24,9 @@ pub struct Report {
     pub aquatint: String,
     /// The device's name.
     pub device: String,
+    /// Which kernels its large products used.
+    #[serde(default)]
+    pub precision: Precision,
     /// What was asked for.
     pub options: QuantizeOptions,
     /// Inputs per grid that were used, `null` for per channel.

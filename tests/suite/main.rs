@@ -13,6 +13,7 @@ mod cli;
 mod clip;
 mod common;
 mod config;
+mod cooperative;
 mod dequantize;
 mod descent;
 mod device;

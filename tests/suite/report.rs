@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::Command;
 
 use aquatint::Error;
+use aquatint::device::Precision;
 use aquatint::pipeline::Phase;
 use aquatint::quant::{Alpha, AlphaPolicy, GroupSize, QuantizeOptions};
 use aquatint::report::{BlockReport, Document, Evaluation, LayerReport, Report, Run, Sizes, html};
@@ -41,6 +42,7 @@ fn run(label: &str, worse: f64) -> Run {
     let report = Report {
         aquatint: "0.1.0".to_string(),
         device: "cpu".to_string(),
+        precision: Precision::Portable,
         options,
         group_size: Some(32),
         tokens: 512,
@@ -69,6 +71,14 @@ fn run(label: &str, worse: f64) -> Run {
 
 fn json(document: &Document) -> Value {
     serde_json::to_value(document).unwrap()
+}
+
+#[test]
+fn records_from_before_there_were_tiers_were_made_by_the_portable_kernels() {
+    let mut old = serde_json::to_value(run("a", 1.0).report).unwrap();
+    assert_eq!(old["precision"], "portable");
+    old.as_object_mut().unwrap().remove("precision");
+    assert_eq!(serde_json::from_value::<Report>(old).unwrap().precision, Precision::Portable);
 }
 
 /// The document in a page, found as a browser finds it: up to the first end of a script.

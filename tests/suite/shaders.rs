@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use aquatint::device::shader::{Permutation, permutations};
+use naga::back::pipeline_constants::process_overrides;
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, back};
 
@@ -11,9 +12,21 @@ fn parse(permutation: Permutation) -> (Module, ModuleInfo) {
     let (name, source) = (permutation.name, permutation.source());
     let module =
         naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source)));
-    // No capability beyond the core of WebGPU.
-    let info = Validator::new(ValidationFlags::all(), Capabilities::empty()).validate(&module);
-    (module, info.unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source))))
+    // No capability beyond the core of WebGPU, which has pack2x16float, but for the fast tier.
+    let core = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let fast = Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP | Capabilities::COOPERATIVE_MATRIX;
+    let capabilities = if permutation.is_fast() { core | fast } else { core };
+    let info = Validator::new(ValidationFlags::all(), capabilities).validate(&module);
+    let info = info.unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source)));
+    let threads = permutation.is_fast().then(|| ("threads".to_string(), 256.0));
+    let resolved = process_overrides(&module, &info, None, &threads.into_iter().collect());
+    let (module, info) = resolved.unwrap_or_else(|e| panic!("{name}: {e}"));
+    (module.into_owned(), info.into_owned())
+}
+
+/// What a browser can run.
+fn portable() -> impl Iterator<Item = Permutation> {
+    permutations().filter(|permutation| !permutation.is_fast())
 }
 
 #[test]
@@ -35,7 +48,8 @@ fn translate_to_spirv() {
 fn translate_to_metal() {
     for permutation in permutations() {
         let (module, info) = parse(permutation);
-        let options = back::msl::Options { lang_version: (2, 0), ..Default::default() };
+        let lang_version = if permutation.is_fast() { (2, 3) } else { (2, 0) };
+        let options = back::msl::Options { lang_version, ..Default::default() };
         let (_, names) = back::msl::write_string(&module, &info, &options, &back::msl::PipelineOptions::default())
             .unwrap_or_else(|e| panic!("{}: {e}", permutation.name));
         assert!(names.entry_point_names.iter().all(Result::is_ok), "{}: {names:?}", permutation.name);
@@ -44,7 +58,7 @@ fn translate_to_metal() {
 
 #[test]
 fn translate_to_hlsl() {
-    for permutation in permutations() {
+    for permutation in portable() {
         let (module, info) = parse(permutation);
         let (options, pipeline) = (back::hlsl::Options::default(), back::hlsl::PipelineOptions::default());
         let mut text = String::new();
@@ -62,7 +76,7 @@ fn translate_to_hlsl() {
 
 #[test]
 fn keep_to_the_limits_of_the_portable_tier() {
-    for permutation in permutations() {
+    for permutation in portable() {
         let name = permutation.name;
         let (module, _) = parse(permutation);
         let entries: Vec<_> = module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
@@ -79,6 +93,23 @@ fn keep_to_the_limits_of_the_portable_tier() {
         assert_eq!(uniforms.len(), 1, "{name}: the recorder binds one uniform block");
         assert!(module.types[uniforms[0].ty].inner.size(module.to_ctx()) <= 256, "{name}: uniform block");
     }
+}
+
+#[test]
+fn shapes_of_the_fast_tier_keep_to_the_limits_of_small_gpus() {
+    let mut extents = BTreeSet::new();
+    for permutation in permutations().filter(Permutation::is_fast) {
+        let name = permutation.name;
+        let (module, _) = parse(permutation);
+        let globals = || module.global_variables.iter().map(|(_, global)| global);
+        let workgroup = globals().filter(|g| g.space == AddressSpace::WorkGroup);
+        let bytes: u32 = workgroup.map(|g| module.types[g.ty].inner.size(module.to_ctx())).sum();
+        assert!(bytes <= 16384, "{name}: {bytes} bytes of workgroup memory");
+        let storage = globals().filter(|g| matches!(g.space, AddressSpace::Storage { .. })).count();
+        assert!(storage <= 8, "{name}: {storage} storage buffers");
+        extents.insert(name.split('_').nth(1).unwrap());
+    }
+    assert_eq!(extents, BTreeSet::from(["16", "8"]));
 }
 
 /// The `.wgsl` files below `folder`, as the list of permutations names them.

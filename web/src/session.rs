@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use aquatint::device::{AdapterSummary, Choice, Device, Recorder, adapters, select};
+use aquatint::device::{AdapterSummary, Choice, Device, Precision, Recorder, adapters, select};
 use aquatint::{Checkpoint, Error};
 use js_sys::Function;
 use serde::Serialize;
@@ -165,7 +165,7 @@ impl Session {
         if let Some(device) = self.device.borrow().clone() {
             return Ok(device);
         }
-        let (device, _) = select(&Choice::Index(0)).await?;
+        let (device, _) = select(&Choice::Index(0), Precision::Portable).await?;
         self.device.replace(Some(device.clone()));
         Ok(device)
     }

@@ -2,20 +2,38 @@
 
 pub mod dense;
 
-use aquatint::device::{Choice, Device, Recorder, select};
+use aquatint::device::{Choice, Device, Precision, Recorder, select};
 use aquatint::tensor::Tensor;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// The software GPU, or `None` where `cargo xtask test` was told that there is none.
+/// The software GPU with portable kernels, or with those that `AQUATINT_TEST_PRECISION` names, or `None` where `cargo xtask test` was told that there is none.
 pub fn software_gpu() -> Option<Device> {
+    let precision = std::env::var("AQUATINT_TEST_PRECISION").unwrap_or_else(|_| "portable".to_string());
+    open_software_gpu(precision.parse().unwrap())
+}
+
+/// The software GPU with the fast kernels, or `None` where it cannot run them.
+pub fn fast_gpu() -> Option<Device> {
+    let device = open_software_gpu(Precision::Fast)?;
+    match &device {
+        Device::Gpu(gpu) if device.precision() == Precision::Portable => {
+            eprintln!("SKIPPED the fast kernels: {} is {}", gpu.name(), gpu.tier());
+            None
+        }
+        _ => Some(device),
+    }
+}
+
+fn open_software_gpu(precision: Precision) -> Option<Device> {
     if std::env::var("AQUATINT_GPU_TESTS").as_deref() == Ok("skip") {
         eprintln!("SKIPPED on the GPU: AQUATINT_GPU_TESTS=skip");
         return None;
     }
     let name = std::env::var("AQUATINT_TEST_DEVICE").unwrap_or_else(|_| "llvmpipe".to_string());
     let choice = name.parse::<Choice>().unwrap();
-    Some(pollster::block_on(select(&choice)).expect("a software Vulkan adapter (Debian: mesa-vulkan-drivers)").0)
+    let opened = pollster::block_on(select(&choice, precision));
+    Some(opened.expect("a software Vulkan adapter (Debian: mesa-vulkan-drivers)").0)
 }
 
 /// The CPU and, where there is one, the software GPU.
