@@ -228,6 +228,12 @@ impl Checkpoint {
         }
     }
 
+    /// Says that all tensors below `prefix` will be read soon.
+    pub fn prefetch(&self, prefix: &str) {
+        let below = self.tensors.range(prefix.to_string()..).take_while(|(name, _)| name.starts_with(prefix));
+        below.for_each(|(_, tensor)| self.file(tensor.file).prefetch(tensor.range.clone()));
+    }
+
     /// Names of all stored tensors, sorted.
     pub(super) fn stored_names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)

@@ -25,6 +25,11 @@ pub trait Source {
         8 << 20
     }
 
+    /// Says that `range` will be read soon, so that the system can begin.
+    fn prefetch(&self, range: Range<u64>) {
+        let _ = range;
+    }
+
     /// The bytes of `range`, which lies inside the file. Borrowed where the source is mapped.
     fn read(&self, range: Range<u64>) -> LocalBoxFuture<'_, Result<Cow<'_, [u8]>>>;
 }
@@ -129,6 +134,13 @@ mod native {
 
         fn len(&self) -> u64 {
             self.map.len() as u64
+        }
+
+        #[cfg(unix)]
+        fn prefetch(&self, range: Range<u64>) {
+            // A refusal costs time and nothing else.
+            let length = (range.end - range.start) as usize;
+            let _ = self.map.advise_range(memmap2::Advice::WillNeed, range.start as usize, length);
         }
 
         fn read(&self, range: Range<u64>) -> LocalBoxFuture<'_, Result<Cow<'_, [u8]>>> {

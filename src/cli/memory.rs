@@ -23,9 +23,6 @@ pub struct MemoryArgs {
     pub scratch: Option<PathBuf>,
 }
 
-/// What the program takes beside arrays: itself, the tokenizer, the text, and pages of the checkpoint.
-const BESIDE_ARRAYS: u64 = 64 << 20;
-
 impl MemoryArgs {
     /// What a run on `device` may hold that writes to `out`, if to anything.
     ///
@@ -37,13 +34,13 @@ impl MemoryArgs {
         }
         let host = host_bytes();
         let asked = self.memory.map(|size| size.as_u64());
-        let arrays = match device {
-            Device::Cpu => asked.or(host.map(|bytes| bytes / 4 * 3)).map(|bytes| bytes.saturating_sub(BESIDE_ARRAYS)),
+        let bytes = match device {
+            Device::Cpu => asked.or(host.map(|bytes| bytes / 4 * 3)),
             Device::Gpu(_) => asked.or(device.memory().map(|bytes| bytes / 10 * 9)),
         };
         let beside = out.and_then(|out| Some(std::path::absolute(out).ok()?.parent()?.to_owned()));
         let scratch = self.scratch.clone().or(beside.filter(|directory| directory.is_dir()));
-        Ok(Memory { device: arrays, host: host.map(|bytes| bytes / 2), scratch, ..Memory::default() })
+        Ok(Memory { device: bytes, host: host.map(|bytes| bytes / 2), scratch, ..Memory::default() })
     }
 }
 

@@ -192,6 +192,11 @@ impl<'a> Network<'a> {
         }
     }
 
+    /// Has the system read block `index` while something else is done; nothing if there is no such block.
+    pub fn prefetch(&self, index: usize) {
+        self.checkpoint.prefetch(&format!("model.layers.{index}."));
+    }
+
     /// Block `index` and its seven linear weights. Errors: as [`Checkpoint::load`], and so for all that is read here.
     pub async fn block(&self, rec: &mut Recorder, index: usize) -> Result<(Block, Vec<Tensor>)> {
         let config = self.config();

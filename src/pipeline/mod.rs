@@ -238,6 +238,7 @@ impl<'a> Session<'a> {
         }
         let since = observer.seconds();
         let (block, weights) = self.network.block(rec, index).await?;
+        self.network.prefetch(index + 1);
         let specs = self.network.config().block_linears(index);
         self.spent(rec, Phase::Load, since, observer).await?;
         let since = observer.seconds();

@@ -20,7 +20,7 @@ pub struct Plan {
     pub sequences_per_chunk: usize,
     /// Where the hidden states of all chunks are.
     pub streams: Place,
-    /// Bytes of arrays on the device at the peak, about.
+    /// Bytes on the device at the peak, about; on the CPU of the whole program.
     pub device_bytes: u64,
     /// Bytes of hidden states in host memory.
     pub host_bytes: u64,
@@ -53,8 +53,11 @@ impl Plan {
             let least = places.clone().last().map_or(0, |place| load.plan(place, 1).device_bytes);
             Error::input(
                 "--memory",
-                format!("{device_limit} bytes"),
-                format!("at least {least}, for the weights of one block, one group's statistics and one sequence"),
+                format!("{} MB", device_limit / 1_000_000),
+                format!(
+                    "at least {} MB, for the weights of one block, the statistics of one group and one sequence",
+                    least.div_ceil(1_000_000)
+                ),
                 "allow more, or use shorter sequences (--seq-len)",
             )
         })
@@ -72,6 +75,9 @@ impl Plan {
         Load { config, runs: &[options], on_cpu: false, fast: false }.plan(Place::Device, per_chunk)
     }
 }
+
+/// What the program takes of host memory beside arrays: itself, the tokenizer, the text, and pages of the checkpoint.
+const BESIDE_ARRAYS: u64 = 64 << 20;
 
 /// What there is to do.
 struct Load<'a> {
@@ -106,7 +112,7 @@ impl Load<'_> {
         let at = |place| if streams == place { stream_bytes } else { 0 };
         let arrays = 4 * (self.weights() + self.transient(chunk));
         // A GPU's buffers come in sizes an eighth apart.
-        let arrays = if self.on_cpu { arrays } else { arrays + arrays / 8 };
+        let arrays = arrays + if self.on_cpu { BESIDE_ARRAYS } else { arrays / 8 };
         Plan {
             sequences_per_chunk,
             streams,

@@ -118,6 +118,25 @@ fn a_dry_run_says_what_it_would_do_and_writes_nothing() {
 }
 
 #[test]
+fn memory_is_planned_and_kept_to() {
+    let scratch = TempDir::new().unwrap();
+    let out = scratch.path().join("out");
+    let base = ["quantize", "--out", text(&out), "--device", "cpu", "--method", "rtn"];
+    let quick = ["--seq-len", "128", "--samples"];
+    let planned = |more: &[&str]| succeed(&[&base[..], &quick, more, &["--dry-run"]].concat());
+    assert!(!planned(&["256"]).contains("in a file"));
+    assert!(planned(&["256", "--memory", "200MB"]).contains("hidden states in a file"));
+    refuse(&[&base[..], &quick, &["8", "--memory", "50MB"]].concat(), &["--memory", "50 MB", "at least"]);
+    refuse(&[&base[..], &quick, &["8", "--memory", "much"]].concat(), &["--memory", "much"]);
+    let nowhere = scratch.path().join("nowhere");
+    refuse(&[&base[..], &quick, &["8", "--scratch", text(&nowhere)]].concat(), &["--scratch", "nowhere"]);
+    assert!(names(scratch.path()).is_empty());
+    let said = succeed(&[&base[..], &quick, &["128", "--memory", "140MB"]].concat());
+    assert!(said.contains("hidden states in a file; at most"), "{said}");
+    assert_eq!(names(scratch.path()), ["out"]);
+}
+
+#[test]
 fn a_model_agrees_with_itself() {
     let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama");
     let arguments = ["eval", text(&model), "--seq-len", "64", "--windows", "4", "--device", "cpu", "--against"];

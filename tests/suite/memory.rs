@@ -125,11 +125,8 @@ fn too_little_memory_is_told_before_anything_is_done() {
     match run(&mut with(&Device::Cpu, memory), &model, &options) {
         Err(error @ Error::Input { .. }) => {
             let message = error.to_string();
-            assert!(message.starts_with("--memory: found 1048576 bytes, expected at least "), "{message}");
-            let least: u64 = message
-                .split_whitespace()
-                .find_map(|word| word.trim_end_matches(',').parse().ok().filter(|n| *n != 1_048_576))
-                .unwrap();
+            assert!(message.starts_with("--memory: found 1 MB, expected at least "), "{message}");
+            let least = message.split(' ').nth(6).unwrap().parse::<u64>().unwrap() * 1_000_000;
             let enough = Memory { device: Some(least), ..Memory::default() };
             assert!(Plan::new(model.config(), &[&options], &with(&Device::Cpu, enough)).is_ok(), "{least}");
         }
