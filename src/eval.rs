@@ -136,9 +136,7 @@ async fn through_blocks(
 ) -> Result<Vec<Tensor>> {
     let blocks = network.config().num_hidden_layers;
     for index in 0..blocks {
-        if observer.cancelled() {
-            return Err(Error::Cancelled);
-        }
+        observer.go_on()?;
         let (block, weights) = network.block(rec, index).await?;
         for (chunk, &length) in chunks.iter_mut().zip(lengths) {
             let hidden = std::mem::replace(chunk, rec.empty(&[0])?);

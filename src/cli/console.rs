@@ -45,7 +45,7 @@ impl Console {
             if flag.swap(true, Ordering::Relaxed) {
                 std::process::exit(130);
             }
-            eprintln!("\nstopping after the group in hand; press Ctrl-C again to stop at once");
+            eprintln!("\nstopping after the chunk in hand; press Ctrl-C again to stop at once");
         });
         let terminal = std::io::stderr().is_terminal();
         let started = Instant::now();

@@ -269,15 +269,13 @@ impl<'a> Session<'a> {
     ) -> Result<()> {
         let mut steps = Vec::new();
         for run in &mut self.runs {
-            if observer.cancelled() {
-                return Err(Error::Cancelled);
-            }
+            observer.go_on()?;
             let step = if run.goes_on() { run.quantize(rec, open, stage, observer).await } else { Ok(Step::default()) };
             steps.push(run.survive(step)?);
         }
         observer.event(&Event::Phase { block: open.index, stage, phase: Phase::Forward });
         let since = observer.seconds();
-        let norms = self.advance(rec, open, stage, &mut steps).await?;
+        let norms = self.advance(rec, open, stage, &mut steps, observer).await?;
         self.spent(rec, Phase::Forward, since, observer).await?;
         for (run, step) in self.runs.iter_mut().zip(steps).filter(|(run, _)| run.goes_on()) {
             let settled = run.settle(rec, open, step, &norms).await;
@@ -293,10 +291,12 @@ impl<'a> Session<'a> {
         open: &mut Open<'_>,
         stage: Stage,
         steps: &mut [Step],
+        observer: &dyn Observer,
     ) -> Result<Vec<[f64; 2]>> {
         let originals = &open.weights[stage.linears()];
         let mut norms = Sums::default();
         for chunk in 0..open.full.chunks() {
+            observer.go_on()?;
             let mut lane = open.full.take(rec, chunk, stage)?;
             let exact = open.block.project(rec, originals, &lane)?;
             for (linear, exact) in exact.iter().enumerate() {
@@ -327,9 +327,7 @@ impl<'a> Session<'a> {
         let place = self.network.config().head_linear().name;
         let group = Group { place, at: None, full: &self.full, held_out_from: self.held_out_from };
         for run in self.runs.iter_mut().filter(|run| run.goes_on()) {
-            if observer.cancelled() {
-                return Err(Error::Cancelled);
-            }
+            observer.go_on()?;
             let done = run.head(rec, &group, &weight, observer).await;
             run.survive(done)?;
         }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::plan::Plan;
 use crate::model::block::Stage;
+use crate::{Error, Result};
 
 /// What a run spends its time on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -102,8 +103,12 @@ pub trait Observer {
     fn event(&mut self, event: &Event);
     /// Seconds from some fixed point in time: the library reads no clock.
     fn seconds(&self) -> f64;
-    /// Whether to stop at the next opportunity.
+    /// Whether to stop at the next opportunity, which is the next chunk of tokens or the next group of linears.
     fn cancelled(&self) -> bool;
+    /// Errors: `Error::Cancelled` if it is time to stop.
+    fn go_on(&self) -> Result<()> {
+        if self.cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+    }
 }
 
 /// Looks away, for tests and for callers that need neither progress nor times.

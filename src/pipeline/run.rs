@@ -258,7 +258,7 @@ impl<'a> Run<'a> {
         }
         group.begin(Phase::Statistics, observer);
         let since = observer.seconds();
-        let gathered = self.gather(rec, group, correlate)?;
+        let gathered = self.gather(rec, group, correlate, observer)?;
         self.spent(rec, Phase::Statistics, since, observer).await?;
         group.begin(Phase::Correction, observer);
         let since = observer.seconds();
@@ -272,7 +272,13 @@ impl<'a> Run<'a> {
     }
 
     /// H and D of the input that all linears of the group in hand read.
-    fn gather(&self, rec: &mut Recorder, group: &Group<'_>, correlate: bool) -> Result<Gathered> {
+    fn gather(
+        &self,
+        rec: &mut Recorder,
+        group: &Group<'_>,
+        correlate: bool,
+        observer: &dyn Observer,
+    ) -> Result<Gathered> {
         let n = group.full.input_columns();
         let magnitudes = self.options.method == Method::Awq;
         let empty = |rec: &mut Recorder| {
@@ -282,6 +288,7 @@ impl<'a> Run<'a> {
         let mut fitting = empty(rec)?;
         let mut held_out = if group.holds_out() { Some(empty(rec)?) } else { None };
         for chunk in 0..group.full.chunks() {
+            observer.go_on()?;
             let part = if chunk < group.held_out_from { Some(&mut fitting) } else { held_out.as_mut() };
             if let Some(part) = part {
                 let (full, quantized) = (group.full.input(rec, chunk)?, self.stream.input(rec, chunk)?);

@@ -7,6 +7,7 @@ use std::process::Command;
 use aquatint::device::{Device, Precision, Recorder};
 use aquatint::ops::gram::{self, Packed};
 use aquatint::ops::matmul::{Orientation, Rows, accumulate, matmul};
+use aquatint::ops::pieces::Pieces;
 use serde_json::{Map, Value};
 use tempfile::TempDir;
 
@@ -145,11 +146,12 @@ fn sums_over_tokens_of_both_tiers() {
             let mut h = Packed::zeros(&mut rec, n).unwrap();
             gram::accumulate(&mut rec, &x, &mut h).unwrap();
             gram::accumulate(&mut rec, &y, &mut h).unwrap();
-            let mut d = rec.upload(&[n, n], vec![0.0; n * n]).unwrap();
-            gram::cross(&mut rec, &x, &y, &mut d).unwrap();
+            let mut d = Pieces::of_rows(&mut rec, n, 128).unwrap();
+            d.accumulate_cross(&mut rec, &x, &y).unwrap();
+            let d: Vec<f32> = d.iter().flat_map(|(_, piece)| read(&mut rec, piece)).collect();
             let delta: Vec<f32> = vx.iter().zip(&vy).map(|(x, y)| x - y).collect();
             let (delta, y) = (Dense::new(tokens, n, &delta), Dense::new(tokens, n, &vy));
-            let error = worst(&read(&mut rec, &d), &delta.transposed(), &y);
+            let error = worst(&d, &delta.transposed(), &y);
             assert!(error < 1e-6, "D, n {n}, fast {fast}: {error}");
             let both: Vec<f32> = vx.iter().chain(&vy).copied().collect();
             let both = Dense::new(2 * tokens, n, &both);
