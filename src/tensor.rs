@@ -29,7 +29,7 @@ enum Storage<T> {
 static FREE: Mutex<Vec<Vec<u32>>> = Mutex::new(Vec::new());
 /// Bytes that [`FREE`] may hold.
 static FREE_LIMIT: AtomicU64 = AtomicU64::new(MOST_FREE);
-const MOST_FREE: u64 = 256 << 20;
+pub(crate) const MOST_FREE: u64 = 256 << 20;
 /// Smaller arrays are left to the allocator.
 const POOLED_FROM: usize = 1 << 14;
 

@@ -41,7 +41,8 @@ impl Checkpoint {
         let mut tensor = rec.empty(shape)?;
         let mut flag = rec.zeros(&[1])?;
         for (piece, elements) in floats.pieces(source.piece()) {
-            let words = rec.upload_bytes(&source.read(piece).await?)?;
+            let words = rec.upload_bytes(&source.read(piece.clone()).await?)?;
+            source.release(piece);
             widen(rec, floats.encoding, &words, elements, &mut tensor, &mut flag)?;
         }
         rec.fail_if(flag, self.not_finite(floats))?;

@@ -396,9 +396,10 @@ impl Checkpoint {
         let bytes = (floats.range.end - floats.range.start) as usize;
         let mut values = recycled(bytes / floats.encoding.size());
         for (piece, elements) in floats.pieces(source.piece()) {
-            if !floats.encoding.decode(&source.read(piece).await?, &mut values[elements]) {
+            if !floats.encoding.decode(&source.read(piece.clone()).await?, &mut values[elements]) {
                 return Err(self.not_finite(floats));
             }
+            source.release(piece);
         }
         Ok(values)
     }

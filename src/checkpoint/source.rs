@@ -30,6 +30,11 @@ pub trait Source {
         let _ = range;
     }
 
+    /// Says that `range` was read and that nothing borrows from it any more, so that the system need not keep it in memory.
+    fn release(&self, range: Range<u64>) {
+        let _ = range;
+    }
+
     /// The bytes of `range`, which lies inside the file. Borrowed where the source is mapped.
     fn read(&self, range: Range<u64>) -> LocalBoxFuture<'_, Result<Cow<'_, [u8]>>>;
 }
@@ -141,6 +146,13 @@ mod native {
             // A refusal costs time and nothing else.
             let length = (range.end - range.start) as usize;
             let _ = self.map.advise_range(memmap2::Advice::WillNeed, range.start as usize, length);
+        }
+
+        #[cfg(unix)]
+        fn release(&self, range: Range<u64>) {
+            let (start, length) = (range.start as usize, (range.end - range.start) as usize);
+            // SAFETY: pages of a file that is only read come back from the file with the same content when they are touched.
+            let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, length) };
         }
 
         fn read(&self, range: Range<u64>) -> LocalBoxFuture<'_, Result<Cow<'_, [u8]>>> {

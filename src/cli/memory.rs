@@ -11,7 +11,7 @@ use clap::Args;
 use indicatif::HumanBytes;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
-use super::speed::peak_memory;
+use super::speed::{anonymous_memory, peak_memory};
 
 #[derive(Debug, Args)]
 pub struct MemoryArgs {
@@ -22,6 +22,9 @@ pub struct MemoryArgs {
     #[arg(long, value_name = "DIR")]
     pub scratch: Option<PathBuf>,
 }
+
+/// What the program takes beside arrays where the system does not tell.
+const BESIDE: u64 = 256 << 20;
 
 impl MemoryArgs {
     /// What a run on `device` may hold that writes to `out`, if to anything.
@@ -40,7 +43,9 @@ impl MemoryArgs {
         };
         let beside = out.and_then(|out| Some(std::path::absolute(out).ok()?.parent()?.to_owned()));
         let scratch = self.scratch.clone().or(beside.filter(|directory| directory.is_dir()));
-        Ok(Memory { device: bytes, host: host.map(|bytes| bytes / 2), scratch, ..Memory::default() })
+        // In steps, so that the same run has the same plan.
+        let beside = anonymous_memory().map_or(BESIDE, |bytes| bytes.next_multiple_of(64 << 20));
+        Ok(Memory { device: bytes, beside, host: host.map(|bytes| bytes / 2), scratch, ..Memory::default() })
     }
 }
 

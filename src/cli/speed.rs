@@ -48,7 +48,16 @@ pub fn summary(work: &BTreeMap<Phase, f64>) -> String {
 
 /// The most memory that this process has held, in bytes, where the system tells.
 pub fn peak_memory() -> Option<u64> {
+    status("VmHWM:")
+}
+
+/// The memory that this process holds and no file, in bytes, where the system tells.
+pub fn anonymous_memory() -> Option<u64> {
+    status("RssAnon:")
+}
+
+fn status(key: &str) -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(key))?;
     line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }

@@ -21,8 +21,11 @@ pub enum Place {
 /// How much of a machine a run may take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Memory {
-    /// Bytes of arrays on the device; `None`: as many as there are. A GPU is never asked for more; a plan for the CPU keeps to it.
+    /// Bytes of arrays on the device, on the CPU of the whole program; `None`: as many as there are. A GPU is never asked for more;
+    /// a plan for the CPU keeps to it.
     pub device: Option<u64>,
+    /// Bytes that the program takes on the CPU before it has any arrays: itself, the tokenizer, the text.
+    pub beside: u64,
     /// Bytes of hidden states in host memory, for a GPU that cannot hold them; `None`: as many as it takes.
     pub host: Option<u64>,
     /// The directory of a file for hidden states that neither of the two can hold; `None`: the system's for temporary files.
@@ -35,9 +38,19 @@ pub struct Memory {
 
 impl Default for Memory {
     fn default() -> Self {
-        Self { device: None, host: None, scratch: None, streams: Place::Device, chunk_tokens: CHUNK_TOKENS }
+        Self {
+            device: None,
+            beside: BESIDE,
+            host: None,
+            scratch: None,
+            streams: Place::Device,
+            chunk_tokens: CHUNK_TOKENS,
+        }
     }
 }
+
+/// A program that has read no text.
+const BESIDE: u64 = 64 << 20;
 
 /// Enough tokens to fill a GPU, few enough to fit any binding.
 const CHUNK_TOKENS: usize = 4096;

@@ -101,11 +101,10 @@ impl Recorder {
         self.recording.is_some()
     }
 
-    /// Says that `bytes` will be in use: no more is held on a GPU, and on the CPU no more than there is, for want of giving back
-    /// what is not.
-    pub fn keep_to(&mut self, bytes: u64) {
+    /// Gives arrays back that are not in use: on a GPU before more than `bytes` are held, on the CPU beyond `spare` bytes.
+    pub(crate) fn keep_to(&mut self, bytes: u64, spare: u64) {
         match &self.device {
-            Device::Cpu => limit_free(self.memory.device.map_or(u64::MAX, |all| all.saturating_sub(bytes))),
+            Device::Cpu => limit_free(spare),
             Device::Gpu(gpu) => gpu.tidy_above(bytes),
         }
     }

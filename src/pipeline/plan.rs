@@ -11,6 +11,7 @@ use crate::model::block::{Stage, widest_activation};
 use crate::model::network::sequences_per_chunk;
 use crate::ops::cooperative::PLANES;
 use crate::quant::{Alpha, Method, QuantizeOptions};
+use crate::tensor::MOST_FREE;
 use crate::{Error, Result};
 
 /// The memory of a run.
@@ -22,6 +23,8 @@ pub struct Plan {
     pub streams: Place,
     /// Bytes on the device at the peak, about; on the CPU of the whole program.
     pub device_bytes: u64,
+    /// Of these, what arrays that are not in use may keep for the next of their size; on a GPU they give way.
+    pub spare_bytes: u64,
     /// Bytes of hidden states in host memory.
     pub host_bytes: u64,
     /// Bytes of hidden states in a file.
@@ -37,7 +40,8 @@ impl Plan {
     /// Errors: `Error::Input` naming `--seq-len` if not even one sequence can be bound, and `--memory` if nothing fits.
     pub fn new(config: &ModelConfig, runs: &[&QuantizeOptions], rec: &Recorder) -> Result<Self> {
         let on_cpu = matches!(rec.device(), Device::Cpu);
-        let load = Load { config, runs, on_cpu, fast: rec.device().precision() == Precision::Fast };
+        let beside = rec.memory().beside;
+        let load = Load { config, runs, on_cpu, beside, fast: rec.device().precision() == Precision::Fast };
         let seq_len = load.options().seq_len;
         let most = sequences_per_chunk(config, rec, seq_len)?;
         let [device_limit, host_limit] =
@@ -46,16 +50,20 @@ impl Plan {
         let sizes = || std::iter::successors(Some(most), |&size| (size > 1).then_some(size / 2));
         let worthwhile = |&size: &usize| size == most || size * seq_len >= WORTHWHILE_TOKENS;
         let places = rec.memory().streams.and_below(rec.device()).iter().copied();
+        let with_spare = |plan: Self| {
+            let spare_bytes = if on_cpu { MOST_FREE.min(device_limit - plan.device_bytes) } else { 0 };
+            Self { spare_bytes, device_bytes: plan.device_bytes + spare_bytes, ..plan }
+        };
         let mut wanted = places.clone().flat_map(|place| sizes().filter(worthwhile).map(move |size| (place, size)));
         let fitting = wanted.find_map(|(place, size)| Some(load.plan(place, size)).filter(fits));
         let smaller = || places.clone().rev().find_map(|place| sizes().map(|size| load.plan(place, size)).find(fits));
-        fitting.or_else(smaller).ok_or_else(|| {
+        fitting.or_else(smaller).map(with_spare).ok_or_else(|| {
             let least = places.clone().last().map_or(0, |place| load.plan(place, 1).device_bytes);
             Error::input(
                 "--memory",
                 format!("{} MB", device_limit / 1_000_000),
                 format!(
-                    "at least {} MB, for the weights of one block, the statistics of one group and one sequence",
+                    "at least {} MB, for the program, the weights of one block, the statistics of one group and one sequence",
                     least.div_ceil(1_000_000)
                 ),
                 "allow more, or use shorter sequences (--seq-len)",
@@ -65,25 +73,24 @@ impl Plan {
 
     /// How many chunks of that many tokens each, before any block, take no more than a block's weights; at least one.
     pub(super) fn chunks_like_a_block(config: &ModelConfig, chunk_tokens: usize) -> usize {
-        let weights = Load { config, runs: &[], on_cpu: false, fast: false }.weights() as usize;
+        let weights = Load { config, runs: &[], on_cpu: false, beside: 0, fast: false }.weights() as usize;
         (weights / (chunk_tokens * config.hidden_size)).max(1)
     }
 
     /// The plan of one run for which there is memory enough.
     pub fn roomy(config: &ModelConfig, options: &QuantizeOptions) -> Self {
         let per_chunk = (Memory::default().chunk_tokens / options.seq_len).max(1);
-        Load { config, runs: &[options], on_cpu: false, fast: false }.plan(Place::Device, per_chunk)
+        Load { config, runs: &[options], on_cpu: false, beside: 0, fast: false }.plan(Place::Device, per_chunk)
     }
 }
-
-/// What the program takes of host memory beside arrays: itself, the tokenizer, the text, and pages of the checkpoint.
-const BESIDE_ARRAYS: u64 = 64 << 20;
 
 /// What there is to do.
 struct Load<'a> {
     config: &'a ModelConfig,
     runs: &'a [&'a QuantizeOptions],
     on_cpu: bool,
+    /// Bytes that the program takes beside arrays.
+    beside: u64,
     /// Whether large products go to the fast tier.
     fast: bool,
 }
@@ -111,12 +118,15 @@ impl Load<'_> {
         let stream_bytes = 4 * (1 + self.runs.len() as u64) * tokens * width;
         let at = |place| if streams == place { stream_bytes } else { 0 };
         let arrays = 4 * (self.weights() + self.transient(chunk));
+        // Before a block is handed over, its layers are there as they are stored, as the stream saw them, and as a record.
+        let handed_over = 12 * self.weights();
         // A GPU's buffers come in sizes an eighth apart.
-        let arrays = arrays + if self.on_cpu { BESIDE_ARRAYS } else { arrays / 8 };
+        let arrays = arrays + if self.on_cpu { self.beside + handed_over } else { arrays / 8 };
         Plan {
             sequences_per_chunk,
             streams,
             device_bytes: arrays + at(Place::Device),
+            spare_bytes: 0,
             host_bytes: at(Place::Host),
             file_bytes: at(Place::File),
         }
