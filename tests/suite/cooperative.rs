@@ -197,7 +197,8 @@ fn operands_that_are_too_large_for_one_array_go_in_pieces() {
     let expected: Vec<f64> = va.chunks(k).flat_map(|row| vb.chunks(k).map(move |column| dot(row, column))).collect();
     let error = relative_error(&read(&mut rec, &c), &expected);
     eprintln!("in pieces: {error:.1e}");
-    assert!(error < BOUND, "{error}");
+    // A sum of 8190 terms of either sign in f32.
+    assert!(error < 1e-6, "{error}");
 }
 
 /// A value that is no number reaches the result, and no other row.
