@@ -3,6 +3,7 @@
 use aquatint::checkpoint::{Checkpoint, MemorySource, Source, read_header};
 use aquatint::eval::tasks::Task;
 use aquatint::pipeline::BlockRecord;
+use aquatint::report::Document;
 use aquatint::{Calibration, ModelConfig, TextFile, Tokenizer, bundled};
 use pollster::block_on;
 
@@ -10,7 +11,7 @@ use pollster::block_on;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 9] = [
     ("header", header),
     ("index", index),
     ("config", config),
@@ -19,6 +20,7 @@ pub const TARGETS: [Target; 8] = [
     ("calibration", calibration),
     ("tasks", tasks),
     ("record", record),
+    ("report", report),
 ];
 
 /// The header of a safetensors file.
@@ -29,8 +31,7 @@ pub fn header(bytes: &[u8]) {
 
 /// `model.safetensors.index.json` beside one shard.
 pub fn index(bytes: &[u8]) {
-    let files =
-        [("config.json", CONFIG.as_bytes()), ("model.safetensors.index.json", bytes), ("a.safetensors", &EMPTY)];
+    let files = [("config.json", CONFIG.as_bytes()), ("model.safetensors.index.json", bytes), ("a.safetensors", SHARD)];
     let _ = open(&files);
 }
 
@@ -81,11 +82,16 @@ pub fn record(bytes: &[u8]) {
     let _ = BlockRecord::from_bytes(bytes);
 }
 
-/// A LLaMA of one block, 32 wide.
-pub const CONFIG: &str = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":32,"intermediate_size":64,"num_hidden_layers":1,"num_attention_heads":2,"num_key_value_heads":1,"vocab_size":16,"rms_norm_eps":1e-5,"max_position_embeddings":64,"tie_word_embeddings":false}"#;
+/// What `--json` or `--report` wrote.
+pub fn report(bytes: &[u8]) {
+    let _ = Document::read("report.json", bytes);
+}
 
-/// A safetensors file without tensors.
-const EMPTY: [u8; 10] = [2, 0, 0, 0, 0, 0, 0, 0, b'{', b'}'];
+/// A LLaMA of one block, 32 wide.
+const CONFIG: &str = r#"{"architectures":["LlamaForCausalLM"],"hidden_size":32,"intermediate_size":64,"num_hidden_layers":1,"num_attention_heads":2,"num_key_value_heads":1,"vocab_size":16,"rms_norm_eps":1e-5,"max_position_embeddings":64,"tie_word_embeddings":false}"#;
+
+/// A safetensors file with one tensor, which is empty.
+const SHARD: &[u8] = b"\x36\0\0\0\0\0\0\0{\"a\":{\"dtype\":\"F32\",\"shape\":[0],\"data_offsets\":[0,0]}}";
 
 fn open(files: &[(&str, &[u8])]) -> aquatint::Result<Checkpoint> {
     let source = |(name, bytes): &(&str, &[u8])| Box::new(MemorySource::new(*name, bytes.to_vec())) as Box<dyn Source>;

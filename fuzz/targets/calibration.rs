@@ -1,0 +1,5 @@
+//! A text, plain or in lines of JSON.
+
+#![no_main]
+
+aquatint_fuzz::target!(calibration);

@@ -1,0 +1,5 @@
+//! config.json.
+
+#![no_main]
+
+aquatint_fuzz::target!(config);

@@ -1,0 +1,5 @@
+//! The header of a safetensors file.
+
+#![no_main]
+
+aquatint_fuzz::target!(header, weights after |_| 0);

@@ -1,0 +1,5 @@
+//! model.safetensors.index.json.
+
+#![no_main]
+
+aquatint_fuzz::target!(index);

@@ -1,0 +1,5 @@
+//! The record of a finished block, for --resume.
+
+#![no_main]
+
+aquatint_fuzz::target!(record, weights after |_| 0);

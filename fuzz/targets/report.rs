@@ -1,0 +1,5 @@
+//! What --json or --report wrote.
+
+#![no_main]
+
+aquatint_fuzz::target!(report);

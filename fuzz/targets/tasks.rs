@@ -1,0 +1,5 @@
+//! Multiple-choice questions in lines of JSON.
+
+#![no_main]
+
+aquatint_fuzz::target!(tasks);

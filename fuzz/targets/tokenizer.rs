@@ -1,0 +1,5 @@
+//! tokenizer.json.
+
+#![no_main]
+
+aquatint_fuzz::target!(tokenizer);

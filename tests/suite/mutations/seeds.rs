@@ -1,0 +1,143 @@
+//! Good files for every parser, small ones: what is wrong in a mutant is seldom in the weights. The fuzz targets (fuzz/) start
+//! from them too.
+
+use aquatint::checkpoint::GptqSettings;
+use aquatint::model::config::LinearSpec;
+use aquatint::pipeline::BlockRecord;
+use aquatint::report::{BlockReport, Document, Report, Run};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use serde_json::json;
+
+use crate::small_model::{Model, Stored, random_layer};
+
+/// Good files for a target.
+pub fn seeds(target: &str) -> Vec<Vec<u8>> {
+    let plain = plain();
+    let together = |config: String, weights: Vec<u8>| [config.into_bytes(), vec![b'\n'], weights].concat();
+    match target {
+        "header" => vec![plain.weights()],
+        "index" => {
+            let names = plain.tensors.iter().map(|tensor| (tensor.name.clone(), json!("b.safetensors")));
+            let map: serde_json::Map<_, _> = names.collect();
+            let index = |map| json!({ "metadata": { "total_size": 1 }, "weight_map": map }).to_string().into_bytes();
+            vec![index(json!({ "a": "a.safetensors" })), index(map.into())]
+        }
+        "config" => {
+            let mut configs = vec![plain.config.to_string().into_bytes(), four_bits().config.to_string().into_bytes()];
+            configs.extend(CONFIGS.map(|config| config.as_bytes().to_vec()));
+            configs
+        }
+        "checkpoint" => {
+            [plain, four_bits(), three_bits()].map(|model| together(model.config.to_string(), model.weights())).to_vec()
+        }
+        "tokenizer" => TOKENIZERS.map(|tokenizer| tokenizer.as_bytes().to_vec()).to_vec(),
+        "calibration" => vec![
+            br#"{"text": "One line."}
+{"text": "Another, with \u00e4 and \"quotes\".", "id": 7}
+"#
+            .to_vec(),
+        ],
+        "tasks" => vec![
+            br#"{"context": "The sky is", "choices": [" blue", " a fish"], "answer": 0}
+{"query": "Two and two are", "choices": [" three", " four", " five"], "gold": 1}
+"#
+            .to_vec(),
+        ],
+        "record" => vec![record()],
+        "report" => vec![report()],
+        other => panic!("no seeds for {other}"),
+    }
+}
+
+/// A model of one block, 8 wide.
+fn plain() -> Model {
+    Model::new(|config| {
+        for (key, value) in
+            [("hidden_size", 8), ("intermediate_size", 8), ("num_attention_heads", 1), ("vocab_size", 2)]
+        {
+            config[key] = json!(value);
+        }
+    })
+}
+
+/// The same with its layers in 4 bits, version 2 of the format.
+fn four_bits() -> Model {
+    quantized(plain(), &GptqSettings { bits: 4, group_size: Some(8), symmetric: false, damping: 0.01 })
+}
+
+/// A model 32 wide in 3 bits, whose codes straddle words, version 1.
+fn three_bits() -> Model {
+    let model = Model::new(|config| config["num_key_value_heads"] = json!(2));
+    quantized(model, &GptqSettings { bits: 3, group_size: None, symmetric: true, damping: 0.01 })
+}
+
+/// `model` with random codes in the place of its linear layers.
+fn quantized(mut model: Model, settings: &GptqSettings) -> Model {
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let (linears, others) = std::mem::take(&mut model.tensors).into_iter().partition(|t| t.name.contains("_proj"));
+    model.tensors = others;
+    let linears: Vec<Stored> = linears;
+    for Stored { name, shape, .. } in linears {
+        let name = name.trim_end_matches(".weight").to_string();
+        let spec = LinearSpec { name: name.clone(), rows: shape[0], columns: shape[1], bias: false };
+        let layer = random_layer(&mut rng, &spec, settings);
+        for (part, bytes) in layer.layout().parts().into_iter().zip(layer.pack().unwrap()) {
+            let dtype = if part.suffix == "scales" { "F16" } else { "I32" };
+            model.tensors.push(Stored { name: format!("{name}.{}", part.suffix), dtype, shape: part.shape, bytes });
+        }
+    }
+    model.config["quantization_config"] = settings.to_json();
+    model
+}
+
+/// The record of a block.
+fn record() -> Vec<u8> {
+    let settings = GptqSettings { bits: 3, group_size: None, symmetric: false, damping: 0.01 };
+    let spec = LinearSpec { name: "model.layers.0.mlp.down_proj".to_string(), rows: 8, columns: 32, bias: false };
+    BlockRecord {
+        block: BlockReport { block: 0, delta: 0.25, error: 0.5 },
+        layers: Vec::new(),
+        seconds: Default::default(),
+        tensors: vec![("model.norm.weight".to_string(), vec![1.0; 8])],
+        linears: vec![random_layer(&mut ChaCha8Rng::seed_from_u64(4), &spec, &settings).into()],
+        stream: vec![(spec.name.clone(), vec![0.5; 256])],
+    }
+    .to_bytes()
+    .unwrap()
+}
+
+/// A page with the record of a run in it.
+fn report() -> Vec<u8> {
+    let report = Report {
+        aquatint: "0.1.0".to_string(),
+        device: "cpu".to_string(),
+        options: Default::default(),
+        group_size: Some(32),
+        tokens: 64,
+        held_out_tokens: 16,
+        layers: Vec::new(),
+        blocks: vec![BlockReport { block: 0, delta: 0.25, error: 0.5 }],
+        seconds: Default::default(),
+        total_seconds: 1.5,
+    };
+    let run = Run::new("GPTQ", "model", report);
+    serde_json::to_vec(&Document::new("A run", "quantize", vec![run])).unwrap()
+}
+
+/// What else a config.json may say: other families, rotary scaling, windows, rules for single layers.
+const CONFIGS: [&str; 4] = [
+    r#"{"architectures":["LlamaForCausalLM"],"hidden_size":8,"intermediate_size":8,"num_hidden_layers":2,"num_attention_heads":2,"head_dim":4,"vocab_size":2,"attention_bias":true,"mlp_bias":true,"max_position_embeddings":64,"rope_scaling":{"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":32},"quantization_config":{"quant_method":"gptq","bits":4,"group_size":-1,"dynamic":{"+:.*down.*":{"bits":8},"-:.*up.*":{}}}}"#,
+    r#"{"model_type":"mistral","hidden_size":8,"intermediate_size":8,"num_hidden_layers":2,"num_attention_heads":2,"vocab_size":2,"max_position_embeddings":64,"sliding_window":16,"rope_parameters":{"rope_type":"linear","factor":2.0,"rope_theta":1e4}}"#,
+    r#"{"architectures":["Qwen2ForCausalLM"],"hidden_size":8,"intermediate_size":8,"num_hidden_layers":2,"num_attention_heads":2,"vocab_size":2,"max_position_embeddings":64,"use_sliding_window":true,"sliding_window":16,"max_window_layers":2,"hidden_act":"silu"}"#,
+    r#"{"architectures":["Qwen3ForCausalLM"],"hidden_size":8,"intermediate_size":8,"num_hidden_layers":2,"num_attention_heads":2,"vocab_size":2,"max_position_embeddings":64,"use_sliding_window":true,"layer_types":["full_attention","full_attention"],"tie_word_embeddings":true}"#,
+];
+
+/// Tokenizers of a few words, one for each kind of model, and with what goes around them.
+const TOKENIZERS: [&str; 5] = [
+    r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[{"id":0,"content":"<s>","single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true}],"normalizer":null,"pre_tokenizer":{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true},"post_processor":null,"decoder":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true},"model":{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,"end_of_word_suffix":null,"fuse_unk":false,"byte_fallback":false,"vocab":{"<s>":0,"T":1,"h":2,"e":3,"Th":4,"The":5},"merges":[["T","h"],["Th","e"]]}}"#,
+    r#"{"version":"1.0","truncation":{"direction":"Right","max_length":4,"strategy":"LongestFirst","stride":0},"padding":{"strategy":{"Fixed":8},"direction":"Right","pad_to_multiple_of":2,"pad_id":0,"pad_type_id":0,"pad_token":"[PAD]"},"added_tokens":[],"normalizer":{"type":"BertNormalizer","clean_text":true,"handle_chinese_chars":true,"strip_accents":null,"lowercase":true},"pre_tokenizer":{"type":"BertPreTokenizer"},"post_processor":{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"a","type_id":0}},{"Sequence":{"id":"A","type_id":0}}],"pair":[{"Sequence":{"id":"A","type_id":0}},{"Sequence":{"id":"B","type_id":1}}],"special_tokens":{"a":{"id":"a","ids":[1],"tokens":["a"]}}},"decoder":{"type":"WordPiece","prefix":"\u0023\u0023","cleanup":true},"model":{"type":"WordPiece","unk_token":"?","continuing_subword_prefix":"_","max_input_chars_per_word":9,"vocab":{"?":0,"a":1,"the":2,"qu":3,"_ick":4,"fox":5}}}"#,
+    r#"{"version":"1.0","added_tokens":[{"id":3,"content":"fox","single_word":true,"lstrip":true,"rstrip":true,"normalized":true,"special":false}],"normalizer":{"type":"Sequence","normalizers":[{"type":"Precompiled","precompiled_charsmap":"CAAAAAAAAAAAAAAAYQA="},{"type":"NFKC"},{"type":"Strip","strip_left":true,"strip_right":true},{"type":"Lowercase"}]},"pre_tokenizer":{"type":"Metaspace","replacement":"_","prepend_scheme":"always","split":true},"post_processor":{"type":"BertProcessing","sep":["a",1],"cls":["b",2]},"decoder":{"type":"Metaspace","replacement":"_","prepend_scheme":"always","split":true},"model":{"type":"Unigram","unk_id":0,"vocab":[["<unk>",0.0],["a",-1.0],["_the",-2.0]],"byte_fallback":false}}"#,
+    r#"{"version":"1.0","added_tokens":[],"normalizer":{"type":"Sequence","normalizers":[{"type":"Prepend","prepend":"_"},{"type":"Replace","pattern":{"String":" "},"content":"_"},{"type":"StripAccents"}]},"pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":"\\s+|\\p{L}+"},"behavior":"Isolated","invert":false},{"type":"Digits","individual_digits":true},{"type":"Punctuation","behavior":"MergedWithNext"},{"type":"FixedLength","length":5}]},"post_processor":{"type":"Sequence","processors":[{"type":"RobertaProcessing","sep":["a",1],"cls":["b",2],"trim_offsets":true,"add_prefix_space":true},{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true}]},"decoder":{"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":"_"},"content":" "},{"type":"ByteFallback"},{"type":"Fuse"},{"type":"Strip","content":" ","start":1,"stop":0}]},"model":{"type":"WordLevel","unk_token":"?","vocab":{"?":0,"a":1,"b":2,"The":3,"fox":4}}}"#,
+    r#"{"version":"1.0","normalizer":{"type":"ByteLevel"},"pre_tokenizer":{"type":"WhitespaceSplit"},"decoder":{"type":"CTC","pad_token":"a","word_delimiter_token":"b","cleanup":true},"model":{"type":"BPE","dropout":0.5,"unk_token":"?","continuing_subword_prefix":"_","end_of_word_suffix":"/w","fuse_unk":true,"byte_fallback":true,"ignore_merges":true,"vocab":{"?":0,"T":1,"_h":2,"Th":3,"<0x20>":4},"merges":["T _h"]}}"#,
+];
