@@ -228,7 +228,7 @@ impl Bench {
             "matmul nt" => support::seconds(rec, |rec| matmul(rec, Orientation::Nt, &a, &b).map(drop))?,
             "gram cross" => {
                 let mut d = rec.zeros(&[n, n])?;
-                support::seconds(rec, |rec| gram::cross(rec, &a, &b, &mut d))?
+                support::seconds(rec, |rec| gram::cross(rec, &a, &b, 0, &mut d))?
             }
             _ => {
                 let mut h = Packed::zeros(rec, n)?;
@@ -239,7 +239,7 @@ impl Bench {
         let c = match kernel {
             "matmul nt" => matmul(rec, Orientation::Nt, &a, &b)?,
             "gram cross" => {
-                gram::cross(rec, &a, &b, &mut d)?;
+                gram::cross(rec, &a, &b, 0, &mut d)?;
                 d
             }
             _ => {
@@ -318,20 +318,16 @@ impl Bench {
             let traffic = bytes(3 * m * n);
             self.measure("rtn", shape.clone(), traffic, |rec| rtn::round(rec, &w, &per_channel, n, BITS).map(drop))?;
             let options = gptq_options();
-            let rounder = self.gptq(&options, n)?;
+            let h = hessian(&mut self.rec, n, 1.0)?;
+            let diagonal = block_on(Damping::of(&mut self.rec, &h, "bench"))?;
+            let curvature = Curvature { hessian: &h, diagonal: &diagonal, place: "bench" };
+            let rounder = block_on(Rounder::new(&mut self.rec, &options, None, curvature))?;
             let layer = Layer { name: "bench", bits: BITS };
             // Each pair of columns meets once per row.
             let work = Work::Flops((m * n * n) as f64);
             self.measure("gptq", shape, work, |rec| block_on(rounder.round(rec, layer, &w)).map(drop))?;
         }
         Ok(())
-    }
-
-    fn gptq<'o>(&mut self, options: &'o QuantizeOptions, n: usize) -> Result<Rounder<'o>> {
-        let h = hessian(&mut self.rec, n, 1.0)?;
-        let diagonal = block_on(Damping::of(&mut self.rec, &h, "bench"))?;
-        let curvature = Curvature { hessian: &h, diagonal: &diagonal, place: "bench" };
-        block_on(Rounder::new(&mut self.rec, options, None, curvature))
     }
 
     /// What a block does between its products.

@@ -2,6 +2,7 @@
 //! from them too.
 
 use aquatint::checkpoint::GptqSettings;
+use aquatint::device::Precision;
 use aquatint::model::config::LinearSpec;
 use aquatint::pipeline::BlockRecord;
 use aquatint::report::{BlockReport, Document, Report, Run};
@@ -120,6 +121,9 @@ fn report() -> Vec<u8> {
         blocks: vec![BlockReport { block: 0, delta: 0.25, error: 0.5 }],
         seconds: Default::default(),
         total_seconds: 1.5,
+        plan: None,
+        peak_device_bytes: None,
+        precision: Precision::Portable,
     };
     let run = Run::new("GPTQ", "model", report);
     serde_json::to_vec(&Document::new("A run", "quantize", vec![run])).unwrap()
