@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::gram::{Packed, offset};
+use super::matmul::{self, Orientation, Rows};
 use super::spread;
 use crate::Result;
 use crate::device::{BLOCK, Buffer, Device, Dispatch, Gpu, Recorder, Shape};
@@ -240,6 +241,7 @@ const COLUMNS: usize = 131;
 const CHECK_DEPTH: usize = 77;
 
 /// The quickest of `shapes` that calculates right on this device, and the error that it had. `known` was the quickest before.
+/// On hardware it has to be quicker than the portable kernel, too.
 ///
 /// Errors: what is wrong with them, as a phrase.
 pub(crate) async fn choose(
@@ -262,7 +264,7 @@ pub(crate) async fn choose(
             Ok((_, found)) if bits.get_or_insert_with(|| found.clone()) != &found => {
                 trouble = "its shapes differ in their results".to_string();
             }
-            Ok((error, _)) => match seconds(&mut rec, shape).await {
+            Ok((error, _)) => match seconds(&mut rec, Some(shape)).await {
                 Ok(seconds) if best.is_none_or(|(least, ..)| seconds < least) => best = Some((seconds, shape, error)),
                 Ok(_) => {}
                 Err(error) => trouble = error.to_string(),
@@ -270,7 +272,14 @@ pub(crate) async fn choose(
             Err(reason) => trouble = reason,
         }
     }
-    best.map(|(_, shape, error)| (shape, error)).ok_or(trouble)
+    let (least, shape, error) = best.ok_or(trouble)?;
+    if !gpu.is_software() {
+        let portable = seconds(&mut rec, None).await.map_err(|error| error.to_string())?;
+        if portable <= least {
+            return Err(format!("whose products in f32 are {:.1} times as quick here", least / portable));
+        }
+    }
+    Ok((shape, error))
 }
 
 /// Values of the check: seeded, of either sign, each row of its own magnitude, from 2^-20 to 2^20.
@@ -352,18 +361,25 @@ async fn errors(rec: &mut Recorder, shape: &Shape) -> Result<(f64, Vec<u32>)> {
     Ok((products.max(crosses).max(squares), bits))
 }
 
-/// Seconds of a product that is large for the device: the least of some, after one that warms up.
-async fn seconds(rec: &mut Recorder, shape: &Shape) -> Result<f64> {
+/// Seconds of a product that is large for the device, by the portable kernel where there is no shape: the least of some, after
+/// one that warms up.
+async fn seconds(rec: &mut Recorder, shape: Option<&Shape>) -> Result<f64> {
     let software = matches!(rec.device(), Device::Gpu(gpu) if gpu.is_software());
     let (extent, repetitions) = if software { (256, 1) } else { (2048, 4) };
-    let [a, b, c] = [rec.zeros(&[extent; 2])?, rec.zeros(&[extent; 2])?, rec.zeros(&[extent; 2])?];
-    let out = Output { c: c.buffer(), start: 0, stride: extent, accumulate: true };
+    let [a, b, mut c] = [rec.zeros(&[extent; 2])?, rec.zeros(&[extent; 2])?, rec.zeros(&[extent; 2])?];
     let mut least = f64::INFINITY;
     for round in 0..4 {
         rec.finish().await?;
         let since = Instant::now();
         for _ in 0..repetitions {
-            product(rec, shape, rows_of(&a), rows_of(&b), &out)?;
+            match shape {
+                Some(shape) => {
+                    let out = Output { c: c.buffer(), start: 0, stride: extent, accumulate: true };
+                    product(rec, shape, rows_of(&a), rows_of(&b), &out)?;
+                }
+                // Nothing is fast before this is settled.
+                None => matmul::accumulate(rec, Orientation::Nt, Rows::all(&a), Rows::all(&b), &mut c, 0)?,
+            }
         }
         rec.finish().await?;
         if round > 0 {
