@@ -1,24 +1,20 @@
 #!/bin/bash
 # ./run.sh SECONDS [TARGET…]: fuzzes each target for so long, one after the other, and prints a row of a table for each.
-# A finding ends libFuzzer; it is started again until the time is over. PROGRAMS: where they lie, if they are built already.
+# A finding ends libFuzzer; it is started again until the time is over.
 set -u
-cd "$(dirname "$0")"
 seconds=$1
 shift
-targets=${*:-$(cargo +nightly fuzz list)}
-if [ -z "${PROGRAMS:-}" ]; then
-    cargo +nightly fuzz build >&2 || exit 1
-    PROGRAMS=${CARGO_TARGET_DIR:-target}/$(rustc -vV | sed -n 's/^host: //p')/release
-fi
+. "$(dirname "$0")/programs.sh"
 log=$(mktemp)
 echo "| target | executions | per second | edges | corpus | findings |"
 echo "|---|--:|--:|--:|--:|--:|"
-for target in $targets; do
+for target in $TARGETS; do
     mkdir -p "corpus/$target" "artifacts/$target"
     executions=0 findings=0 edges=0 start=$SECONDS
     while left=$((seconds - SECONDS + start)) && [ $left -gt 1 ]; do
-        SEEDS=corpus/$target nice -n 19 "$PROGRAMS/$target" -max_total_time=$left -timeout=20 -rss_limit_mb=4096 -dict=json.dict \
-            -artifact_prefix="artifacts/$target/" -print_final_stats=1 "corpus/$target" >"$log" 2>&1 && found=0 || found=1
+        SEEDS=corpus/$target nice -n 19 "$PROGRAMS/$target" -max_total_time=$left -timeout=20 -rss_limit_mb=4096 \
+            -dict=json.dict -artifact_prefix="artifacts/$target/" -print_final_stats=1 "corpus/$target" >"$log" 2>&1
+        found=$(($? != 0))
         findings=$((findings + found))
         done=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
         executions=$((executions + ${done:-0}))
@@ -26,6 +22,7 @@ for target in $targets; do
         [ "${covered:-0}" -gt "$edges" ] && edges=$covered
         if [ $found = 1 ]; then
             grep -A 1 -E 'panicked at src|ERROR|SUMMARY|Test unit written' "$log" >&2
+            # It did not come as far as the first file.
             [ -n "$done" ] || { tail -5 "$log" >&2; break; }
         fi
     done

@@ -1,16 +1,18 @@
 #!/bin/bash
-# ./save.sh [TARGET…]: of corpus/TARGET, the few files that reach every edge it reaches, to corpus-saved/TARGET, none above 8 kB.
-# What has a name there stays.
+# ./save.sh [TARGET…]: copies 30 small files of corpus/TARGET that together reach most of what it reaches to corpus-saved/TARGET.
+# What has a name there, not a hash, stays.
 set -eu
-cd "$(dirname "$0")"
-for target in ${*:-$(cargo +nightly fuzz list)}; do
-    few=$(mktemp -d)
+. "$(dirname "$0")/programs.sh"
+for target in $TARGETS; do
     small=$(mktemp -d)
-    find "corpus/$target" -type f -size -8k ! -name 'seed-*' -exec cp -t "$small" {} +
-    cargo +nightly fuzz run "$target" "$few" "$small" -- -set_cover_merge=1 -use_counters=0
-    mkdir -p "corpus-saved/$target"
-    # libFuzzer names files by their hash.
-    find "corpus-saved/$target" -type f -regextype egrep -regex '.*/[0-9a-f]{40}' -delete
-    find "$few" -type f -exec cp -t "corpus-saved/$target" {} +
-    rm -r "$few" "$small"
+    few=$(mktemp -d)
+    find "corpus/$target" -type f -size -8k -regextype egrep -regex '.*/[0-9a-f]{40}' -exec cp -t "$small" {} +
+    nice -n 19 "$PROGRAMS/$target" -set_cover_merge=1 -use_counters=0 "$few" "$small" >"$few.log" 2>&1
+    saved=corpus-saved/$target
+    mkdir -p "$saved"
+    find "$saved" -type f -regextype egrep -regex '.*/[0-9a-f]{40}' -delete
+    # libFuzzer writes the file that adds most first.
+    ls -tr "$few" | head -30 | sed "s|^|$few/|" | xargs cp -t "$saved"
+    echo "$target: $(find "$saved" -type f | wc -l) files, $(cat "$saved"/* | wc -c) bytes"
+    rm -r "$few" "$few.log" "$small"
 done

@@ -58,7 +58,7 @@ macro_rules! target {
             let size = libfuzzer_sys::fuzzer_mutate(data, size, max_size);
             let start: fn(&[u8]) -> usize = $start;
             // Now and then the length may be wrong.
-            if seed % 8 != 0 {
+            if !seed.is_multiple_of(8) {
                 let start = start(&data[..size]);
                 $crate::mend_length(&mut data[start..size]);
             }

@@ -78,6 +78,22 @@ impl StoredLinear {
         }
     }
 
+    /// Whether the arrays have the sizes that the other fields promise, without which nothing here may be called.
+    pub(crate) fn is_whole(&self) -> bool {
+        let [rows, columns] = self.shape();
+        let weights = rows.checked_mul(columns);
+        match self {
+            Self::Codes(linear) => {
+                let possible = matches!(linear.bits, 2 | 3 | 4 | 8) && linear.group_size > 0 && columns > 0;
+                possible
+                    && weights == Some(linear.codes.len())
+                    && rows.checked_mul(linear.groups()) == Some(linear.scales.len())
+                    && linear.scales.len() == linear.zeros.len()
+            }
+            Self::Dense(linear) => weights == Some(linear.weight.len()),
+        }
+    }
+
     /// The weight that the layer now has, `[rows, columns]`.
     pub fn dequantize(&self) -> Vec<f32> {
         match self {

@@ -3,7 +3,8 @@
 //! A record has what the block handed over and reported, not the hidden states: those are made again, by taking both streams
 //! through the recorded blocks, which costs no statistics and no rounding, and no disk.
 
-use std::collections::{BTreeMap, HashMap};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use half::f16;
 use safetensors::tensor::TensorView;
@@ -128,8 +129,14 @@ impl BlockRecord {
         let header: Header =
             serde_json::from_str(header.ok_or("no record in its header")?).map_err(|error| error.to_string())?;
         let arrays = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
+        // Every array belongs to one place, so that a file cannot ask for more memory than it has bytes.
+        let taken = RefCell::new(HashSet::new());
         let bytes = |kind: &str, name: &str, dtype: Dtype| {
-            let view = arrays.tensor(&format!("{kind} {name}")).map_err(|error| error.to_string())?;
+            let array = format!("{kind} {name}");
+            let view = arrays.tensor(&array).map_err(|error| error.to_string())?;
+            if !taken.borrow_mut().insert(array) {
+                return Err(format!("{kind} {name} twice"));
+            }
             if view.dtype() == dtype { Ok(view.data()) } else { Err(format!("{kind} {name} as {}", view.dtype())) }
         };
         let floats = |kind: &str, name: &str| -> Result<Vec<f32>, String> {
@@ -140,7 +147,7 @@ impl BlockRecord {
         };
         let linear = |header: LinearHeader| -> Result<StoredLinear, String> {
             let LinearHeader { name, rows, columns, grid } = header;
-            Ok(match grid {
+            let linear = match grid {
                 None => StoredLinear::Dense(DenseLinear { weight: floats("dense", &name)?, name, rows, columns }),
                 Some(GridHeader { bits, group_size, symmetric }) => StoredLinear::Codes(QuantizedLinear {
                     codes: bytes("codes", &name, Dtype::U8)?.to_vec(),
@@ -153,7 +160,8 @@ impl BlockRecord {
                     group_size,
                     symmetric,
                 }),
-            })
+            };
+            if linear.is_whole() { Ok(linear) } else { Err(format!("{} in arrays of other sizes", linear.name())) }
         };
         Ok(Self {
             block: header.block,

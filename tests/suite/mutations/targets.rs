@@ -77,9 +77,13 @@ pub fn tasks(bytes: &[u8]) {
     let _ = Task::parse(&TextFile { name: "tasks.jsonl".to_string(), bytes: bytes.to_vec().into() });
 }
 
-/// The record of a finished block.
+/// The record of a finished block, and the weights that a run goes on with.
 pub fn record(bytes: &[u8]) {
-    let _ = BlockRecord::from_bytes(bytes);
+    let Ok(record) = BlockRecord::from_bytes(bytes) else { return };
+    for linear in &record.linears {
+        let _ = record.stream_weight(linear.name());
+        let _ = linear.dequantize();
+    }
 }
 
 /// What `--json` or `--report` wrote.
