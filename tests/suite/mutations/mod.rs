@@ -1,5 +1,8 @@
-//! Files that are nearly right: every parser of a user's file takes thousands of them
+//! Files that are nearly right: every parser of a user's file takes thousands of them, and those that fuzzing (fuzz/) has kept,
 //! without panicking and without asking for more memory than the file warrants.
+
+use std::fs;
+use std::path::Path;
 
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -83,6 +86,19 @@ fn no_file_makes_a_parser_panic_or_take_much_memory() {
                 check(parser, &bytes)
                     .unwrap_or_else(|found| panic!("{name}, seed {number}, round {round}: {found}: {}", shown()));
             }
+        }
+    }
+}
+
+#[test]
+fn nor_does_any_that_fuzzing_kept() {
+    let saved = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus-saved");
+    for (name, parser) in targets::TARGETS {
+        parser(&[]);
+        let files: Vec<_> = fs::read_dir(saved.join(name)).unwrap().map(|file| file.unwrap().path()).collect();
+        assert!(!files.is_empty(), "nothing saved for {name}");
+        for file in files {
+            check(parser, &fs::read(&file).unwrap()).unwrap_or_else(|found| panic!("{}: {found}", file.display()));
         }
     }
 }
