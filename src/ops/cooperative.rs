@@ -1,4 +1,4 @@
-//! Large products on matrix units: the branch that [`matmul`](super::matmul) and [`gram`](super::gram) take on a device of the
+//! Large products on matrix units: the branch that `matmul` and `gram` take on a device of the
 //! fast tier, and the check that decides whether it is one.
 //!
 //! An operand is split into two planes of f16, x = high + low, each row scaled by a power of two so that neither large nor small
