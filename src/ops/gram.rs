@@ -71,6 +71,11 @@ pub(crate) fn tile_count(n: usize) -> usize {
     rows * (rows + 1) / 2
 }
 
+/// Elements of the tiles of a matrix of extent n.
+pub(crate) fn packed_len(n: usize) -> usize {
+    tile_count(n) * AREA
+}
+
 /// Index of tile (row, column), column ≤ row.
 pub(crate) fn tile_index(row: usize, column: usize) -> usize {
     row * (row + 1) / 2 + column

@@ -23,6 +23,7 @@ use crate::device::{Place, Recorder};
 use crate::model::ModelConfig;
 use crate::model::block::{Stage, widest_activation};
 use crate::model::network::{Network, Replacements};
+use crate::ops::gram;
 use crate::ops::reduce::sum_squares;
 use crate::quant::QuantizeOptions;
 use crate::report::Report;
@@ -387,10 +388,11 @@ fn take(rec: &mut Recorder, place: &mut Tensor) -> Result<Tensor> {
 
 /// The largest array of a run, in bytes: what the device must be able to bind.
 ///
-/// A weight, D of the widest group, or one sequence's widest activation; longer things are cut into pieces.
+/// A weight, H of the widest group, or one sequence's widest activation; longer things are cut into pieces. AWQ and QuIP unpack H
+/// and need twice as much for it.
 pub fn largest_array(config: &ModelConfig, seq_len: usize) -> u64 {
     let weights = config.block_linears(0).into_iter().map(|linear| linear.rows as u64 * linear.columns as u64);
-    let correlations = config.block_linears(0).into_iter().map(|linear| (linear.columns as u64).pow(2));
+    let hessians = config.block_linears(0).into_iter().map(|linear| gram::packed_len(linear.columns) as u64);
     let activation = seq_len as u64 * widest_activation(config) as u64;
-    weights.chain(correlations).chain([activation]).max().unwrap_or(0) * 4
+    weights.chain(hessians).chain([activation]).max().unwrap_or(0) * 4
 }

@@ -160,7 +160,7 @@ fn exact(value: Option<f64>) -> String {
 }
 
 /// What the columns of [`records`] hold.
-pub const COLUMNS: [&str; 34] = [
+pub const COLUMNS: [&str; 36] = [
     "method",
     "bits",
     "group_size",
@@ -168,6 +168,8 @@ pub const COLUMNS: [&str; 34] = [
     "seed",
     "symmetry",
     "grid",
+    "descent_passes",
+    "rotation",
     "activation_order",
     "alpha_overrides",
     "alpha_shrinkage",
@@ -212,6 +214,8 @@ fn options(row: &Row) -> Vec<String> {
         options.seed.to_string(),
         format!("{:?}", options.symmetry).to_lowercase(),
         format!("{:?}", options.grid).to_lowercase(),
+        options.descent_passes.to_string(),
+        format!("{:?}", options.rotation).to_lowercase(),
         format!("{:?}", options.activation_order).to_lowercase(),
         overrides.join(" "),
         options.alpha.shrinkage.to_string(),
