@@ -18,6 +18,8 @@ use crate::tensor::Tensor;
 pub(super) struct Stream {
     chunks: Vec<Chunk>,
     shelf: Shelf,
+    /// Elements of a chunk's two arrays together at most.
+    elements: usize,
 }
 
 /// One chunk between two groups.
@@ -76,9 +78,9 @@ impl Stream {
         let shelf = match place {
             Place::Device => Shelf::Device,
             Place::Host => Shelf::Host,
-            Place::File => Shelf::File(Scratch::new(rec.memory().scratch.as_deref(), elements)?),
+            Place::File => Shelf::File(Scratch::new(rec.memory().scratch.as_deref())?),
         };
-        Ok(Self { chunks: Vec::new(), shelf })
+        Ok(Self { chunks: Vec::new(), shelf, elements })
     }
 
     /// Adds a chunk before any block, `[tokens, hidden]`.
@@ -169,7 +171,8 @@ impl Stream {
         match (slot, &self.shelf) {
             (Slot::Host(shape, values), _) => rec.upload(shape, values.clone()),
             (Slot::File(shape), Shelf::File(scratch)) => {
-                let values = scratch.read(chunk, part_offset(part, shape), shape.iter().product())?;
+                let len = shape.iter().product();
+                let values = scratch.read(self.first_element(chunk, part, len), len)?;
                 rec.upload(shape, values)
             }
             _ => unreachable!("a chunk is read after it was put back"),
@@ -181,13 +184,20 @@ impl Stream {
             Shelf::Device => Slot::Device(tensor),
             Shelf::Host => Slot::Host(tensor.shape().to_vec(), rec.read(&tensor).await?),
             Shelf::File(scratch) => {
-                let shape = tensor.shape().to_vec();
-                scratch.write(chunk, part_offset(part, &shape), &rec.read(&tensor).await?)?;
-                Slot::File(shape)
+                scratch.write(self.first_element(chunk, part, tensor.len()), &rec.read(&tensor).await?)?;
+                Slot::File(tensor.shape().to_vec())
             }
         };
         *self.slot_mut(chunk, part) = slot;
         Ok(())
+    }
+
+    /// Where an array of `len` elements begins in a file: the residual stream at the front of its chunk's place, the input at its end.
+    fn first_element(&self, chunk: usize, part: Part, len: usize) -> usize {
+        match part {
+            Part::Hidden => chunk * self.elements,
+            Part::Input => (chunk + 1) * self.elements - len,
+        }
     }
 
     fn slot(&self, chunk: usize, part: Part) -> &Slot {
@@ -208,42 +218,25 @@ impl Stream {
 }
 
 /// Whether a part stands at the front of its chunk's place in a file, or at its end.
-fn part_offset(part: Part, shape: &[usize]) -> At {
-    match part {
-        Part::Hidden => At::Front,
-        Part::Input => At::Back(shape.iter().product()),
-    }
-}
-
-/// Where an array lies in the place that a file has for its chunk.
-#[derive(Clone, Copy)]
-enum At {
-    /// At its beginning.
-    Front,
-    /// That many elements before its end.
-    Back(usize),
-}
-
 /// A browser has no files: no plan puts anything into one.
 #[cfg(target_arch = "wasm32")]
 mod scratch {
     use std::path::Path;
 
-    use super::At;
     use crate::{Error, Result};
 
     pub enum Scratch {}
 
     impl Scratch {
-        pub fn new(_: Option<&Path>, _: usize) -> Result<Self> {
+        pub fn new(_: Option<&Path>) -> Result<Self> {
             Err(Error::shape("scratch", "a file in a browser"))
         }
 
-        pub fn read(&self, _: usize, _: At, _: usize) -> Result<Vec<f32>> {
+        pub fn read(&self, _: usize, _: usize) -> Result<Vec<f32>> {
             match *self {}
         }
 
-        pub fn write(&self, _: usize, _: At, _: &[f32]) -> Result<()> {
+        pub fn write(&self, _: usize, _: &[f32]) -> Result<()> {
             match *self {}
         }
     }
@@ -255,7 +248,6 @@ mod scratch {
     use std::io::{Read, Seek, SeekFrom, Write};
     use std::path::{Path, PathBuf};
 
-    use super::At;
     use crate::tensor::recycled;
     use crate::{Error, Result};
 
@@ -263,44 +255,39 @@ mod scratch {
     pub struct Scratch {
         file: File,
         directory: PathBuf,
-        /// Elements that a chunk may take.
-        chunk: usize,
     }
 
     impl Scratch {
-        /// A file in `directory` with places of `chunk` elements.
-        pub fn new(directory: Option<&Path>, chunk: usize) -> Result<Self> {
+        /// A file in `directory`, or where the system keeps temporary ones.
+        pub fn new(directory: Option<&Path>) -> Result<Self> {
             let directory = directory.map_or_else(std::env::temp_dir, Path::to_owned);
             let file = tempfile::tempfile_in(&directory).map_err(|source| refuse(&directory, source))?;
-            Ok(Self { file, directory, chunk })
+            Ok(Self { file, directory })
         }
 
-        /// `len` elements.
-        pub fn read(&self, chunk: usize, at: At, len: usize) -> Result<Vec<f32>> {
+        /// `len` elements from element `first` on.
+        pub fn read(&self, first: usize, len: usize) -> Result<Vec<f32>> {
             let mut values = recycled(len);
             let mut read = || {
-                (&self.file).seek(self.place(chunk, at))?;
+                (&self.file).seek(place(first))?;
                 (&self.file).read_exact(bytemuck::cast_slice_mut(&mut values))
             };
             read().map_err(|source| refuse(&self.directory, source))?;
             Ok(values)
         }
 
-        pub fn write(&self, chunk: usize, at: At, values: &[f32]) -> Result<()> {
+        /// Writes elements from element `first` on.
+        pub fn write(&self, first: usize, values: &[f32]) -> Result<()> {
             let write = || {
-                (&self.file).seek(self.place(chunk, at))?;
+                (&self.file).seek(place(first))?;
                 (&self.file).write_all(bytemuck::cast_slice(values))
             };
             write().map_err(|source| refuse(&self.directory, source))
         }
+    }
 
-        fn place(&self, chunk: usize, at: At) -> SeekFrom {
-            let element = match at {
-                At::Front => chunk * self.chunk,
-                At::Back(len) => (chunk + 1) * self.chunk - len,
-            };
-            SeekFrom::Start(element as u64 * size_of::<f32>() as u64)
-        }
+    fn place(element: usize) -> SeekFrom {
+        SeekFrom::Start(element as u64 * size_of::<f32>() as u64)
     }
 
     fn refuse(directory: &Path, source: std::io::Error) -> Error {
