@@ -3,6 +3,7 @@
 
     benches/peers/pytorch.py MODEL --calibration TEXT [--samples N] [--seq-len N] [--bits B] [--alpha A|off]
                              [--evaluate TEXT --windows N --eval-seq-len N] [--device cpu|cuda]
+    benches/peers/pytorch.py --shape llama-2-7b --blocks N [the same, without texts]
 
 Written as the public implementations of GPTQ and QEP (arXiv 2210.17323, 2504.09629) go about it: the model is a Hugging
 Face module; blocks are run one window at a time with hooks on the linears of a group, once with the original weights and once with
@@ -12,7 +13,7 @@ in blocks of 128, by falling activation, on one min-max grid per row. The same r
     aquatint quantize MODEL --out OUT --calibration TEXT --sampling sequential --samples N --seq-len N --bits B --asym \\
         --group-size -1 --alpha A --grid minmax --descent 0
 
-Needs torch, transformers and safetensors; `benches/peers/run.sh` makes an environment for it.
+With --shape the weights and the tokens are random, as in `aquatint bench-model --shape llama-2-7b --blocks N`. torch, transformers and safetensors; `benches/peers/run.sh` makes an environment for it.
 """
 
 import argparse
@@ -22,7 +23,7 @@ import math
 import time
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 GROUPS = [
     ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
@@ -31,6 +32,11 @@ GROUPS = [
     ["mlp.down_proj"],
 ]
 DAMPING = 0.01
+SHAPES = {
+    "llama-2-7b": dict(hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_key_value_heads=32, vocab_size=32000),
+    "llama-3-8b": dict(hidden_size=4096, intermediate_size=14336, num_attention_heads=32, num_key_value_heads=8, vocab_size=128256),
+    "llama-2-70b": dict(hidden_size=8192, intermediate_size=28672, num_attention_heads=64, num_key_value_heads=8, vocab_size=32000),
+}
 
 
 class Stop(Exception):
@@ -43,6 +49,18 @@ def windows(tokenizer, path, count, length):
     if count * length > len(ids):
         raise SystemExit(f"{path}: found {len(ids)} tokens, expected {count * length}; use fewer or shorter windows")
     return ids[: count * length].reshape(count, length)
+
+
+def random_model(args):
+    torch.manual_seed(0)
+    config = LlamaConfig(**SHAPES[args.shape], num_hidden_layers=args.blocks, tie_word_embeddings=True)
+    tokens = torch.randint(config.vocab_size, (args.samples, args.seq_len))
+    return LlamaForCausalLM(config).float(), tokens
+
+
+def real_model(args):
+    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
+    return model, windows(AutoTokenizer.from_pretrained(args.model), args.calibration, args.samples, args.seq_len)
 
 
 def first_inputs(model, tokens, device):
@@ -181,8 +199,10 @@ def perplexity(model, tokens, device):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model")
-    parser.add_argument("--calibration", required=True)
+    parser.add_argument("model", nargs="?")
+    parser.add_argument("--shape", choices=SHAPES)
+    parser.add_argument("--blocks", type=int, default=1)
+    parser.add_argument("--calibration")
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--bits", type=int, default=3)
@@ -193,17 +213,18 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json")
     args = parser.parse_args()
+    if bool(args.shape) == bool(args.model) or bool(args.model) != bool(args.calibration):
+        parser.error("give a MODEL with --calibration, or a --shape without")
     torch.backends.cuda.matmul.allow_tf32 = False
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).to(args.device).eval()
-    tokens = windows(tokenizer, args.calibration, args.samples, args.seq_len)
+    model, tokens = random_model(args) if args.shape else real_model(args)
+    model = model.to(args.device).eval()
     times = {}
     since = time.perf_counter()
     quantize(model, tokens, args, times)
     seconds = time.perf_counter() - since
     record = {"peer": f"torch {torch.__version__}", "threads": torch.get_num_threads(), "seconds": seconds, "phases": times}
     if args.evaluate:
-        text = windows(tokenizer, args.evaluate, args.windows, args.eval_seq_len)
+        text = windows(AutoTokenizer.from_pretrained(args.model), args.evaluate, args.windows, args.eval_seq_len)
         record["perplexity"] = perplexity(model, text, args.device)
     print(json.dumps(record, indent=2))
     if args.json:
