@@ -124,7 +124,8 @@ impl GroupQuantizer<'_> {
         if let Some(held_out) = &held_out {
             all.merge(rec, held_out)?;
         }
-        let held_out = held_out.and_then(HeldOut::new);
+        let automatic = linears.iter().any(|linear| linear.alpha == Alpha::Auto);
+        let held_out = held_out.filter(|_| automatic).and_then(HeldOut::new);
         let diagonal = Damping::of(rec, &all.hessian, self.place).await?;
         let corrector = match all.error_correlation {
             Some(_) => Some(self.corrector(rec, &all.hessian, &diagonal).await?),
@@ -135,7 +136,7 @@ impl GroupQuantizer<'_> {
         for (linear, fitted) in linears.iter().zip(fitted_corrections) {
             let weight = without_dead(rec, linear.weight, &alive)?;
             let arriving = match &held_out {
-                Some(held_out) if linear.alpha != Alpha::Off => Some(held_out.arriving(rec, linear.weight)?),
+                Some(held_out) if linear.alpha == Alpha::Auto => Some(held_out.arriving(rec, linear.weight)?),
                 _ => None,
             };
             let measure = held_out.as_ref().zip(arriving.as_ref());
@@ -210,35 +211,13 @@ impl GroupQuantizer<'_> {
         };
         let mut outcomes = Vec::new();
         for (linear, candidate) in linears.iter().zip(candidates) {
-            let plain = match (self.options.method, &candidate.corrected) {
-                // Plain RTN needs no data, so it knows of no dead inputs either.
-                (Method::Rtn, None) => rounder.round(rec, linear.layer(), linear.weight).await?,
-                _ => rounder.round(rec, linear.layer(), &candidate.weight).await?,
-            };
-            let Some(Corrected { weight: corrected, alpha, arriving }) = candidate.corrected else {
-                let plain = rounder.refine(rec, &candidate.weight, plain)?;
-                let mut outcome = self.outcome(rec, linear, &rounder, plain, None).await?;
-                outcome.report.alpha_optimal = candidate.optimal;
-                outcomes.push(outcome);
-                continue;
-            };
-            let rounded = rounder.round(rec, linear.layer(), &corrected).await?;
-            let gain = match held_out.as_ref().zip(arriving.as_ref()) {
-                None => None,
-                Some((held_out, arriving)) => {
-                    let before = held_out.score(rec, linear.weight, arriving, &plain.dequantized).await?;
-                    Some(before - held_out.score(rec, linear.weight, arriving, &rounded.dequantized).await?)
-                }
-            };
-            let guarded = linear.alpha == Alpha::Auto && gain.is_some_and(|gain| gain < 0.0);
-            let (chosen, target, alpha, gain) = match guarded {
-                true => (plain, &candidate.weight, 0.0, Some(0.0)),
-                false => (rounded, &corrected, alpha, gain),
-            };
-            let chosen = rounder.refine(rec, target, chosen)?;
-            let mut outcome = self.outcome(rec, linear, &rounder, chosen, gain).await?;
+            let optimal = candidate.optimal;
+            let Chosen { rounded, target, alpha, gain, guarded } =
+                choose(rec, &rounder, linear, candidate, held_out.as_ref()).await?;
+            let refined = rounder.refine(rec, &target, rounded)?;
+            let mut outcome = self.outcome(rec, linear, &rounder, refined, gain).await?;
             outcome.report.alpha = alpha;
-            outcome.report.alpha_optimal = candidate.optimal;
+            outcome.report.alpha_optimal = optimal;
             outcome.report.guarded = guarded;
             outcomes.push(outcome);
         }
@@ -293,6 +272,46 @@ impl GroupQuantizer<'_> {
     async fn corrector(&self, rec: &mut Recorder, hessian: &Packed, diagonal: &Damping) -> Result<Corrector> {
         Corrector::new(rec, hessian, diagonal, self.options.correction_damping, self.place).await
     }
+}
+
+/// What became of a candidate.
+struct Chosen {
+    rounded: Rounded,
+    /// What was rounded.
+    target: Tensor,
+    alpha: f64,
+    /// By how much the correction lowered the score on held-out tokens.
+    gain: Option<f64>,
+    guarded: bool,
+}
+
+/// Rounds the corrected weights, or W where there are none. Where α was automatic W is rounded, too, and taken if it is the better of
+/// the two on held-out tokens.
+async fn choose(
+    rec: &mut Recorder,
+    rounder: &Rounder<'_>,
+    linear: &Linear<'_>,
+    candidate: Candidate,
+    held_out: Option<&HeldOut>,
+) -> Result<Chosen> {
+    let Candidate { weight, corrected, .. } = candidate;
+    let Some(Corrected { weight: target, alpha, arriving }) = corrected else {
+        // Plain RTN needs no data, so it knows of no dead inputs either.
+        let plain = if rounder.needs_data() { &weight } else { linear.weight };
+        let rounded = rounder.round(rec, linear.layer(), plain).await?;
+        return Ok(Chosen { rounded, target: weight, alpha: 0.0, gain: None, guarded: false });
+    };
+    let rounded = rounder.round(rec, linear.layer(), &target).await?;
+    let Some((held_out, arriving)) = held_out.zip(arriving) else {
+        return Ok(Chosen { rounded, target, alpha, gain: None, guarded: false });
+    };
+    let plain = rounder.round(rec, linear.layer(), &weight).await?;
+    let before = held_out.score(rec, linear.weight, &arriving, &plain.dequantized).await?;
+    let gain = before - held_out.score(rec, linear.weight, &arriving, &rounded.dequantized).await?;
+    if gain < 0.0 {
+        return Ok(Chosen { rounded: plain, target: weight, alpha: 0.0, gain: Some(0.0), guarded: true });
+    }
+    Ok(Chosen { rounded, target, alpha, gain: Some(gain), guarded: false })
 }
 
 /// W with the columns of dead inputs set to zero: what is corrected, and what GPTQ rounds.

@@ -63,10 +63,9 @@ pub fn work(config: &ModelConfig, options: &QuantizeOptions) -> BTreeMap<Phase, 
                     Alpha::Auto => 2.0,
                 };
                 // W·D and two triangular solves of half a product each; of what is held out W·D, and for α* Δ·H.
-                let measured = if !held_out || alpha == Alpha::Off { 0.0 } else { 1.0 };
-                let optimal = if held_out && alpha == Alpha::Auto { 1.0 } else { 0.0 };
-                add(Phase::Correction, product * (2.0 * corrections + measured + optimal));
-                let roundings = if alpha == Alpha::Off { 1.0 } else { 2.0 };
+                let measured = if held_out && alpha == Alpha::Auto { 1.0 } else { 0.0 };
+                add(Phase::Correction, product * 2.0 * (corrections + measured));
+                let roundings = 1.0 + measured;
                 let search = GRID_SEARCH * m * n;
                 let rounding = match options.method {
                     Method::Rtn => search,

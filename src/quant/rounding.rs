@@ -134,6 +134,11 @@ impl<'a> Rounder<'a> {
         }
     }
 
+    /// Whether it rounds by what is known of the inputs.
+    pub fn needs_data(&self) -> bool {
+        !matches!(self.plan, Plan::Rtn)
+    }
+
     /// Rounds `weight` `[m, n]` of `layer`; [`refine`](Self::refine) makes the best of it.
     pub async fn round(&self, rec: &mut Recorder, layer: Layer<'_>, weight: &Tensor) -> Result<Rounded> {
         let Layer { name, bits } = layer;
