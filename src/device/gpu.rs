@@ -254,6 +254,11 @@ impl Gpu {
         }
     }
 
+    /// What wgpu says when it refuses something.
+    pub(super) fn refusal(&self, error: impl std::fmt::Display) -> Error {
+        Error::Gpu { device: self.name.clone(), message: error.to_string() }
+    }
+
     /// A storage buffer of at least `size` bytes, its contents undefined.
     pub(super) fn allocate(&self, size: u64, what: &str) -> Result<Buffer> {
         let size = size.max(4).next_multiple_of(4);

@@ -32,6 +32,8 @@ pub struct Memory {
     pub scratch: Option<PathBuf>,
     /// Where hidden states may be: there, or where the next best place is.
     pub streams: Place,
+    /// Whether what down reads is computed again each time instead of kept; `None`: where that is cheaper than the next best place.
+    pub recompute: Option<bool>,
     /// Tokens that are processed together at most, but a sequence at least.
     pub chunk_tokens: usize,
 }
@@ -44,6 +46,7 @@ impl Default for Memory {
             host: None,
             scratch: None,
             streams: Place::Device,
+            recompute: None,
             chunk_tokens: CHUNK_TOKENS,
         }
     }

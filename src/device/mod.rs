@@ -16,7 +16,7 @@ pub use gpu::{Buffer, Gpu};
 pub use memory::{Memory, Place};
 pub use profile::KernelTime;
 pub(crate) use recorder::Dispatch;
-pub use recorder::Recorder;
+pub use recorder::{Reading, Recorder};
 pub use select::{AdapterSummary, Choice, adapters, select};
 
 /// Where a run computes: the CPU twins of the kernels, or a GPU.

@@ -20,6 +20,9 @@ const UNIFORM_BLOCKS: usize = 512;
 /// Floating-point operations per submission, about: 0.1 s on a GPU of 1 TFLOP/s.
 const WORK_PER_SUBMISSION: f64 = 1e11;
 
+/// Bytes on their way to a GPU that the host does not wait for.
+const UNDERWAY: u64 = 256 << 20;
+
 /// Extents from which on products go to the fast tier: splitting the operands costs less than it brings.
 const FAST_FROM: usize = 128;
 
@@ -42,6 +45,9 @@ struct Recording {
     /// Flags that nobody has looked at yet, each with the error that it raises.
     flags: Vec<(Tensor<u32>, Error)>,
     profile: Option<Profile>,
+    /// Bytes written since [`Recording::last_written`].
+    written: u64,
+    last_written: Option<wgpu::SubmissionIndex>,
 }
 
 /// What is recorded and not yet submitted. Copies go between passes, so the pass opens at the next dispatch.
@@ -146,15 +152,24 @@ impl Recorder {
 
     /// A tensor of these values, in row-major order. Errors: `Error::Shape` if their number does not fit the shape.
     pub fn upload<T: Element>(&mut self, shape: &[usize], values: Vec<T>) -> Result<Tensor<T>> {
+        if self.recording.is_some() || shape.iter().product::<usize>() != values.len() {
+            return self.upload_slice(shape, &values);
+        }
+        Ok(Tensor::on_host(shape, values))
+    }
+
+    /// The same of values that stay where they are.
+    pub fn upload_slice<T: Element>(&mut self, shape: &[usize], values: &[T]) -> Result<Tensor<T>> {
         if shape.iter().product::<usize>() != values.len() {
             return Err(Error::shape("upload", format!("{} values for the shape {shape:?}", values.len())));
         }
+        let mut tensor: Tensor<T> = self.empty(shape)?;
         if self.recording.is_none() {
-            return Ok(Tensor::on_host(shape, values));
+            tensor.host_mut().copy_from_slice(values);
+            return Ok(tensor);
         }
-        let tensor: Tensor<T> = self.empty(shape)?;
         let Some(r) = &mut self.recording else { unreachable!("checked above") };
-        r.write(tensor.buffer(), 0, bytemuck::cast_slice(&values))?;
+        r.write(tensor.buffer(), 0, bytemuck::cast_slice(values))?;
         Ok(tensor)
     }
 
@@ -257,9 +272,31 @@ impl Recorder {
         }
     }
 
+    /// Submits what was recorded, and has the elements of `tensor` travel to the host while more is recorded.
+    pub fn begin_read(&mut self, tensor: &Tensor) -> Result<Reading> {
+        match &mut self.recording {
+            None => Ok(Reading(Source::Here(tensor.host().to_vec()))),
+            Some(_) if tensor.is_empty() => Ok(Reading(Source::Here(Vec::new()))),
+            Some(r) => Ok(Reading(Source::Gpu(r.begin_read(&[(tensor.buffer().raw().clone(), tensor.len() as u64 * 4)])?))),
+        }
+    }
+
+    /// Waits for what [`Recorder::begin_read`] began, and for nothing that was recorded since. Flags stay up for the next wait.
+    ///
+    /// Errors: whatever the GPU reported since the last wait.
+    pub async fn end_read(&mut self, reading: Reading) -> Result<Vec<f32>> {
+        match (reading.0, &mut self.recording) {
+            (Source::Here(values), _) => Ok(values),
+            (Source::Gpu(staged), Some(r)) => {
+                r.end_read(staged).await?.with_bytes(bytemuck::pod_collect_to_vec)
+            }
+            (Source::Gpu(_), None) => unreachable!("a recorder of the CPU began no reading of a GPU"),
+        }
+    }
+
     /// Submits what was recorded, without waiting.
     pub fn submit(&mut self) -> Result<()> {
-        self.recording.as_mut().map_or(Ok(()), Recording::submit)
+        self.recording.as_mut().map_or(Ok(()), |r| r.submit().map(|_| ()))
     }
 
     /// Submits what was recorded and waits for it. Errors: as [`Recorder::read`].
@@ -313,7 +350,17 @@ impl Recording {
             usage: wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST,
             mapped_at_creation: false,
         });
-        Self { gpu, uniforms, uniform_bytes: Vec::new(), pending: None, work: 0.0, flags: Vec::new(), profile: None }
+        Self {
+            gpu,
+            uniforms,
+            uniform_bytes: Vec::new(),
+            pending: None,
+            work: 0.0,
+            flags: Vec::new(),
+            profile: None,
+            written: 0,
+            last_written: None,
+        }
     }
 
     fn open(&mut self) -> &mut Pending {
@@ -388,38 +435,54 @@ impl Recording {
         Ok(())
     }
 
-    fn submit(&mut self) -> Result<()> {
+    /// Submits what was recorded, if anything was.
+    fn submit(&mut self) -> Result<Option<wgpu::SubmissionIndex>> {
         self.close_pass();
+        let mut submission = None;
         if let Some(mut pending) = self.pending.take() {
             if let Some(profile) = &mut self.profile {
                 profile.resolve(&self.gpu, &mut pending.encoder);
             }
             // Ordered before the submission below and after every earlier one.
             self.gpu.queue.write_buffer(&self.uniforms, 0, &self.uniform_bytes);
-            self.gpu.queue.submit([pending.encoder.finish()]);
+            submission = Some(self.gpu.queue.submit([pending.encoder.finish()]));
             self.uniform_bytes.clear();
             self.work = 0.0;
         }
-        self.gpu.check(0, "a submission")
+        self.gpu.check(0, "a submission")?;
+        Ok(submission)
     }
 
-    /// Writes into a buffer that was just allocated.
+    /// Writes into a buffer that was just allocated. No more than twice [`UNDERWAY`] wait on the host for the GPU.
     fn write(&mut self, buffer: &Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
         // A write goes ahead of what is recorded and not yet submitted, which may still use this pooled buffer.
         self.submit()?;
         if !bytes.is_empty() {
             self.gpu.queue.write_buffer(buffer.raw(), offset, bytes);
         }
+        self.written += bytes.len() as u64;
+        if self.written > UNDERWAY {
+            self.written = 0;
+            let submission = self.gpu.queue.submit([]);
+            if let Some(earlier) = self.last_written.replace(submission) {
+                self.wait(Some(earlier))?;
+            }
+        }
         Ok(())
     }
 
-    /// The elements of `tensors`, once every flag is seen to be down.
-    async fn read<T: Element>(&mut self, tensors: &[&Tensor<T>]) -> Result<Vec<Vec<T>>> {
-        let flags = self.flags.iter().map(|(flag, _)| (flag.buffer().raw().clone(), 4));
-        let wanted = tensors.iter().map(|tensor| (tensor.buffer().raw().clone(), tensor.len() as u64 * 4));
-        let parts: Vec<_> = wanted.chain(flags).filter(|(_, size)| *size > 0).collect();
+    /// Waits for a submission and all before it, or for all; in a browser for nothing.
+    fn wait(&self, submission_index: Option<wgpu::SubmissionIndex>) -> Result<()> {
+        let waited = self.gpu.device.poll(wgpu::PollType::Wait { submission_index, timeout: None });
+        // A device that is lost or out of memory has said so elsewhere.
+        self.gpu.check(0, "a wait")?;
+        waited.map(|_| ()).map_err(|e| self.gpu.refusal(e))
+    }
+
+    /// Has the first bytes of each buffer copied to the host, one after the other.
+    fn begin_read(&mut self, parts: &[(wgpu::Buffer, u64)]) -> Result<Staged> {
         let size = parts.iter().map(|(_, size)| size).sum();
-        let staging = self.gpu.device.create_buffer(&wgpu::BufferDescriptor {
+        let buffer = self.gpu.device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("read-back"),
             size,
             usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
@@ -428,34 +491,79 @@ impl Recording {
         self.gpu.check(size, "a read-back")?;
         self.close_pass();
         let mut end = 0;
-        for (part, size) in &parts {
-            self.encoder().copy_buffer_to_buffer(part, 0, &staging, end, *size);
+        for (part, size) in parts {
+            self.encoder().copy_buffer_to_buffer(part, 0, &buffer, end, *size);
             end += size;
         }
-        self.submit()?;
-        let (sender, receiver) = futures::channel::oneshot::channel();
-        staging.map_async(wgpu::MapMode::Read, .., move |result| {
+        let submission = self.submit()?;
+        let (sender, mapped) = futures::channel::oneshot::channel();
+        buffer.map_async(wgpu::MapMode::Read, .., move |result| {
             // The receiver is gone only if the reading future was dropped.
             let _ = sender.send(result);
         });
-        let refused = |message: String| Error::Gpu { device: self.gpu.name().to_string(), message };
-        self.gpu.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| refused(e.to_string()))?;
-        let mapped = receiver.await.map_err(|e| refused(e.to_string()))?;
-        self.gpu.check(size, "a read-back")?;
-        mapped.map_err(|e| refused(e.to_string()))?;
-        let bytes = staging.get_mapped_range(..).map_err(|e| refused(e.to_string()))?;
-        let (mut values, flags) = bytes.split_at(bytes.len() - 4 * self.flags.len());
-        let errors = std::mem::take(&mut self.flags).into_iter().map(|(_, error)| error);
-        match flags.as_chunks().0.iter().zip(errors).find(|(flag, _)| **flag != [0; 4]) {
-            Some((_, error)) => Err(error),
-            None => Ok(tensors
-                .iter()
-                .map(|tensor| {
-                    let (first, rest) = values.split_at(tensor.len() * 4);
-                    values = rest;
-                    bytemuck::pod_collect_to_vec(first)
-                })
-                .collect()),
-        }
+        Ok(Staged { buffer, submission, mapped })
+    }
+
+    /// Waits for a copy to be on the host.
+    async fn end_read(&mut self, Staged { buffer, submission, mapped }: Staged) -> Result<Mapped> {
+        self.wait(submission)?;
+        let mapped = mapped.await.map_err(|e| self.gpu.refusal(e))?;
+        self.gpu.check(buffer.size(), "a read-back")?;
+        mapped.map_err(|e| self.gpu.refusal(e))?;
+        Ok(Mapped { gpu: self.gpu.clone(), buffer })
+    }
+
+    /// The elements of `tensors`, once every flag is seen to be down.
+    async fn read<T: Element>(&mut self, tensors: &[&Tensor<T>]) -> Result<Vec<Vec<T>>> {
+        let flags = self.flags.iter().map(|(flag, _)| (flag.buffer().raw().clone(), 4));
+        let wanted = tensors.iter().map(|tensor| (tensor.buffer().raw().clone(), tensor.len() as u64 * 4));
+        let parts: Vec<_> = wanted.chain(flags).filter(|(_, size)| *size > 0).collect();
+        let staged = self.begin_read(&parts)?;
+        let mapped = self.end_read(staged).await?;
+        let flagged = std::mem::take(&mut self.flags);
+        mapped.with_bytes(|bytes| {
+            let (mut values, flags) = bytes.split_at(bytes.len() - 4 * flagged.len());
+            let errors = flagged.into_iter().map(|(_, error)| error);
+            if let Some((_, error)) = flags.as_chunks().0.iter().zip(errors).find(|(flag, _)| **flag != [0; 4]) {
+                return Err(error);
+            }
+            let mut next = |tensor: &&Tensor<T>| {
+                let (first, rest) = values.split_at(tensor.len() * 4);
+                values = rest;
+                bytemuck::pod_collect_to_vec(first)
+            };
+            Ok(tensors.iter().map(&mut next).collect())
+        })?
+    }
+}
+
+/// Elements of a tensor on their way to the host.
+#[derive(Debug)]
+pub struct Reading(Source);
+
+#[derive(Debug)]
+enum Source {
+    Here(Vec<f32>),
+    Gpu(Staged),
+}
+
+/// A copy on its way to the host.
+#[derive(Debug)]
+struct Staged {
+    buffer: wgpu::Buffer,
+    submission: Option<wgpu::SubmissionIndex>,
+    mapped: futures::channel::oneshot::Receiver<std::result::Result<(), wgpu::BufferAsyncError>>,
+}
+
+/// A copy that has arrived.
+struct Mapped {
+    gpu: Arc<Gpu>,
+    buffer: wgpu::Buffer,
+}
+
+impl Mapped {
+    fn with_bytes<R>(self, f: impl FnOnce(&[u8]) -> R) -> Result<R> {
+        let bytes = self.buffer.get_mapped_range(..).map_err(|e| self.gpu.refusal(e))?;
+        Ok(f(&bytes))
     }
 }

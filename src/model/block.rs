@@ -61,6 +61,11 @@ impl Stage {
         }
     }
 
+    /// Whether its linears read the residual stream through a norm, rather than what the stage before has made.
+    pub fn begins_with_norm(self) -> bool {
+        matches!(self, Self::Attention | Self::GateUp)
+    }
+
     /// A short name for progress lines.
     pub fn label(self) -> &'static str {
         match self {
@@ -98,7 +103,7 @@ pub struct Block {
 pub struct Lane {
     /// The residual stream, `[tokens, hidden]`.
     pub hidden: Tensor,
-    /// What the next stage's linears read, `[tokens, columns]`.
+    /// What the next stage's linears read, `[tokens, columns]`; of no meaning before a stage that begins with a norm.
     pub input: Tensor,
 }
 
@@ -128,19 +133,37 @@ impl Block {
         Ok(Cache { keys: rec.empty(&shape)?, values: rec.empty(&shape)? })
     }
 
-    /// What q, k and v read, `[tokens, hidden]` like `hidden`.
-    pub fn first_input(&self, rec: &mut Recorder, hidden: &Tensor) -> Result<Tensor> {
-        rms_norm(rec, hidden, &self.attention_norm, self.epsilon)
+    /// The residual stream through the norm of the half of the block that `stage` is in, `[tokens, hidden]` like `hidden`: what the
+    /// linears of a stage read that begins with a norm.
+    pub fn normalise(&self, rec: &mut Recorder, stage: Stage, hidden: &Tensor) -> Result<Tensor> {
+        let norm = match stage {
+            Stage::Attention | Stage::Output => &self.attention_norm,
+            Stage::GateUp | Stage::Down => &self.mlp_norm,
+        };
+        rms_norm(rec, hidden, norm, self.epsilon)
     }
 
-    /// X·Wᵀ for each linear of a stage, biases left out. `weights`: those of the stage, `[rows, columns]` each.
-    pub fn project(&self, rec: &mut Recorder, weights: &[Tensor], lane: &Lane) -> Result<Vec<Tensor>> {
-        weights.iter().map(|weight| matmul(rec, Orientation::Nt, &lane.input, weight)).collect()
+    /// What down reads, `[tokens, inner]`, from the residual stream. `weights`: of gate and up.
+    pub fn down_input(&self, rec: &mut Recorder, weights: &[Tensor], hidden: &Tensor) -> Result<Tensor> {
+        let input = self.normalise(rec, Stage::GateUp, hidden)?;
+        let mut outputs = self.project(rec, weights, &input)?;
+        self.add_biases(rec, Stage::GateUp, &mut outputs)?;
+        silu_mul(rec, &outputs[0], &outputs[1])
     }
 
-    /// From the outputs of `project` to the input of the next stage.
+    /// X·Wᵀ for each linear of a stage, biases left out. `weights`: those of the stage, `[rows, columns]` each; `input`: X.
+    pub fn project(&self, rec: &mut Recorder, weights: &[Tensor], input: &Tensor) -> Result<Vec<Tensor>> {
+        weights.iter().map(|weight| matmul(rec, Orientation::Nt, input, weight)).collect()
+    }
+
+    fn add_biases(&self, rec: &mut Recorder, stage: Stage, outputs: &mut [Tensor]) -> Result<()> {
+        let biases = outputs.iter_mut().zip(&self.biases[stage.linears()]);
+        biases.filter_map(|(output, bias)| Some((output, bias.as_ref()?))).try_for_each(|(y, b)| add_bias(rec, y, b))
+    }
+
+    /// From the outputs of `project` to the input of the next stage, unless that begins with a norm.
     ///
-    /// Stages that do not change the residual stream do not look at it. After [`Stage::Down`], `lane.hidden` is the block's output and `lane.input` has no meaning.
+    /// Stages that do not change the residual stream do not look at it. After [`Stage::Down`], `lane.hidden` is the block's output.
     pub fn fold(
         &self,
         rec: &mut Recorder,
@@ -149,11 +172,7 @@ impl Block {
         context: &mut Context<'_>,
         lane: &mut Lane,
     ) -> Result<()> {
-        for (output, linear) in outputs.iter_mut().zip(stage.linears()) {
-            if let Some(bias) = &self.biases[linear] {
-                add_bias(rec, output, bias)?;
-            }
-        }
+        self.add_biases(rec, stage, &mut outputs)?;
         match (stage, outputs.as_mut_slice()) {
             (Stage::Attention, [q, k, v]) => {
                 self.rotate(rec, q, 0, context)?;
@@ -168,12 +187,8 @@ impl Block {
                 };
                 lane.input = attention(rec, q, k, v, self.heads, context.positions)?;
             }
-            (Stage::Output, [o]) => {
-                add_assign(rec, &mut lane.hidden, o)?;
-                lane.input = rms_norm(rec, &lane.hidden, &self.mlp_norm, self.epsilon)?;
-            }
             (Stage::GateUp, [gate, up]) => lane.input = silu_mul(rec, gate, up)?,
-            (Stage::Down, [down]) => add_assign(rec, &mut lane.hidden, down)?,
+            (Stage::Output | Stage::Down, [output]) => add_assign(rec, &mut lane.hidden, output)?,
             (stage, outputs) => unreachable!("{} outputs for {stage:?}", outputs.len()),
         }
         Ok(())
@@ -187,9 +202,12 @@ impl Block {
         context: &mut Context<'_>,
         hidden: Tensor,
     ) -> Result<Tensor> {
-        let mut lane = Lane { input: self.first_input(rec, &hidden)?, hidden };
+        let mut lane = Lane { input: rec.empty(&[0])?, hidden };
         for stage in Stage::ALL {
-            let outputs = self.project(rec, &weights[stage.linears()], &lane)?;
+            if stage.begins_with_norm() {
+                lane.input = self.normalise(rec, stage, &lane.hidden)?;
+            }
+            let outputs = self.project(rec, &weights[stage.linears()], &lane.input)?;
             self.fold(rec, stage, outputs, context, &mut lane)?;
         }
         Ok(lane.hidden)

@@ -21,7 +21,7 @@ use futures::future::LocalBoxFuture;
 use crate::checkpoint::{Checkpoint, CheckpointWriter, StoredLinear};
 use crate::device::{Place, Recorder};
 use crate::model::ModelConfig;
-use crate::model::block::{Stage, widest_activation};
+use crate::model::block::{Block, Stage, widest_activation};
 use crate::model::network::{Network, Replacements};
 use crate::ops::gram;
 use crate::ops::reduce::sum_squares;
@@ -35,7 +35,7 @@ pub use journal::{BlockRecord, Journal};
 pub use observer::{Event, Observer, Phase};
 pub use plan::Plan;
 use run::{Group, Open, Run, Step};
-use stream::Stream;
+use stream::{Origin, Stream};
 use sums::Sums;
 pub use work::work;
 
@@ -143,6 +143,8 @@ struct Session<'a> {
     /// The chunks from this one on are held out.
     held_out_from: usize,
     runs: Vec<Run<'a>>,
+    /// The next block and its weights, if they are on their way to a GPU.
+    next: Option<(Block, Vec<Tensor>)>,
     /// Whether every block of every run has a record and nothing follows, so that no stream is needed.
     recorded: bool,
 }
@@ -174,7 +176,8 @@ impl<'a> Session<'a> {
             plan,
         });
         network.check_head(rec).await?;
-        let chunk_elements = per_chunk * options.seq_len * (config.hidden_size + widest_activation(config));
+        let chunk_elements = per_chunk * options.seq_len * plan.kept_columns(config);
+        let stream = |rec: &Recorder| Stream::new(rec, plan.streams, chunk_elements, plan.recompute);
         let mut runs = Vec::new();
         for job in jobs {
             let report = Report {
@@ -192,9 +195,9 @@ impl<'a> Session<'a> {
                 plan: Some(plan),
                 peak_device_bytes: None,
             };
-            runs.push(Run::new(job, Stream::new(rec, plan.streams, chunk_elements)?, report));
+            runs.push(Run::new(job, stream(rec)?, report));
         }
-        let mut full = Stream::new(rec, plan.streams, chunk_elements)?;
+        let mut full = stream(rec)?;
         let together = match plan.streams {
             Place::Device => chunks.len(),
             // As many as take the place of a block, which is not there yet.
@@ -209,10 +212,11 @@ impl<'a> Session<'a> {
                 full.push(rec, hidden).await?;
             }
         }
+        arrive(rec, [&mut full].into_iter().chain(runs.iter_mut().map(|run| &mut run.stream))).await?;
         let held_out_from = fitting.chunks(per_chunk).len();
         let blocks = config.num_hidden_layers;
         let recorded = runs.iter().all(|run| run.recorded() >= blocks && !run.quantizes_head());
-        Ok(Self { network, full, held_out_from, runs, recorded })
+        Ok(Self { network, full, held_out_from, runs, next: None, recorded })
     }
 
     /// The records, for a session that took `seconds` and at most `peak` bytes on the device.
@@ -238,17 +242,14 @@ impl<'a> Session<'a> {
             return self.close(rec, index, observer).await;
         }
         let since = observer.seconds();
-        let (block, weights) = self.network.block(rec, index).await?;
+        let (block, weights) = match self.next.take() {
+            Some(next) => next,
+            None => self.network.block(rec, index).await?,
+        };
         self.network.prefetch(index + 1);
         let specs = self.network.config().block_linears(index);
         self.spent(rec, Phase::Load, since, observer).await?;
-        let since = observer.seconds();
-        let mut full = std::mem::take(&mut self.full);
-        full.enter(rec, &block).await?;
-        for run in self.running() {
-            run.stream.enter(rec, &block).await?;
-        }
-        self.spent(rec, Phase::Forward, since, observer).await?;
+        let full = std::mem::take(&mut self.full);
         let held_out_from = self.held_out_from;
         let checkpoint = self.network.checkpoint();
         let mut open = Open { index, checkpoint, block: &block, specs: &specs, weights: &weights, full, held_out_from };
@@ -279,7 +280,7 @@ impl<'a> Session<'a> {
         let norms = self.advance(rec, open, stage, &mut steps, observer).await?;
         self.spent(rec, Phase::Forward, since, observer).await?;
         for (run, step) in self.runs.iter_mut().zip(steps).filter(|(run, _)| run.goes_on()) {
-            let settled = run.settle(rec, open, step, &norms).await;
+            let settled = run.settle(rec, open, stage, step, &norms).await;
             run.survive(settled)?;
         }
         Ok(())
@@ -295,11 +296,12 @@ impl<'a> Session<'a> {
         observer: &dyn Observer,
     ) -> Result<Vec<[f64; 2]>> {
         let originals = &open.weights[stage.linears()];
+        let origin = open.origin(stage);
         let mut norms = Sums::default();
         for chunk in 0..open.full.chunks() {
             observer.go_on()?;
-            let mut lane = open.full.take(rec, chunk, stage)?;
-            let exact = open.block.project(rec, originals, &lane)?;
+            let mut lane = open.full.take(rec, chunk, stage, origin)?;
+            let exact = open.block.project(rec, originals, &lane.input)?;
             for (linear, exact) in exact.iter().enumerate() {
                 norms.add(linear, open.part(chunk), sum_squares(rec, exact)?);
             }
@@ -310,6 +312,12 @@ impl<'a> Session<'a> {
             open.block.fold(rec, stage, exact, &mut self.network.context(), &mut lane)?;
             open.full.put_back(rec, chunk, stage, lane).await?;
         }
+        if stage == Stage::Down && rec.is_gpu() && open.index + 1 < self.network.config().num_hidden_layers {
+            // While the GPU is busy with the last of this block.
+            self.next = Some(self.network.block(rec, open.index + 1).await?);
+        }
+        let runs = self.runs.iter_mut().map(|run| &mut run.stream);
+        arrive(rec, [&mut open.full].into_iter().chain(runs)).await?;
         norms.read(rec, originals.len()).await
     }
 
@@ -321,12 +329,8 @@ impl<'a> Session<'a> {
         observer.event(&Event::Head);
         let norm = self.network.final_norm(rec).await?;
         let weight = self.network.output_matrix(rec).await?;
-        let streams = self.runs.iter_mut().map(|run| &mut run.stream).chain([&mut self.full]);
-        for stream in streams {
-            stream.leave(rec, &norm).await?;
-        }
-        let place = self.network.config().head_linear().name;
-        let group = Group { place, at: None, full: &self.full, held_out_from: self.held_out_from };
+        let (place, origin) = (self.network.config().head_linear().name, Origin::Head(&norm));
+        let group = Group { place, at: None, full: &self.full, origin, held_out_from: self.held_out_from };
         for run in self.runs.iter_mut().filter(|run| run.goes_on()) {
             observer.go_on()?;
             let done = run.head(rec, &group, &weight, observer).await;
@@ -367,6 +371,14 @@ impl<'a> Session<'a> {
         self.running().for_each(|run| run.book(phase, seconds / runs));
         Ok(())
     }
+}
+
+/// Waits until all that was put back is where it is kept.
+async fn arrive(rec: &mut Recorder, streams: impl Iterator<Item = &mut Stream>) -> Result<()> {
+    for stream in streams {
+        stream.arrive(rec).await?;
+    }
+    Ok(())
 }
 
 /// `error`/`norm`, 0 if nothing differs. Errors: `Error::NotFinite` naming `place`.

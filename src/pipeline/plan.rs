@@ -21,6 +21,9 @@ pub struct Plan {
     pub sequences_per_chunk: usize,
     /// Where the hidden states of all chunks are.
     pub streams: Place,
+    /// Whether what down reads is computed again from the residual stream each time, not kept.
+    #[serde(default)]
+    pub recompute: bool,
     /// Bytes on the device at the peak, about; on the CPU of the whole program.
     pub device_bytes: u64,
     /// Of these, what arrays that are not in use may keep for the next of their size; on a GPU they give way.
@@ -42,6 +45,7 @@ impl Plan {
         let on_cpu = matches!(rec.device(), Device::Cpu);
         let beside = rec.memory().beside;
         let load = Load { config, runs, on_cpu, beside, fast: rec.device().precision() == Precision::Fast };
+        let quick = load.fast && matches!(rec.device(), Device::Gpu(gpu) if !gpu.is_software());
         let seq_len = load.options().seq_len;
         let most = sequences_per_chunk(config, rec, seq_len)?;
         let [device_limit, host_limit] =
@@ -49,16 +53,24 @@ impl Plan {
         let fits = |plan: &Self| plan.device_bytes <= device_limit && plan.host_bytes <= host_limit;
         let sizes = || std::iter::successors(Some(most), |&size| (size > 1).then_some(size / 2));
         let worthwhile = |&size: &usize| size == most || size * seq_len >= WORTHWHILE_TOKENS;
-        let places = rec.memory().streams.and_below(rec.device()).iter().copied();
+        let keeping = |place: Place| match rec.memory().recompute {
+            Some(recompute) => vec![(place, recompute)],
+            // A token of a 7B model is 0.36 Gflop, or 44 kB that are written once and read twice.
+            None if quick => vec![(place, false), (place, true)],
+            None => vec![(place, false)],
+        };
+        let places = rec.memory().streams.and_below(rec.device()).iter().copied().flat_map(keeping);
         let with_spare = |plan: Self| {
             let spare_bytes = if on_cpu { MOST_FREE.min(device_limit - plan.device_bytes) } else { 0 };
             Self { spare_bytes, device_bytes: plan.device_bytes + spare_bytes, ..plan }
         };
         let mut wanted = places.clone().flat_map(|place| sizes().filter(worthwhile).map(move |size| (place, size)));
         let fitting = wanted.find_map(|(place, size)| Some(load.plan(place, size)).filter(fits));
-        let smaller = || places.clone().rev().find_map(|place| sizes().map(|size| load.plan(place, size)).find(fits));
+        let last = places.clone().rfind(|(_, recompute)| !recompute || rec.memory().recompute.is_some());
+        let last = last.unwrap_or((Place::Device, false));
+        let smaller = || sizes().map(|size| load.plan(last, size)).find(fits);
         fitting.or_else(smaller).map(with_spare).ok_or_else(|| {
-            let least = places.clone().last().map_or(0, |place| load.plan(place, 1).device_bytes);
+            let least = load.plan(last, 1).device_bytes;
             Error::input(
                 "--memory",
                 format!("{} MB", device_limit / 1_000_000),
@@ -80,7 +92,14 @@ impl Plan {
     /// The plan of one run for which there is memory enough.
     pub fn roomy(config: &ModelConfig, options: &QuantizeOptions) -> Self {
         let per_chunk = (Memory::default().chunk_tokens / options.seq_len).max(1);
-        Load { config, runs: &[options], on_cpu: false, beside: 0, fast: false }.plan(Place::Device, per_chunk)
+        Load { config, runs: &[options], on_cpu: false, beside: 0, fast: false }
+            .plan((Place::Device, false), per_chunk)
+    }
+
+    /// Columns of what is kept of a token between two groups at most: the residual stream, and what the next group reads.
+    pub(super) fn kept_columns(&self, config: &ModelConfig) -> usize {
+        let heads = config.num_attention_heads * config.head_dim;
+        config.hidden_size + if self.recompute { heads } else { heads.max(config.intermediate_size) }
     }
 }
 
@@ -103,6 +122,8 @@ struct Extents {
     rows: u64,
     /// Outputs of the largest.
     largest: u64,
+    /// Outputs of the linears that its input is computed from each time.
+    made: u64,
 }
 
 impl Load<'_> {
@@ -110,26 +131,32 @@ impl Load<'_> {
         self.runs[0]
     }
 
-    fn plan(&self, streams: Place, sequences_per_chunk: usize) -> Plan {
+    fn plan(&self, (streams, recompute): (Place, bool), sequences_per_chunk: usize) -> Plan {
         let options = self.options();
         let tokens = (options.samples * options.seq_len) as u64;
         let chunk = tokens.min((sequences_per_chunk * options.seq_len) as u64);
-        let width = self.config.hidden_size as u64 + widest_activation(self.config) as u64;
-        let stream_bytes = 4 * (1 + self.runs.len() as u64) * tokens * width;
-        let at = |place| if streams == place { stream_bytes } else { 0 };
-        let arrays = 4 * (self.weights() + self.transient(chunk));
+        let mut plan = Plan {
+            sequences_per_chunk,
+            streams,
+            recompute,
+            device_bytes: 0,
+            spare_bytes: 0,
+            host_bytes: 0,
+            file_bytes: 0,
+        };
+        let stream_bytes = 4 * (1 + self.runs.len() as u64) * tokens * plan.kept_columns(self.config) as u64;
+        match streams {
+            Place::Device => plan.device_bytes = stream_bytes,
+            Place::Host => plan.host_bytes = stream_bytes,
+            Place::File => plan.file_bytes = stream_bytes,
+        }
+        let arrays = 4 * (self.weights() + self.transient(chunk, recompute));
         // Before a block is handed over, its layers are there as they are stored, as the stream saw them, and as a record.
         let handed_over = 12 * self.weights();
         // A GPU's buffers come in sizes an eighth apart.
         let arrays = arrays + if self.on_cpu { self.beside + handed_over } else { arrays / 8 };
-        Plan {
-            sequences_per_chunk,
-            streams,
-            device_bytes: arrays + at(Place::Device),
-            spare_bytes: 0,
-            host_bytes: at(Place::Host),
-            file_bytes: at(Place::File),
-        }
+        plan.device_bytes += arrays;
+        plan
     }
 
     /// Elements of a block's weights.
@@ -138,21 +165,23 @@ impl Load<'_> {
     }
 
     /// Elements that the most demanding moment of any group takes beside the block, with `chunk` tokens in hand.
-    fn transient(&self, chunk: u64) -> u64 {
-        let specs = self.config.block_linears(0);
+    fn transient(&self, chunk: u64, recompute: bool) -> u64 {
+        let all = self.config.block_linears(0);
         let groups = Stage::ALL.into_iter().map(|stage| {
-            let specs = &specs[stage.linears()];
+            let specs = &all[stage.linears()];
             let rows = || specs.iter().map(|spec| spec.rows as u64);
-            Extents { n: specs[0].columns as u64, rows: rows().sum(), largest: rows().max().unwrap_or(0) }
+            let made = if recompute && stage == Stage::Down { &all[Stage::GateUp.linears()] } else { &[][..] };
+            let made = made.iter().map(|spec| spec.rows as u64).sum();
+            Extents { n: specs[0].columns as u64, rows: rows().sum(), largest: rows().max().unwrap_or(0), made }
         });
         let head = self.config.head_linear();
         let (n, rows) = (head.columns as u64, head.rows as u64);
-        let head = self.runs.iter().any(|run| run.lm_head).then_some(Extents { n, rows, largest: rows });
+        let head = self.runs.iter().any(|run| run.lm_head).then_some(Extents { n, rows, largest: rows, made: 0 });
         groups.chain(head).map(|group| self.group(&group, chunk)).max().unwrap_or(0)
     }
 
     fn group(&self, group: &Extents, chunk: u64) -> u64 {
-        let Extents { n, rows, largest } = *group;
+        let Extents { n, rows, largest, made } = *group;
         let (square, weights, linear) = (n * n, rows * n, largest * n);
         let runs = self.runs.len() as u64;
         // What the runs before have made of the group.
@@ -186,8 +215,13 @@ impl Load<'_> {
         // The inputs of both streams, the outputs of both, and what they are folded into.
         let widest = widest_activation(self.config) as u64;
         let forward = runs * weights + chunk * (2 * n + 2 * rows + 2 * self.config.hidden_size as u64 + widest);
+        // A GPU gets the next block while it computes.
+        let forward = forward + if self.on_cpu { 0 } else { self.weights() };
+        // The weights of gate and up that each run goes through, their outputs, and what they read.
+        let hidden = self.config.hidden_size as u64;
+        let making = if made == 0 { 0 } else { runs * made * hidden + chunk * (made + 2 * hidden) };
         // Both operands of a product in planes of f16.
         let planes = if self.fast { 2 * (PLANES / 4).min((chunk * rows.max(n)).max(linear)) } else { 0 };
-        (quantizing.max().unwrap_or(0) + others).max(forward) + planes
+        (quantizing.max().unwrap_or(0) + others).max(forward) + making + planes
     }
 }

@@ -6,7 +6,7 @@ use super::fold::{Finished, Producer};
 use super::group::{Gathered, GroupQuantizer, Linear, Outcome};
 use super::journal::{BlockRecord, Journal};
 use super::observer::{Event, Observer, Phase};
-use super::stream::Stream;
+use super::stream::{Origin, Stream};
 use super::sums::Sums;
 use super::{Job, Output};
 use crate::checkpoint::{Checkpoint, StoredLinear};
@@ -40,6 +40,8 @@ pub(super) struct Group<'a> {
     /// Block and stage; `None` for the output matrix.
     pub at: Option<(usize, Stage)>,
     pub full: &'a Stream,
+    /// Where that stream gets the input from.
+    pub origin: Origin<'a>,
     /// The chunks from this one on are held out.
     pub held_out_from: usize,
 }
@@ -57,10 +59,15 @@ impl Group<'_> {
     }
 }
 
-impl Open<'_> {
+impl<'a> Open<'a> {
     fn group(&self, stage: Stage) -> Group<'_> {
         let (at, held_out_from) = (Some((self.index, stage)), self.held_out_from);
-        Group { place: group_name(self.index, stage), at, full: &self.full, held_out_from }
+        Group { place: group_name(self.index, stage), at, full: &self.full, origin: self.origin(stage), held_out_from }
+    }
+
+    /// Where the full-precision stream gets the input of `stage` from.
+    pub fn origin(&self, stage: Stage) -> Origin<'a> {
+        self.full.origin(self.block, stage, &self.weights[Stage::GateUp.linears()])
     }
 
     /// Whether any chunk is held out.
@@ -89,6 +96,8 @@ pub(super) struct Run<'a> {
     output: &'a mut dyn Output,
     /// Ŝ.
     pub stream: Stream,
+    /// The weights of gate and up that Ŝ goes through, where what down reads is computed again.
+    gate_up: Option<Vec<Tensor>>,
     pub report: Report,
     /// What the output has not been given yet.
     finished: Finished,
@@ -122,6 +131,7 @@ impl<'a> Run<'a> {
             options: job.options,
             output: job.output,
             stream,
+            gate_up: None,
             report,
             finished: Finished::default(),
             journal: job.journal,
@@ -258,7 +268,8 @@ impl<'a> Run<'a> {
         }
         group.begin(Phase::Statistics, observer);
         let since = observer.seconds();
-        let gathered = self.gather(rec, group, correlate, observer)?;
+        let n = linears[0].weight.shape()[1];
+        let gathered = self.gather(rec, group, n, correlate, observer)?;
         self.spent(rec, Phase::Statistics, since, observer).await?;
         group.begin(Phase::Correction, observer);
         let since = observer.seconds();
@@ -271,15 +282,16 @@ impl<'a> Run<'a> {
         Ok(outcomes)
     }
 
-    /// H and D of the input that all linears of the group in hand read.
+    /// H and D of the input that all linears of the group in hand read, of n columns.
     fn gather(
         &self,
         rec: &mut Recorder,
         group: &Group<'_>,
+        n: usize,
         correlate: bool,
         observer: &dyn Observer,
     ) -> Result<Gathered> {
-        let n = group.full.input_columns();
+        let own = group.origin.through(self.gate_up.as_deref());
         let magnitudes = self.options.method == Method::Awq;
         let empty = |rec: &mut Recorder| {
             let statistics = Statistics::zeros(rec, n, correlate)?;
@@ -291,7 +303,8 @@ impl<'a> Run<'a> {
             observer.go_on()?;
             let part = if chunk < group.held_out_from { Some(&mut fitting) } else { held_out.as_mut() };
             if let Some(part) = part {
-                let (full, quantized) = (group.full.input(rec, chunk)?, self.stream.input(rec, chunk)?);
+                let full = group.full.input(rec, chunk, group.origin)?;
+                let quantized = self.stream.input(rec, chunk, own)?;
                 part.accumulate(rec, &full, &quantized)?;
             }
         }
@@ -310,9 +323,10 @@ impl<'a> Run<'a> {
         step: &mut Step,
         context: &mut Context<'_>,
     ) -> Result<()> {
-        let mut lane = self.stream.take(rec, chunk, stage)?;
+        let origin = open.origin(stage).through(self.gate_up.as_deref());
+        let mut lane = self.stream.take(rec, chunk, stage, origin)?;
         let weights = step.rounded.as_deref().unwrap_or(&open.weights[stage.linears()]);
-        let approximate = open.block.project(rec, weights, &lane)?;
+        let approximate = open.block.project(rec, weights, &lane.input)?;
         for &(place, _) in &step.outcomes {
             let partials = squared_difference(rec, &exact[place], &approximate[place])?;
             step.errors.add(place, open.part(chunk), partials);
@@ -321,8 +335,15 @@ impl<'a> Run<'a> {
         self.stream.put_back(rec, chunk, stage, lane).await
     }
 
-    /// Fills in the measured errors of the group's layers.
-    pub async fn settle(&mut self, rec: &mut Recorder, open: &Open<'_>, step: Step, norms: &[[f64; 2]]) -> Result<()> {
+    /// Fills in the measured errors of the layers of `stage`.
+    pub async fn settle(
+        &mut self,
+        rec: &mut Recorder,
+        open: &Open<'_>,
+        stage: Stage,
+        step: Step,
+        norms: &[[f64; 2]],
+    ) -> Result<()> {
         let Step { mut outcomes, producer, rounded, errors } = step;
         let scales = outcomes.first_mut().and_then(|(_, outcome)| outcome.input_scales.take());
         if let Some((producer, scales)) = producer.zip(scales) {
@@ -334,6 +355,7 @@ impl<'a> Run<'a> {
                 self.stream_weights.push((outcome.stored.name().to_string(), rec.read(weight).await?));
             }
         }
+        self.gate_up = rounded.filter(|_| stage == Stage::GateUp && self.stream.recomputes());
         let errors = errors.read(rec, norms.len()).await?;
         let measured = outcomes.into_iter().map(|(place, outcome)| (outcome, errors[place], norms[place]));
         self.record(measured.collect(), open.holds_out())
@@ -408,7 +430,8 @@ impl<'a> Run<'a> {
         let (mut errors, mut norms) = (Sums::default(), Sums::default());
         for chunk in 0..group.full.chunks() {
             let part = usize::from(chunk >= group.held_out_from);
-            let (full, quantized) = (group.full.input(rec, chunk)?, self.stream.input(rec, chunk)?);
+            let full = group.full.input(rec, chunk, group.origin)?;
+            let quantized = self.stream.input(rec, chunk, group.origin)?;
             let tokens = full.shape()[0];
             let piece = (HEAD_OUTPUTS / weight.shape()[0]).max(1);
             for first in (0..tokens).step_by(piece) {

@@ -1,14 +1,15 @@
 //! Hidden states, chunk by chunk, wherever the plan puts them: on the device, in host memory or in a file.
 //!
-//! Between two groups a chunk is two arrays, the residual stream and what the next group's linears read. Only the chunk in hand
-//! need be on the device.
+//! Between two groups a chunk is the residual stream and, where it cannot be had from that for little, what the next group's
+//! linears read. Only the chunk in hand need be on the device. A GPU goes on with the next chunk while the last one travels.
 
+use std::collections::VecDeque;
 use std::ops::Deref;
 
 use scratch::Scratch;
 
 use crate::Result;
-use crate::device::{Place, Recorder};
+use crate::device::{Place, Reading, Recorder};
 use crate::model::block::{Block, Lane, Stage};
 use crate::model::network::FinalNorm;
 use crate::tensor::Tensor;
@@ -20,6 +21,21 @@ pub(super) struct Stream {
     shelf: Shelf,
     /// Elements of a chunk's two arrays together at most.
     elements: usize,
+    /// Whether what down reads is computed again each time, not kept.
+    recompute: bool,
+    /// What is on its way from a GPU, oldest first.
+    travelling: VecDeque<Travelling>,
+}
+
+/// Arrays of a stream that may be on their way from a GPU at a time: those of one chunk.
+const TRAVELLING: usize = 2;
+
+/// An array on its way to where it is kept.
+struct Travelling {
+    chunk: usize,
+    part: Part,
+    shape: Vec<usize>,
+    reading: Reading,
 }
 
 /// One chunk between two groups.
@@ -37,6 +53,38 @@ enum Slot {
     Device(Tensor),
     Host(Vec<usize>, Vec<f32>),
     File(Vec<usize>),
+}
+
+/// Where the linears of a group get their input from.
+#[derive(Clone, Copy)]
+pub(super) enum Origin<'a> {
+    /// It was put back with the chunk.
+    Kept,
+    /// The residual stream, through the norm before this stage.
+    Norm(&'a Block, Stage),
+    /// The residual stream, through gate and up with these weights.
+    GateUp(&'a Block, &'a [Tensor]),
+    /// The residual stream, through the last norm.
+    Head(&'a FinalNorm),
+}
+
+impl<'a> Origin<'a> {
+    /// The same for another stream, whose gate and up have these weights.
+    pub fn through(self, gate_up: Option<&'a [Tensor]>) -> Self {
+        match (self, gate_up) {
+            (Self::GateUp(block, _), Some(weights)) => Self::GateUp(block, weights),
+            (origin, _) => origin,
+        }
+    }
+
+    fn make(self, rec: &mut Recorder, hidden: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Kept => unreachable!("what was kept is not made again"),
+            Self::Norm(block, stage) => block.normalise(rec, stage, hidden),
+            Self::GateUp(block, weights) => block.down_input(rec, weights, hidden),
+            Self::Head(norm) => norm.apply(rec, hidden),
+        }
+    }
 }
 
 /// Where slots are kept.
@@ -73,14 +121,14 @@ enum Part {
 }
 
 impl Stream {
-    /// No chunks yet. `elements`: of a chunk's two arrays together at most.
-    pub fn new(rec: &Recorder, place: Place, elements: usize) -> Result<Self> {
+    /// No chunks yet. `elements`: of a chunk's two arrays together at most; `recompute`: not to keep what down reads.
+    pub fn new(rec: &Recorder, place: Place, elements: usize, recompute: bool) -> Result<Self> {
         let shelf = match place {
             Place::Device => Shelf::Device,
             Place::Host => Shelf::Host,
             Place::File => Shelf::File(Scratch::new(rec.memory().scratch.as_deref())?),
         };
-        Ok(Self { chunks: Vec::new(), shelf, elements })
+        Ok(Self { shelf, elements, recompute, ..Self::default() })
     }
 
     /// Adds a chunk before any block, `[tokens, hidden]`.
@@ -94,13 +142,17 @@ impl Stream {
         self.chunks.len()
     }
 
-    /// Columns of what the next group reads.
-    pub fn input_columns(&self) -> usize {
-        match self.chunks.first().map(|chunk| &chunk.input) {
-            Some(Slot::Device(tensor)) => tensor.shape()[1],
-            Some(Slot::Host(shape, _)) => shape[1],
-            Some(Slot::File(shape)) => shape[1],
-            Some(Slot::Empty) | None => 0,
+    /// Whether what down reads is computed again each time.
+    pub fn recomputes(&self) -> bool {
+        self.recompute
+    }
+
+    /// Where the input of the linears of `stage` comes from. `gate_up`: the weights of these two in this stream.
+    pub fn origin<'a>(&self, block: &'a Block, stage: Stage, gate_up: &'a [Tensor]) -> Origin<'a> {
+        match stage {
+            _ if stage.begins_with_norm() => Origin::Norm(block, stage),
+            Stage::Down if self.recompute => Origin::GateUp(block, gate_up),
+            _ => Origin::Kept,
         }
     }
 
@@ -109,35 +161,32 @@ impl Stream {
         self.get(rec, chunk, Part::Hidden)
     }
 
-    /// What the next group's linears read of a chunk, `[tokens, columns]`.
-    pub fn input(&self, rec: &mut Recorder, chunk: usize) -> Result<Held<'_>> {
-        self.get(rec, chunk, Part::Input)
-    }
-
-    /// Starts a block: makes the input of q, k and v.
-    pub async fn enter(&mut self, rec: &mut Recorder, block: &Block) -> Result<()> {
-        for chunk in 0..self.chunks.len() {
-            let hidden = self.hidden(rec, chunk)?;
-            let input = block.first_input(rec, &hidden)?;
-            self.put(rec, chunk, Part::Input, input).await?;
+    /// What a group's linears read of a chunk, `[tokens, columns]`.
+    pub fn input(&self, rec: &mut Recorder, chunk: usize, origin: Origin<'_>) -> Result<Held<'_>> {
+        match origin {
+            Origin::Kept => self.get(rec, chunk, Part::Input),
+            _ => {
+                let hidden = self.hidden(rec, chunk)?;
+                origin.make(rec, &hidden).map(Held::Brought)
+            }
         }
-        Ok(())
-    }
-
-    /// Makes the input of the output matrix.
-    pub async fn leave(&mut self, rec: &mut Recorder, norm: &FinalNorm) -> Result<()> {
-        for chunk in 0..self.chunks.len() {
-            let hidden = self.hidden(rec, chunk)?;
-            let input = norm.apply(rec, &hidden)?;
-            self.put(rec, chunk, Part::Input, input).await?;
-        }
-        Ok(())
     }
 
     /// Takes a chunk out, to go past the linears of `stage`; its residual stream is empty where that is left alone.
-    pub fn take(&mut self, rec: &mut Recorder, chunk: usize, stage: Stage) -> Result<Lane> {
-        let hidden = if stage.changes_hidden() { self.fetch(rec, chunk, Part::Hidden)? } else { rec.empty(&[0])? };
-        Ok(Lane { hidden, input: self.fetch(rec, chunk, Part::Input)? })
+    pub fn take(&mut self, rec: &mut Recorder, chunk: usize, stage: Stage, origin: Origin<'_>) -> Result<Lane> {
+        let hidden = match stage.changes_hidden() {
+            true => Some(self.fetch(rec, chunk, Part::Hidden)?),
+            false => None,
+        };
+        let input = match (origin, &hidden) {
+            (Origin::Kept, _) => self.fetch(rec, chunk, Part::Input)?,
+            (_, Some(hidden)) => origin.make(rec, hidden)?,
+            (_, None) => {
+                let hidden = self.hidden(rec, chunk)?;
+                origin.make(rec, &hidden)?
+            }
+        };
+        Ok(Lane { hidden: hidden.map_or_else(|| rec.empty(&[0]), Ok)?, input })
     }
 
     /// Puts a chunk back that has gone past the linears of `stage`.
@@ -146,10 +195,19 @@ impl Stream {
             self.put(rec, chunk, Part::Hidden, lane.hidden).await?;
         }
         match stage {
-            // The next block makes its own.
-            Stage::Down => Ok(()),
-            _ => self.put(rec, chunk, Part::Input, lane.input).await,
+            Stage::GateUp if self.recompute => Ok(()),
+            Stage::Attention | Stage::GateUp => self.put(rec, chunk, Part::Input, lane.input).await,
+            // A norm follows.
+            Stage::Output | Stage::Down => Ok(()),
         }
+    }
+
+    /// Waits until everything is where it is kept: before anything is read again.
+    pub async fn arrive(&mut self, rec: &mut Recorder) -> Result<()> {
+        while !self.travelling.is_empty() {
+            self.receive(rec).await?;
+        }
+        Ok(())
     }
 
     fn get(&self, rec: &mut Recorder, chunk: usize, part: Part) -> Result<Held<'_>> {
@@ -169,26 +227,41 @@ impl Stream {
     /// Brings a slot that is elsewhere to the device.
     fn bring(&self, rec: &mut Recorder, slot: &Slot, chunk: usize, part: Part) -> Result<Tensor> {
         match (slot, &self.shelf) {
-            (Slot::Host(shape, values), _) => rec.upload(shape, values.clone()),
+            (Slot::Host(shape, values), _) => rec.upload_slice(shape, values),
             (Slot::File(shape), Shelf::File(scratch)) => {
                 let len = shape.iter().product();
                 let values = scratch.read(self.first_element(chunk, part, len), len)?;
                 rec.upload(shape, values)
             }
-            _ => unreachable!("a chunk is read after it was put back"),
+            _ => unreachable!("a chunk is read after it was put back and has arrived"),
         }
     }
 
     async fn put(&mut self, rec: &mut Recorder, chunk: usize, part: Part, tensor: Tensor) -> Result<()> {
-        let slot = match &self.shelf {
-            Shelf::Device => Slot::Device(tensor),
-            Shelf::Host => Slot::Host(tensor.shape().to_vec(), rec.read(&tensor).await?),
+        if let Shelf::Device = self.shelf {
+            *self.slot_mut(chunk, part) = Slot::Device(tensor);
+            return Ok(());
+        }
+        let reading = rec.begin_read(&tensor)?;
+        self.travelling.push_back(Travelling { chunk, part, shape: tensor.shape().to_vec(), reading });
+        let most = if rec.is_gpu() { TRAVELLING } else { 0 };
+        while self.travelling.len() > most {
+            self.receive(rec).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the oldest array that is on its way.
+    async fn receive(&mut self, rec: &mut Recorder) -> Result<()> {
+        let Some(Travelling { chunk, part, shape, reading }) = self.travelling.pop_front() else { return Ok(()) };
+        let values = rec.end_read(reading).await?;
+        *self.slot_mut(chunk, part) = match &self.shelf {
             Shelf::File(scratch) => {
-                scratch.write(self.first_element(chunk, part, tensor.len()), &rec.read(&tensor).await?)?;
-                Slot::File(tensor.shape().to_vec())
+                scratch.write(self.first_element(chunk, part, values.len()), &values)?;
+                Slot::File(shape)
             }
+            Shelf::Device | Shelf::Host => Slot::Host(shape, values),
         };
-        *self.slot_mut(chunk, part) = slot;
         Ok(())
     }
 
@@ -217,7 +290,6 @@ impl Stream {
     }
 }
 
-/// Whether a part stands at the front of its chunk's place in a file, or at its end.
 /// A browser has no files: no plan puts anything into one.
 #[cfg(target_arch = "wasm32")]
 mod scratch {

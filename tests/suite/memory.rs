@@ -42,14 +42,16 @@ fn hidden_states_elsewhere_change_no_byte() {
         let mut options = options(3, 6, 24);
         (options.lm_head, options.blocks) = (!gpu, gpu.then_some(2));
         let mut expected = None;
-        for streams in Place::Device.and_below(&device) {
+        let places = Place::Device.and_below(&device).iter().flat_map(|place| [(place, false), (place, true)]);
+        for (streams, recompute) in places {
             // Two sequences at a time, so that chunks are of unequal length.
-            let memory = Memory { streams: *streams, chunk_tokens: 48, ..Memory::default() };
+            let (streams, recompute) = (*streams, Some(recompute));
+            let memory = Memory { streams, recompute, chunk_tokens: 48, ..Memory::default() };
             let (report, layers) = run(&mut with(&device, memory), &model, &options).unwrap();
             let plan = report.plan.unwrap();
-            assert_eq!(plan.streams, *streams);
-            assert_eq!(plan.host_bytes > 0, *streams == Place::Host);
-            assert_eq!(plan.file_bytes > 0, *streams == Place::File);
+            assert_eq!((plan.streams, Some(plan.recompute)), (streams, recompute));
+            assert_eq!(plan.host_bytes > 0, streams == Place::Host);
+            assert_eq!(plan.file_bytes > 0, streams == Place::File);
             let measured = serde_json::to_string(&(&report.layers, &report.blocks)).unwrap();
             let (layers_expected, measured_expected) = expected.get_or_insert((layers.clone(), measured.clone()));
             assert!(layers == *layers_expected, "{streams:?} on {}", device.name());
@@ -63,10 +65,11 @@ fn hidden_states_elsewhere_change_no_byte() {
 fn a_gpu_holds_no_more_than_was_planned() {
     let model = block_on(bundled::checkpoint()).unwrap();
     for device in devices().into_iter().filter(|device| !matches!(device, Device::Cpu)) {
-        for method in [Method::Gptq, Method::Quip] {
+        for (method, recompute) in [(Method::Gptq, false), (Method::Gptq, true), (Method::Quip, false)] {
             let options = QuantizeOptions { method, blocks: Some(1), ..options(3, 4, 64) };
-            let plan = Plan::new(model.config(), &[&options], &with(&device, Memory::default())).unwrap();
-            let (report, _) = run(&mut with(&device, Memory::default()), &model, &options).unwrap();
+            let memory = Memory { recompute: Some(recompute), ..Memory::default() };
+            let plan = Plan::new(model.config(), &[&options], &with(&device, memory.clone())).unwrap();
+            let (report, _) = run(&mut with(&device, memory), &model, &options).unwrap();
             assert_eq!(report.plan, Some(plan));
             let peak = report.peak_device_bytes.unwrap();
             assert!(peak <= plan.device_bytes, "{method:?}: {peak} of {}", plan.device_bytes);
