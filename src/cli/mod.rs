@@ -16,6 +16,7 @@ mod devices;
 mod error_growth;
 mod eval;
 mod fingerprint;
+mod forecast;
 mod generate;
 mod memory;
 mod profile;

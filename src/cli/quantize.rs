@@ -12,7 +12,7 @@ use aquatint::model::ModelConfig;
 use aquatint::model::block::Stage;
 use aquatint::model::config::LinearSpec;
 use aquatint::model::network::Network;
-use aquatint::pipeline::{Job, Plan, quantize_together, work};
+use aquatint::pipeline::{Job, quantize_together};
 use aquatint::quant::{Method, QuantizeOptions};
 use aquatint::report::{Document, Evaluation, Report, Run, Sizes, html};
 use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
@@ -22,9 +22,9 @@ use super::args::{CalibrationArgs, FormatArg, QuantizeArgs};
 use super::console::Console;
 use super::eval::evaluation_windows;
 use super::fingerprint::Fingerprint;
-use super::memory::{attempt, describe, summary as memory_summary};
+use super::forecast::forecast;
+use super::memory::{attempt, summary as memory_summary};
 use super::profile::Traced;
-use super::speed::{operations, product_rate, summary};
 use super::unfinished::{Earlier, Unfinished};
 use super::{check_writable, open_device, open_model, write_json, write_whole};
 
@@ -67,9 +67,7 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
             HumanBytes(sizes.quantized_bytes),
             args.out.display()
         );
-        let mut rec = Recorder::new(&device);
-        rec.set_memory(memory);
-        return forecast(&mut rec, &model, &options);
+        return forecast(&device, memory, &model, &options);
     }
     let earlier = match args {
         _ if args.resume => Earlier::Resume,
@@ -121,22 +119,6 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     });
     record(&args, run)?;
     evaluated
-}
-
-/// Prints what the run would compute, hold and take.
-fn forecast(rec: &mut Recorder, model: &Checkpoint, options: &QuantizeOptions) -> Result<()> {
-    let work = work(model.config(), options);
-    let all: f64 = work.values().sum();
-    let plan = Plan::new(model.config(), &[options], rec)?;
-    let rate = product_rate(rec)?;
-    say!("work: {}; in all {}", summary(&work), operations(all));
-    say!(
-        "time: at least {}, were all of it as fast as the f32 matrix products just measured, {:.1} Gflop/s",
-        HumanDuration(std::time::Duration::from_secs_f64(all / rate)),
-        rate / 1e9
-    );
-    say!("memory: {}; {} of weights are read block by block", describe(&plan), HumanBytes(model.bytes()));
-    Ok(())
 }
 
 /// A text by name, and its windows.

@@ -277,7 +277,9 @@ impl Recorder {
         match &mut self.recording {
             None => Ok(Reading(Source::Here(tensor.host().to_vec()))),
             Some(_) if tensor.is_empty() => Ok(Reading(Source::Here(Vec::new()))),
-            Some(r) => Ok(Reading(Source::Gpu(r.begin_read(&[(tensor.buffer().raw().clone(), tensor.len() as u64 * 4)])?))),
+            Some(r) => {
+                Ok(Reading(Source::Gpu(r.begin_read(&[(tensor.buffer().raw().clone(), tensor.len() as u64 * 4)])?)))
+            }
         }
     }
 
@@ -287,9 +289,7 @@ impl Recorder {
     pub async fn end_read(&mut self, reading: Reading) -> Result<Vec<f32>> {
         match (reading.0, &mut self.recording) {
             (Source::Here(values), _) => Ok(values),
-            (Source::Gpu(staged), Some(r)) => {
-                r.end_read(staged).await?.with_bytes(bytemuck::pod_collect_to_vec)
-            }
+            (Source::Gpu(staged), Some(r)) => r.end_read(staged).await?.with_bytes(bytemuck::pod_collect_to_vec),
             (Source::Gpu(_), None) => unreachable!("a recorder of the CPU began no reading of a GPU"),
         }
     }

@@ -92,8 +92,7 @@ impl Plan {
     /// The plan of one run for which there is memory enough.
     pub fn roomy(config: &ModelConfig, options: &QuantizeOptions) -> Self {
         let per_chunk = (Memory::default().chunk_tokens / options.seq_len).max(1);
-        Load { config, runs: &[options], on_cpu: false, beside: 0, fast: false }
-            .plan((Place::Device, false), per_chunk)
+        Load { config, runs: &[options], on_cpu: false, beside: 0, fast: false }.plan((Place::Device, false), per_chunk)
     }
 
     /// Columns of what is kept of a token between two groups at most: the residual stream, and what the next group reads.

@@ -378,6 +378,7 @@ fn blocks_of_random_weights_are_timed_and_a_dry_run_counts_the_work() {
     let out = scratch.path().join("out");
     let said = succeed(&[&["quantize", "--out", text(&out), "--dry-run"][..], &quick].concat());
     assert!(said.contains("work: statistics ") && said.contains("time: at least ") && !out.exists(), "{said}");
+    assert!(said.contains("time: about ") && said.contains(" random blocks ") && said.contains("64 tokens"), "{said}");
 }
 
 #[test]

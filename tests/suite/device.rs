@@ -96,3 +96,24 @@ fn automatic_choice_never_takes_a_software_adapter() {
     }
     assert!(matches!(block_on(select(&Choice::Index(99), Precision::Portable)), Err(Error::Input { .. })));
 }
+
+#[test]
+fn a_reading_has_what_was_there_when_it_began_however_late_it_ends() {
+    for device in devices() {
+        let mut rec = recorder(&device);
+        let mut readings = Vec::new();
+        for round in 0..5 {
+            // Each tensor is dropped, so that later ones get its memory.
+            let tensor = rec.upload(&[3, 50], vec![round as f32; 150]).unwrap();
+            readings.push((round, rec.begin_read(&tensor).unwrap()));
+        }
+        let last = rec.zeros::<f32>(&[3, 50]).unwrap();
+        for (round, reading) in readings.into_iter().rev() {
+            assert_eq!(block_on(rec.end_read(reading)).unwrap(), [round as f32; 150], "{}", device.name());
+        }
+        assert!(read(&mut rec, &last).iter().all(|&v| v == 0.0));
+        let nothing = rec.zeros::<f32>(&[0, 50]).unwrap();
+        let reading = rec.begin_read(&nothing).unwrap();
+        assert!(block_on(rec.end_read(reading)).unwrap().is_empty());
+    }
+}
