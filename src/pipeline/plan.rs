@@ -10,6 +10,7 @@ use crate::model::ModelConfig;
 use crate::model::block::{Stage, widest_activation};
 use crate::model::network::sequences_per_chunk;
 use crate::ops::cooperative::PLANES;
+use crate::ops::gram::packed_len;
 use crate::quant::{Alpha, Method, QuantizeOptions};
 use crate::tensor::MOST_FREE;
 use crate::{Error, Result};
@@ -46,6 +47,7 @@ impl Plan {
         let beside = rec.memory().beside;
         let load = Load { config, runs, on_cpu, beside, fast: rec.device().precision() == Precision::Fast };
         let quick = load.fast && matches!(rec.device(), Device::Gpu(gpu) if !gpu.is_software());
+        load.check_bindings(rec.device())?;
         let seq_len = load.options().seq_len;
         let most = sequences_per_chunk(config, rec, seq_len)?;
         let [device_limit, host_limit] =
@@ -156,6 +158,24 @@ impl Load<'_> {
         let arrays = arrays + if self.on_cpu { self.beside + handed_over } else { arrays / 8 };
         plan.device_bytes += arrays;
         plan
+    }
+
+    /// Errors: `Error::Input` naming `--device` if that cannot bind a weight, or H as the methods need it.
+    fn check_bindings(&self, device: &Device) -> Result<()> {
+        let specs = self.config.block_linears(0);
+        let weights = specs.iter().map(|spec| spec.rows as u64 * spec.columns as u64);
+        let dense = self.runs.iter().any(|run| matches!(run.method, Method::Awq | Method::Quip));
+        let hessians = specs.iter().map(|spec| match dense {
+            true => (spec.columns as u64).pow(2),
+            false => packed_len(spec.columns) as u64,
+        });
+        let (needed, bound) = (4 * weights.chain(hessians).max().unwrap_or(0), device.largest_array());
+        if needed <= bound {
+            return Ok(());
+        }
+        let found = format!("{}, which can bind {bound} bytes at a time", device.name());
+        let expected = format!("at least {needed}, for the widest layer's weight or its Hessian");
+        Err(Error::input("--device", found, expected, "use another device, or --device cpu"))
     }
 
     /// Elements of a block's weights.

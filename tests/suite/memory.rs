@@ -1,5 +1,6 @@
 //! Runs that keep to less memory than they would like: the same bytes, from elsewhere.
 
+use aquatint::checkpoint::random;
 use aquatint::device::{Device, Memory, Place, Recorder};
 use aquatint::model::network::Replacements;
 use aquatint::pipeline::{Plan, quantize};
@@ -141,6 +142,31 @@ fn too_little_memory_is_told_before_anything_is_done() {
             assert!(Plan::new(model.config(), &[&options], &with(&Device::Cpu, enough)).is_ok(), "{least}");
         }
         other => panic!("{:?}", other.map(|(report, _)| report)),
+    }
+}
+
+#[test]
+fn a_layer_that_cannot_be_bound_is_told_before_anything_is_done() {
+    for device in devices().into_iter().filter(|device| !matches!(device, Device::Cpu)) {
+        // H of down as tiles is a little more than half of it.
+        let inner = (device.largest_array() as f64 / 4.0).sqrt() as usize / 64 * 64;
+        let shape = |inner: usize| {
+            serde_json::json!({
+                "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": inner, "num_hidden_layers": 1,
+                "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 64, "max_position_embeddings": 64,
+                "rms_norm_eps": 1e-5, "tie_word_embeddings": true
+            })
+        };
+        let plan = |inner: usize, method: Method| {
+            let model = block_on(random("wide", &shape(inner), 0)).unwrap();
+            let options = QuantizeOptions { method, ..options(3, 2, 16) };
+            Plan::new(model.config(), &[&options], &with(&device, Memory::default())).map(|_| ())
+        };
+        assert!(plan(inner * 4 / 3, Method::Gptq).is_ok());
+        for (inner, method) in [(inner * 3 / 2, Method::Gptq), (inner * 4 / 3, Method::Quip)] {
+            let message = plan(inner, method).unwrap_err().to_string();
+            assert!(message.starts_with("--device: found ") && message.contains("can bind"), "{message}");
+        }
     }
 }
 
