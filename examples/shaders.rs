@@ -7,7 +7,7 @@ use serde_json::json;
 fn main() {
     let list: Vec<_> = shader::permutations()
         .filter(|permutation| !permutation.is_fast())
-        .map(|permutation| json!({ "name": permutation.name, "source": permutation.source() }))
+        .map(|permutation| json!({ "name": permutation.name, "source": permutation.source(false) }))
         .collect();
     println!("{}", serde_json::Value::from(list));
 }

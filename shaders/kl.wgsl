@@ -2,6 +2,8 @@
 // each token. One workgroup per token.
 #import group
 
+const LANES = 256u;
+
 struct Params {
     tokens: u32,
     entries: u32,
@@ -18,7 +20,9 @@ struct Params {
 const SENTINEL = -1.0e30;
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(at: Invocation) {
+    let group = at.group;
+    let lane = at.lane;
     let token = group.y * p.stride + group.x;
     if token >= p.tokens {
         return;
@@ -33,7 +37,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var i = lane; i < p.entries; i += LANES) {
         peak = max(peak, p_logits[start + i]);
     }
-    peak = group_max(lane, peak);
+    peak = group_max(at, peak);
     var sum = 0.0;
     var weighted = 0.0;
     for (var i = lane; i < p.entries; i += LANES) {
@@ -42,8 +46,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         sum += weight;
         weighted += weight * (logit - q_logits[start + i]);
     }
-    sum = group_sum(lane, sum);
-    weighted = group_sum(lane, weighted);
+    sum = group_sum(at, sum);
+    weighted = group_sum(at, weighted);
     if lane == 0u {
         let kept = exp(before.x - peak);
         state[token * 3u] = peak;

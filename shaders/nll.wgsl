@@ -2,6 +2,8 @@
 // each token. One workgroup per token.
 #import group
 
+const LANES = 256u;
+
 struct Params {
     tokens: u32,
     entries: u32,
@@ -45,7 +47,9 @@ fn group_argmax(lane: u32, value: f32, place: u32) -> u32 {
 }
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(at: Invocation) {
+    let group = at.group;
+    let lane = at.lane;
     let token = group.y * p.stride + group.x;
     if token >= p.tokens {
         return;
@@ -67,12 +71,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
     let found = group_argmax(lane, best, place);
-    let peak = group_max(lane, best);
+    let peak = group_max(at, best);
     var sum = 0.0;
     for (var i = lane; i < p.entries; i += LANES) {
         sum += exp(logits[start + i] - peak);
     }
-    sum = group_sum(lane, sum);
+    sum = group_sum(at, sum);
     if lane == 0u {
         var after = before;
         after.x = peak;

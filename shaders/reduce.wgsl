@@ -1,6 +1,8 @@
 // Partial sums over consecutive chunks: Σ a·b, or with DIFFERENCE Σ (a − b)². One workgroup per chunk.
 #import group
 
+const LANES = 256u;
+
 struct Params {
     count: u32,
     // Elements per chunk.
@@ -25,7 +27,9 @@ fn term(i: u32) -> f32 {
 }
 
 @compute @workgroup_size(256)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn main(at: Invocation) {
+    let group = at.group;
+    let lane = at.lane;
     let end = min((group.x + 1u) * p.chunk, p.count);
     var total = 0.0;
     for (var start = group.x * p.chunk; start < end; start += RUN * LANES) {
@@ -36,7 +40,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         total += sum;
     }
-    total = group_sum(lane, total);
+    total = group_sum(at, total);
     if lane == 0u {
         sums[group.x] = total;
     }

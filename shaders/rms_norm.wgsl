@@ -1,4 +1,5 @@
 // out[t, i] = x[t, i] / sqrt(mean_i x[t, i]² + ε) · weight[i]. One workgroup per token.
+#import group
 
 struct Params {
     tokens: u32,
@@ -14,26 +15,18 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> out: array<f32>;
 
 const LANES = 128u;
-var<workgroup> partial: array<f32, 128>;
 
 @compute @workgroup_size(128)
-fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
-    let token = group.y * p.stride + group.x;
+fn main(at: Invocation) {
+    let lane = at.lane;
+    let token = at.group.y * p.stride + at.group.x;
     let start = min(token, p.tokens - 1u) * p.width;
     var squares = 0.0;
     for (var i = lane; i < p.width; i += LANES) {
         let value = x[start + i];
         squares += value * value;
     }
-    partial[lane] = squares;
-    workgroupBarrier();
-    for (var half = LANES / 2u; half > 0u; half /= 2u) {
-        if lane < half {
-            partial[lane] += partial[lane + half];
-        }
-        workgroupBarrier();
-    }
-    let scale = inverseSqrt(partial[0] / f32(p.width) + p.epsilon);
+    let scale = inverseSqrt(group_sum(at, squares) / f32(p.width) + p.epsilon);
     if token < p.tokens {
         for (var i = lane; i < p.width; i += LANES) {
             out[start + i] = x[start + i] * scale * weight[i];

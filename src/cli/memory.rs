@@ -102,7 +102,8 @@ pub fn describe(plan: &Plan) -> String {
         0 => String::new(),
         _ => format!(", {} of hidden states {}", HumanBytes(bytes), place(plan.streams)),
     };
-    format!("about {} on the device{streams}", HumanBytes(plan.device_bytes))
+    let computed = if plan.recompute { ", what down reads computed again instead of kept" } else { "" };
+    format!("about {} on the device{streams}{computed}", HumanBytes(plan.device_bytes))
 }
 
 /// What was held, beside what was planned.

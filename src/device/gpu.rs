@@ -25,6 +25,8 @@ pub struct Gpu {
     tidy_above: AtomicU64,
     /// Bytes that they have taken at most.
     peak: AtomicU64,
+    /// Operations per second of late, as the bits of an f64; 0 while unknown.
+    pace: AtomicU64,
     fault: Arc<Mutex<Option<Fault>>>,
     software: bool,
     /// What the fast tier needs, or why it was not asked for.
@@ -32,6 +34,9 @@ pub struct Gpu {
     /// What became of it, once it was checked.
     fast: OnceLock<std::result::Result<Fast, String>>,
 }
+
+/// Operations that tell the pace of a GPU.
+const LEAST_MEASURED: f64 = 1e9;
 
 /// The fast tier of a device.
 #[derive(Debug, Clone, Copy)]
@@ -163,6 +168,7 @@ impl Gpu {
             limit: AtomicU64::new(u64::MAX),
             tidy_above: AtomicU64::new(u64::MAX),
             peak: AtomicU64::new(0),
+            pace: AtomicU64::new(0),
             fault,
             software: device_type == wgpu::DeviceType::Cpu,
             offer,
@@ -231,6 +237,21 @@ impl Gpu {
     /// The most bytes that buffers have taken at a time.
     pub fn peak_bytes(&self) -> u64 {
         self.peak.load(Relaxed)
+    }
+
+    /// Operations per second of late, if anything is known.
+    pub(super) fn pace(&self) -> Option<f64> {
+        Some(f64::from_bits(self.pace.load(Relaxed))).filter(|&pace| pace > 0.0)
+    }
+
+    /// Takes note that `work` operations took `seconds`. A GPU that had to wait was faster than that, so a lower pace counts less.
+    pub(super) fn paced(&self, work: f64, seconds: f64) {
+        if work < LEAST_MEASURED || seconds <= 0.0 {
+            return;
+        }
+        let now = work / seconds;
+        let pace = self.pace().filter(|&pace| pace > now).map_or(now, |pace| 0.9 * pace + 0.1 * now);
+        self.pace.store(pace.to_bits(), Relaxed);
     }
 
     /// Sets how many bytes buffers may take in all from now on.
@@ -309,7 +330,7 @@ impl Gpu {
 
     fn compile(&self, kernel: &'static str, inputs: usize, outputs: usize) -> Pipeline {
         let device = &self.device;
-        let source = wgpu::ShaderSource::Wgsl(shader::permutation(kernel).source().into());
+        let source = wgpu::ShaderSource::Wgsl(shader::permutation(kernel).source(self.fast().is_some()).into());
         let descriptor = wgpu::ShaderModuleDescriptor { label: Some(kernel), source };
         let module = shader_module(device, descriptor);
         let entry = |binding: usize, ty: wgpu::BufferBindingType| wgpu::BindGroupLayoutEntry {

@@ -5,6 +5,7 @@
 //! buffer is full, or when enough work has gathered to keep the GPU busy without tripping a watchdog.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::fast::Shape;
 use super::gpu::{Buffer, Gpu};
@@ -17,8 +18,11 @@ use crate::{Error, Result};
 const UNIFORM_STRIDE: usize = 256;
 /// Dispatches per submission at most: the length of the uniform buffer in blocks.
 const UNIFORM_BLOCKS: usize = 512;
-/// Floating-point operations per submission, about: 0.1 s on a GPU of 1 TFLOP/s.
-const WORK_PER_SUBMISSION: f64 = 1e11;
+/// Seconds of work per submission, about: long enough that submitting is free, too short for a watchdog, and a GPU shared with a
+/// screen stays alive.
+const SECONDS_PER_SUBMISSION: f64 = 0.075;
+/// Floating-point operations per submission while nothing is known of a GPU's pace, and in browsers, which hide it.
+const FIRST_SUBMISSIONS: f64 = 1e11;
 
 /// Bytes on their way to a GPU that the host does not wait for.
 const UNDERWAY: u64 = 256 << 20;
@@ -41,7 +45,10 @@ struct Recording {
     uniforms: wgpu::Buffer,
     uniform_bytes: Vec<u8>,
     pending: Option<Pending>,
+    /// Operations that are recorded and not submitted.
     work: f64,
+    /// Operations that were submitted since the last wait, and when the first of them was; never in a browser.
+    submitted: (f64, Option<Instant>),
     /// Flags that nobody has looked at yet, each with the error that it raises.
     flags: Vec<(Tensor<u32>, Error)>,
     profile: Option<Profile>,
@@ -356,6 +363,7 @@ impl Recording {
             uniform_bytes: Vec::new(),
             pending: None,
             work: 0.0,
+            submitted: (0.0, None),
             flags: Vec::new(),
             profile: None,
             written: 0,
@@ -429,10 +437,21 @@ impl Recording {
         let [x, y, z] = d.workgroups.map(|count| count as u32);
         pass.dispatch_workgroups(x, y, z);
         self.work += d.work;
-        if self.uniform_bytes.len() == UNIFORM_STRIDE * UNIFORM_BLOCKS || self.work >= WORK_PER_SUBMISSION {
+        if self.uniform_bytes.len() == UNIFORM_STRIDE * UNIFORM_BLOCKS || self.work >= self.work_per_submission() {
             self.submit()?;
         }
         Ok(())
+    }
+
+    fn work_per_submission(&self) -> f64 {
+        self.gpu.pace().map_or(FIRST_SUBMISSIONS, |pace| pace * SECONDS_PER_SUBMISSION)
+    }
+
+    /// Takes note of the pace, once everything that was submitted is done.
+    fn measure(&mut self) {
+        if let (work, Some(since)) = std::mem::take(&mut self.submitted) {
+            self.gpu.paced(work, since.elapsed().as_secs_f64());
+        }
     }
 
     /// Submits what was recorded, if anything was.
@@ -447,7 +466,11 @@ impl Recording {
             self.gpu.queue.write_buffer(&self.uniforms, 0, &self.uniform_bytes);
             submission = Some(self.gpu.queue.submit([pending.encoder.finish()]));
             self.uniform_bytes.clear();
-            self.work = 0.0;
+            let (work, since) = &mut self.submitted;
+            *work += std::mem::take(&mut self.work);
+            if !cfg!(target_arch = "wasm32") {
+                since.get_or_insert_with(Instant::now);
+            }
         }
         self.gpu.check(0, "a submission")?;
         Ok(submission)
@@ -520,6 +543,7 @@ impl Recording {
         let parts: Vec<_> = wanted.chain(flags).filter(|(_, size)| *size > 0).collect();
         let staged = self.begin_read(&parts)?;
         let mapped = self.end_read(staged).await?;
+        self.measure();
         let flagged = std::mem::take(&mut self.flags);
         mapped.with_bytes(|bytes| {
             let (mut values, flags) = bytes.split_at(bytes.len() - 4 * flagged.len());

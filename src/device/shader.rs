@@ -75,12 +75,13 @@ impl Permutation {
         self.file == "cooperative"
     }
 
-    /// The WGSL text of this variant, imports and conditions resolved.
+    /// The WGSL text of this variant, imports and conditions resolved. `subgroups`: whether reductions may use them.
     ///
     /// Panics if a file is missing or a condition is not closed: tests expand every permutation.
-    pub fn source(&self) -> String {
+    pub fn source(&self, subgroups: bool) -> String {
         let mut text = String::new();
-        expand(self.file, &self.defines.split_whitespace().collect(), &mut HashSet::new(), &mut text);
+        let defines = self.defines.split_whitespace().chain(subgroups.then_some("SUBGROUPS"));
+        expand(self.file, &defines.collect(), &mut HashSet::new(), &mut text);
         text
     }
 }

@@ -5,18 +5,21 @@ use std::path::Path;
 
 use aquatint::device::shader::{Permutation, permutations};
 use naga::back::pipeline_constants::process_overrides;
-use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
+use naga::valid::{Capabilities, ModuleInfo, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 use naga::{AddressSpace, Module, back};
 
-fn parse(permutation: Permutation) -> (Module, ModuleInfo) {
-    let (name, source) = (permutation.name, permutation.source());
+/// `fast`: as a device of the fast tier gets it.
+fn parse(permutation: Permutation, fast: bool) -> (Module, ModuleInfo) {
+    let (name, source) = (permutation.name, permutation.source(fast));
     let module =
         naga::front::wgsl::parse_str(&source).unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source)));
     // No capability beyond the core of WebGPU, which has pack2x16float, but for the fast tier.
     let core = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
-    let fast = Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP | Capabilities::COOPERATIVE_MATRIX;
-    let capabilities = if permutation.is_fast() { core | fast } else { core };
-    let info = Validator::new(ValidationFlags::all(), capabilities).validate(&module);
+    let more = Capabilities::SHADER_FLOAT16 | Capabilities::SUBGROUP | Capabilities::COOPERATIVE_MATRIX;
+    let capabilities = if fast { core | more } else { core };
+    let mut validator = Validator::new(ValidationFlags::all(), capabilities);
+    validator.subgroup_stages(ShaderStages::COMPUTE).subgroup_operations(SubgroupOperationSet::all());
+    let info = validator.validate(&module);
     let info = info.unwrap_or_else(|e| panic!("{name}: {}", e.emit_to_string(&source)));
     let threads = permutation.is_fast().then(|| ("threads".to_string(), 256.0));
     let resolved = process_overrides(&module, &info, None, &threads.into_iter().collect());
@@ -29,6 +32,11 @@ fn portable() -> impl Iterator<Item = Permutation> {
     permutations().filter(|permutation| !permutation.is_fast())
 }
 
+/// Every variant as the devices get it that run it.
+fn forms() -> impl Iterator<Item = (Permutation, bool)> {
+    portable().map(|permutation| (permutation, false)).chain(permutations().map(|permutation| (permutation, true)))
+}
+
 #[test]
 fn names_are_unique() {
     let names: BTreeSet<_> = permutations().map(|p| p.name).collect();
@@ -37,8 +45,8 @@ fn names_are_unique() {
 
 #[test]
 fn translate_to_spirv() {
-    for permutation in permutations() {
-        let (module, info) = parse(permutation);
+    for (permutation, fast) in forms() {
+        let (module, info) = parse(permutation, fast);
         let words = back::spv::write_vec(&module, &info, &back::spv::Options::default(), None);
         assert!(!words.unwrap_or_else(|e| panic!("{}: {e}", permutation.name)).is_empty());
     }
@@ -46,9 +54,9 @@ fn translate_to_spirv() {
 
 #[test]
 fn translate_to_metal() {
-    for permutation in permutations() {
-        let (module, info) = parse(permutation);
-        let lang_version = if permutation.is_fast() { (2, 3) } else { (2, 0) };
+    for (permutation, fast) in forms() {
+        let (module, info) = parse(permutation, fast);
+        let lang_version = if fast { (2, 3) } else { (2, 0) };
         let options = back::msl::Options { lang_version, ..Default::default() };
         let (_, names) = back::msl::write_string(&module, &info, &options, &back::msl::PipelineOptions::default())
             .unwrap_or_else(|e| panic!("{}: {e}", permutation.name));
@@ -59,7 +67,7 @@ fn translate_to_metal() {
 #[test]
 fn translate_to_hlsl() {
     for permutation in portable() {
-        let (module, info) = parse(permutation);
+        let (module, info) = parse(permutation, false);
         let (options, pipeline) = (back::hlsl::Options::default(), back::hlsl::PipelineOptions::default());
         let mut text = String::new();
         let names = back::hlsl::Writer::new(&mut text, &options, &pipeline)
@@ -78,7 +86,7 @@ fn translate_to_hlsl() {
 fn keep_to_the_limits_of_the_portable_tier() {
     for permutation in portable() {
         let name = permutation.name;
-        let (module, _) = parse(permutation);
+        let (module, _) = parse(permutation, false);
         let entries: Vec<_> = module.entry_points.iter().map(|entry| entry.name.as_str()).collect();
         assert_eq!(entries, ["main"], "{name}");
         let invocations: u32 = module.entry_points[0].workgroup_size.iter().product();
@@ -100,7 +108,7 @@ fn shapes_of_the_fast_tier_keep_to_the_limits_of_small_gpus() {
     let mut extents = BTreeSet::new();
     for permutation in permutations().filter(Permutation::is_fast) {
         let name = permutation.name;
-        let (module, _) = parse(permutation);
+        let (module, _) = parse(permutation, true);
         let globals = || module.global_variables.iter().map(|(_, global)| global);
         let workgroup = globals().filter(|g| g.space == AddressSpace::WorkGroup);
         let bytes: u32 = workgroup.map(|g| module.types[g.ty].inner.size(module.to_ctx())).sum();
@@ -131,7 +139,8 @@ fn every_file_is_embedded_and_used() {
     let mut files = BTreeSet::new();
     shader_files(&root, "", &mut files);
     // `source` panics where a file that it needs is not embedded.
-    let mut used: BTreeSet<String> = permutations().inspect(|p| drop(p.source())).map(|p| p.file.to_string()).collect();
+    let mut used: BTreeSet<String> =
+        permutations().inspect(|p| drop(p.source(true))).map(|p| p.file.to_string()).collect();
     let mut unread: Vec<String> = used.iter().cloned().collect();
     while let Some(file) = unread.pop() {
         let text = std::fs::read_to_string(root.join(format!("{file}.wgsl"))).unwrap();
