@@ -20,8 +20,7 @@ struct Params {
 const SENTINEL = -1.0e30;
 
 @compute @workgroup_size(256)
-fn main(at: Invocation) {
-    let group = at.group;
+fn main(@builtin(workgroup_id) group: vec3<u32>, at: Invocation) {
     let lane = at.lane;
     let token = group.y * p.stride + group.x;
     if token >= p.tokens {

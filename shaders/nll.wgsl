@@ -47,8 +47,7 @@ fn group_argmax(lane: u32, value: f32, place: u32) -> u32 {
 }
 
 @compute @workgroup_size(256)
-fn main(at: Invocation) {
-    let group = at.group;
+fn main(@builtin(workgroup_id) group: vec3<u32>, at: Invocation) {
     let lane = at.lane;
     let token = group.y * p.stride + group.x;
     if token >= p.tokens {

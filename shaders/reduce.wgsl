@@ -27,8 +27,7 @@ fn term(i: u32) -> f32 {
 }
 
 @compute @workgroup_size(256)
-fn main(at: Invocation) {
-    let group = at.group;
+fn main(@builtin(workgroup_id) group: vec3<u32>, at: Invocation) {
     let lane = at.lane;
     let end = min((group.x + 1u) * p.chunk, p.count);
     var total = 0.0;

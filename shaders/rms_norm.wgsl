@@ -17,9 +17,9 @@ struct Params {
 const LANES = 128u;
 
 @compute @workgroup_size(128)
-fn main(at: Invocation) {
+fn main(@builtin(workgroup_id) group: vec3<u32>, at: Invocation) {
     let lane = at.lane;
-    let token = at.group.y * p.stride + at.group.x;
+    let token = group.y * p.stride + group.x;
     let start = min(token, p.tokens - 1u) * p.width;
     var squares = 0.0;
     for (var i = lane; i < p.width; i += LANES) {

@@ -2,8 +2,8 @@
 // and gets the result. Call in uniform control flow. With SUBGROUPS, on devices of the fast tier, subgroups reduce on their own
 // first, and two barriers do.
 
+// The workgroup is not among these: browsers take a whole struct for what may differ between invocations.
 struct Invocation {
-    @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 #ifdef SUBGROUPS
     @builtin(num_subgroups) subgroups: u32,
