@@ -5,7 +5,8 @@ pub mod tasks;
 use serde::Serialize;
 
 use crate::device::Recorder;
-use crate::model::network::{Head, Network};
+use crate::model::block::widest_activation;
+use crate::model::network::{Head, Network, SLAB_ROWS};
 use crate::ops::{kl, nll};
 use crate::pipeline::{Event, Observer};
 use crate::tensor::Tensor;
@@ -55,6 +56,9 @@ struct Sums {
 /// Evaluates `network` on `windows` (each as long as the network was made for), alone or `against` another network of
 /// the same vocabulary.
 ///
+/// Goes through the blocks once, or more often with fewer windows each time where the memory of `rec` cannot hold the hidden
+/// states of all: with the same result.
+///
 /// Errors: `Error::NotFinite` if a model's logits are; what the device reports.
 pub async fn evaluate(
     rec: &mut Recorder,
@@ -65,26 +69,31 @@ pub async fn evaluate(
 ) -> Result<Evaluation> {
     let seq_len = windows.first().map_or(0, Vec::len);
     let per_chunk = network.sequences_per_chunk(rec)?;
-    let hidden = last_hidden(rec, network, windows, per_chunk, observer).await?;
-    let head = network.head(rec).await?;
-    let other = match against {
-        None => None,
-        Some(other) => {
-            if other.config().vocab_size != network.config().vocab_size {
-                return Err(vocabularies_differ(network, other));
-            }
-            let hidden = last_hidden(rec, other, windows, per_chunk, observer).await?;
-            Some((hidden, other.head(rec).await?))
-        }
-    };
+    if let Some(other) = against.filter(|other| other.config().vocab_size != network.config().vocab_size) {
+        return Err(vocabularies_differ(network, other));
+    }
+    let networks: Vec<&Network<'_>> = [network].into_iter().chain(against).collect();
+    let at_a_time = per_chunk * chunks_at_a_time(rec, &networks, per_chunk * seq_len);
     let mut sums = Sums::default();
     let (mut scored, all) = (0, windows.len());
-    for (index, windows) in windows.chunks(per_chunk).enumerate() {
-        let targets = next_tokens(windows);
-        let other = other.as_ref().map(|(hidden, head)| (&hidden[index], head));
-        score_chunk(rec, (&hidden[index], &head), other, &targets, seq_len, &mut sums).await?;
-        scored += windows.len();
-        observer.event(&Event::EvaluationHead { scored, windows: all });
+    let mut passes = Passes { observer, done: 0, all: all.div_ceil(at_a_time) };
+    for windows in windows.chunks(at_a_time) {
+        let hidden = last_hidden(rec, network, windows, per_chunk, &mut passes).await?;
+        let other = match against {
+            None => None,
+            Some(other) => {
+                Some((last_hidden(rec, other, windows, per_chunk, &mut passes).await?, other.head(rec).await?))
+            }
+        };
+        let head = network.head(rec).await?;
+        for (index, windows) in windows.chunks(per_chunk).enumerate() {
+            let targets = next_tokens(windows);
+            let other = other.as_ref().map(|(hidden, head)| (&hidden[index], head));
+            score_chunk(rec, (&hidden[index], &head), other, &targets, seq_len, &mut sums).await?;
+            scored += windows.len();
+            passes.observer.event(&Event::EvaluationHead { scored, windows: all });
+        }
+        passes.done += 1;
     }
     let count = sums.predicted as f64;
     let nll = sums.nll / count;
@@ -94,12 +103,58 @@ pub async fn evaluate(
             remedy: "check the checkpoint, its weights overflow in this text".to_string(),
         });
     }
-    let against = other.is_some().then(|| Against {
+    let against = against.map(|_| Against {
         perplexity: (sums.against_nll / count).exp(),
         kl: sums.kl / count,
         top1_agreement: sums.agreed as f64 / count,
     });
     Ok(Evaluation { windows: windows.len(), seq_len, predicted: sums.predicted, nll, perplexity: nll.exp(), against })
+}
+
+/// Counts the blocks of all passes together.
+struct Passes<'a> {
+    observer: &'a mut dyn Observer,
+    done: usize,
+    all: usize,
+}
+
+impl Observer for Passes<'_> {
+    fn event(&mut self, event: &Event) {
+        match *event {
+            Event::EvaluationBlock { block, blocks } => self
+                .observer
+                .event(&Event::EvaluationBlock { block: self.done * blocks + block, blocks: self.all * blocks }),
+            _ => self.observer.event(event),
+        }
+    }
+
+    fn seconds(&self) -> f64 {
+        self.observer.seconds()
+    }
+
+    fn cancelled(&self) -> bool {
+        self.observer.cancelled()
+    }
+}
+
+/// Chunks of `tokens` tokens whose hidden states in all networks fit the memory of `rec` beside a block, the heads, a chunk within a block and
+/// its logits; at least one.
+fn chunks_at_a_time(rec: &Recorder, networks: &[&Network<'_>], tokens: usize) -> usize {
+    let Some(limit) = rec.memory().device else { return usize::MAX / tokens.max(1) };
+    let mut taken = if rec.is_gpu() { 0 } else { rec.memory().beside };
+    let (mut largest, mut states) = (0, 0);
+    for config in networks.iter().map(|network| network.config()) {
+        let weights: usize = config.block_linears(0).iter().map(|linear| linear.rows * linear.columns).sum();
+        let head = config.vocab_size * config.hidden_size;
+        let within = tokens * (2 * config.hidden_size + 3 * widest_activation(config));
+        taken += 4 * (head + 2 * HEAD_TOKENS * SLAB_ROWS.min(config.vocab_size)) as u64;
+        largest = largest.max(4 * (weights + within) as u64);
+        states += 4 * (tokens * config.hidden_size) as u64;
+    }
+    // A GPU's buffers come in sizes an eighth apart.
+    let [beside, states] =
+        [taken + largest, states.max(1)].map(|bytes| if rec.is_gpu() { bytes / 8 * 9 + 9 } else { bytes });
+    (limit.saturating_sub(beside) / states).max(1) as usize
 }
 
 fn vocabularies_differ(network: &Network<'_>, other: &Network<'_>) -> Error {

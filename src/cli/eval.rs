@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::args::EvalArgs;
 use super::console::Console;
+use super::memory::MemoryArgs;
 use super::{open_device, open_model, write_json};
 
 /// What `--json` writes.
@@ -52,6 +53,7 @@ pub fn run(args: EvalArgs) -> Result<()> {
     let tasks = args.tasks.iter().map(|path| Task::parse(&read_text_file(path)?)).collect::<Result<Vec<_>>>()?;
     let device = open_device(&args.device)?;
     let mut rec = Recorder::new(&device);
+    rec.set_memory(MemoryArgs::default().resolve(&device, None)?);
     let mut console = Console::new();
     let evaluation = match &text {
         Some(text) => Some(perplexity(&mut rec, &model, against.as_ref(), text, &mut console)?),

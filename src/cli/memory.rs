@@ -13,7 +13,7 @@ use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 use super::speed::{anonymous_memory, peak_memory};
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub struct MemoryArgs {
     /// Memory to take on the device, such as 6GB or 512MiB [default: nine tenths of what it reports; of the CPU's three quarters].
     #[arg(long, value_name = "SIZE")]

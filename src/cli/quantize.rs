@@ -81,7 +81,7 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
         eprintln!("resuming: {} of {blocks} blocks are done", unfinished.blocks());
     }
     let mut console = Traced::new(Console::new());
-    let result = attempt(&device, memory, options.seq_len, |rec| {
+    let result = attempt(&device, memory.clone(), options.seq_len, |rec| {
         let mut writer = match writer.take() {
             Some(writer) => writer,
             None => {
@@ -112,9 +112,11 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     say!("{}", memory_summary(&report));
     say!("wrote {} to {}", HumanBytes(sizes.quantized_bytes), args.out.display());
     let mut run = Run { sizes: Some(sizes), ..Run::new("", model.name(), report) };
+    let mut rec = Recorder::new(&device);
+    rec.set_memory(memory);
     // The record of a long run is written even if an evaluation after it fails or is cancelled.
     let evaluated = texts.iter().try_for_each(|text| {
-        run.evaluations.push(evaluate_result(&mut Recorder::new(&device), &model, &args.out, text)?);
+        run.evaluations.push(evaluate_result(&mut rec, &model, &args.out, text)?);
         Ok(())
     });
     record(&args, run)?;

@@ -96,7 +96,7 @@ const EMBEDDING: &str = "model.embed_tokens.weight";
 /// Name of the last norm's weight.
 const FINAL_NORM: &str = "model.norm.weight";
 /// Vocabulary entries per slab, about.
-const SLAB_ROWS: usize = 16384;
+pub(crate) const SLAB_ROWS: usize = 16384;
 
 /// A model read from a checkpoint, block by block, for sequences of one length.
 pub struct Network<'a> {

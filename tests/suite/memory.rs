@@ -2,8 +2,9 @@
 
 use aquatint::checkpoint::random;
 use aquatint::device::{Device, Memory, Place, Recorder};
-use aquatint::model::network::Replacements;
-use aquatint::pipeline::{Plan, quantize};
+use aquatint::eval::evaluate;
+use aquatint::model::network::{Network, Replacements};
+use aquatint::pipeline::{Event, Observer, Plan, quantize};
 use aquatint::quant::{Method, QuantizeOptions};
 use aquatint::report::Report;
 use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
@@ -142,6 +143,62 @@ fn too_little_memory_is_told_before_anything_is_done() {
             assert!(Plan::new(model.config(), &[&options], &with(&Device::Cpu, enough)).is_ok(), "{least}");
         }
         other => panic!("{:?}", other.map(|(report, _)| report)),
+    }
+}
+
+/// Counts the blocks that an evaluation goes through, and how many it said there would be.
+#[derive(Default)]
+struct Blocks {
+    done: usize,
+    announced: usize,
+}
+
+impl Observer for Blocks {
+    fn event(&mut self, event: &Event) {
+        if let Event::EvaluationBlock { block, blocks } = *event {
+            self.done += 1;
+            assert_eq!((block, self.announced.max(blocks)), (self.done, blocks));
+            self.announced = blocks;
+        }
+    }
+
+    fn seconds(&self) -> f64 {
+        0.0
+    }
+
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn an_evaluation_with_less_memory_takes_fewer_windows_at_a_time_to_the_same_bits() {
+    let model = block_on(bundled::checkpoint()).unwrap();
+    let all = windows(&model, &options(3, 7, 64));
+    let config = model.config();
+    for device in devices() {
+        let evaluate = |memory: Option<u64>| {
+            // Two windows in a chunk.
+            let memory = Memory { device: memory, beside: 0, chunk_tokens: 128, ..Memory::default() };
+            let mut rec = with(&device, memory);
+            let network = Network::new(&mut rec, &model, None, 64).unwrap();
+            let mut blocks = Blocks::default();
+            let result = block_on(evaluate(&mut rec, &network, None, &all, &mut blocks)).unwrap();
+            assert_eq!(blocks.done, blocks.announced);
+            (result, blocks.done / config.num_hidden_layers)
+        };
+        let (expected, passes) = evaluate(None);
+        assert_eq!(passes, 1);
+        let weights: usize = config.block_linears(0).iter().map(|linear| linear.rows * linear.columns).sum();
+        let head = config.vocab_size * (config.hidden_size + 2 * 1024);
+        let within = 128 * (2 * config.hidden_size + 3 * config.intermediate_size);
+        let states = 4 * 128 * config.hidden_size as u64;
+        let beside = 4 * (weights + head + within) as u64;
+        let gpu = !matches!(device, Device::Cpu);
+        let [beside, states] = [beside, states].map(|bytes| if gpu { bytes / 8 * 9 + 9 } else { bytes });
+        for (chunks, passes) in [(4, 1), (3, 2), (2, 2), (1, 4)] {
+            assert_eq!(evaluate(Some(beside + chunks * states)), (expected.clone(), passes), "{}", device.name());
+        }
     }
 }
 
