@@ -96,7 +96,10 @@ fn run(arguments: &Arguments) -> Result<()> {
 
     let (tokens, total) = (samples * seq_len, report.total_seconds);
     println!("Limit: matmul {:.1} GFLOP/s", limit / 1e9);
-    println!("{blocks} blocks, {samples} × {seq_len} tokens, 3 bits per channel, GPTQ, MSE grids, automatic α\n");
+    let QuantizeOptions { method, grid, descent_passes, .. } = &options;
+    println!(
+        "{blocks} blocks, {samples} × {seq_len} tokens, 3 bits per channel, {method:?}, {grid:?} grids, {descent_passes} passes of descent, automatic α\n"
+    );
     let mut table = Table::new(["phase", "seconds", "of total", "GFLOP/s", "of limit"], 1);
     let mut good_seconds = 0.0;
     for (&phase, &seconds) in &report.seconds {
