@@ -350,6 +350,9 @@ pub struct BenchModelArgs {
     /// Write a record of the measurement.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Time every kernel of a GPU, and write what ran when in the Chrome trace format.
+    #[arg(long, value_name = "FILE")]
+    pub profile: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

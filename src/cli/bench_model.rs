@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use super::args::{BenchModelArgs, CalibrationArgs};
 use super::console::Console;
 use super::memory::{attempt, summary};
+use super::profile::Traced;
 use super::speed::{operations, peak_memory, product_rate};
 use super::{check_writable, open_device, write_json};
 
@@ -61,7 +62,9 @@ struct Record<'a> {
 
 /// Quantizes some blocks of random weights and prints where the time went.
 pub fn run(args: BenchModelArgs) -> Result<()> {
-    args.json.as_deref().map_or(Ok(()), |path| check_writable("--json", path))?;
+    for (option, path) in [("--json", &args.json), ("--profile", &args.profile)] {
+        path.as_deref().map_or(Ok(()), |path| check_writable(option, path))?;
+    }
     let mut shape = shape(&args.shape)?;
     let blocks_of_the_model = shape["num_hidden_layers"].as_u64().unwrap_or(0) as usize;
     if args.blocks == 0 || args.blocks > blocks_of_the_model {
@@ -87,11 +90,20 @@ pub fn run(args: BenchModelArgs) -> Result<()> {
     let device = open_device(&args.device)?;
     let memory = args.memory.resolve(&device, args.json.as_deref())?;
     let rate = product_rate(&mut Recorder::new(&device))?;
-    let mut console = Console::new();
-    let report = attempt(&device, memory, options.seq_len, |rec| {
-        pollster::block_on(quantize(rec, &model, &windows, &options, &mut Nowhere, &mut console))
+    let mut console = Traced::new(Console::new());
+    let (report, kernel_times) = attempt(&device, memory, options.seq_len, |rec| {
+        if args.profile.is_some() {
+            rec.profile()?;
+        }
+        pollster::block_on(async {
+            let report = quantize(rec, &model, &windows, &options, &mut Nowhere, &mut console).await?;
+            Ok((report, rec.kernel_times().await?))
+        })
     })?;
-    drop(console);
+    match &args.profile {
+        Some(path) => console.write(path, &kernel_times)?,
+        None => drop(console),
+    }
     let work = work(config, &options);
     let whole = report.total_seconds / args.blocks as f64 * blocks_of_the_model as f64;
     print(&args, &report, &work, rate);

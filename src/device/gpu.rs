@@ -194,8 +194,7 @@ impl Gpu {
         };
         // It is decided once, here.
         let _ = self.fast.set(fast);
-        self.trim();
-        self.peak.store(self.pool.held.load(Relaxed), Relaxed);
+        self.forget_peak();
     }
 
     /// The shape of products of the fast tier, where it is used.
@@ -234,7 +233,7 @@ impl Gpu {
         self.memory
     }
 
-    /// The most bytes that buffers have taken at a time.
+    /// The most bytes that buffers have taken at a time since the limit was set.
     pub fn peak_bytes(&self) -> u64 {
         self.peak.load(Relaxed)
     }
@@ -254,9 +253,16 @@ impl Gpu {
         self.pace.store(pace.to_bits(), Relaxed);
     }
 
-    /// Sets how many bytes buffers may take in all from now on.
+    /// Sets how many bytes buffers may take in all from now on, and forgets what they took before.
     pub(super) fn limit(&self, bytes: u64) {
         self.limit.store(bytes, Relaxed);
+        self.forget_peak();
+    }
+
+    /// Gives free buffers back; the peak is what is held now.
+    fn forget_peak(&self) {
+        self.trim();
+        self.peak.store(self.pool.held.load(Relaxed), Relaxed);
     }
 
     /// Sets above how many bytes no buffer is made before free ones are given back.

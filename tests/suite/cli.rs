@@ -363,8 +363,12 @@ fn blocks_of_random_weights_are_timed_and_a_dry_run_counts_the_work() {
     fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/tiny-llama/config.json"), &config).unwrap();
     let quick = ["--samples", "2", "--seq-len", "32", "--bits", "3", "--device", "cpu"];
     let arguments = ["bench-model", "--shape", text(&config), "--blocks", "2", "--json", text(&record)];
-    let said = succeed(&[&arguments[..], &quick].concat());
+    let trace = scratch.path().join("trace.json");
+    let said = succeed(&[&arguments[..], &["--profile", text(&trace)], &quick].concat());
     assert!(said.contains("all 8 blocks at this pace"), "{said}");
+    assert!(
+        json(&trace)["traceEvents"].as_array().unwrap().iter().any(|event| event["name"] == "round: block 2, down")
+    );
     let record = json(&record);
     let seconds = record["total_seconds"].as_f64().unwrap();
     assert!((record["extrapolated_seconds"].as_f64().unwrap() / seconds - 4.0).abs() < 1e-9);
