@@ -37,6 +37,13 @@ impl Output for Nowhere {
     }
 }
 
+/// The calibration windows that `options` ask for, of random tokens.
+pub fn random_windows(options: &QuantizeOptions, vocabulary: usize) -> Vec<Vec<u32>> {
+    let mut dice = ChaCha8Rng::seed_from_u64(options.seed);
+    let mut window = || (0..options.seq_len).map(|_| dice.random_range(0..vocabulary as u32)).collect();
+    (0..options.samples).map(|_| window()).collect()
+}
+
 /// What `--json` writes.
 #[derive(Serialize)]
 struct Record<'a> {
@@ -83,10 +90,7 @@ pub fn run(args: BenchModelArgs) -> Result<()> {
     };
     let options = args.method.options(&text, config);
     options.validate_for(config)?;
-    let mut dice = ChaCha8Rng::seed_from_u64(args.seed);
-    let vocabulary = config.vocab_size as u32;
-    let mut window = || (0..args.seq_len).map(|_| dice.random_range(0..vocabulary)).collect();
-    let windows: Vec<Vec<u32>> = (0..args.samples).map(|_| window()).collect();
+    let windows = random_windows(&options, config.vocab_size);
     let device = open_device(&args.device)?;
     let memory = args.memory.resolve(&device, args.json.as_deref())?;
     let rate = product_rate(&mut Recorder::new(&device))?;

@@ -11,11 +11,9 @@ use aquatint::pipeline::{Event, Observer, Phase, Plan, quantize, work};
 use aquatint::quant::QuantizeOptions;
 use aquatint::{Checkpoint, Error};
 use indicatif::{HumanBytes, HumanDuration};
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
-use super::bench_model::Nowhere;
+use super::bench_model::{Nowhere, random_windows};
 use super::memory::describe;
 use super::speed::{operations, product_rate, summary};
 
@@ -112,9 +110,7 @@ impl Trial {
 
     /// Operations per second of each phase.
     fn rates(&self, rec: &mut Recorder) -> Result<BTreeMap<Phase, f64>> {
-        let mut dice = ChaCha8Rng::seed_from_u64(self.options.seed);
-        let mut window = || (0..self.options.seq_len).map(|_| dice.random_range(0..VOCABULARY as u32)).collect();
-        let windows: Vec<Vec<u32>> = (0..self.options.samples).map(|_| window()).collect();
+        let windows = random_windows(&self.options, VOCABULARY);
         let (mut nowhere, mut watch) = (Nowhere, Stopwatch(Instant::now()));
         let run = quantize(rec, &self.model, &windows, &self.options, &mut nowhere, &mut watch);
         let report = match pollster::block_on(run) {
