@@ -13,7 +13,9 @@ in blocks of 128, by falling activation, on one min-max grid per row. The same r
     aquatint quantize MODEL --out OUT --calibration TEXT --sampling sequential --samples N --seq-len N --bits B --asym \\
         --group-size -1 --alpha A --grid minmax --descent 0
 
-With --shape the weights and the tokens are random, as in `aquatint bench-model --shape llama-2-7b --blocks N`. torch, transformers and safetensors; `benches/peers/run.sh` makes an environment for it.
+With --shape the weights and the tokens are random, as in `aquatint bench-model --shape llama-2-7b --blocks N`.
+
+Needs torch, transformers and safetensors; `benches/peers/run.sh` makes an environment for it.
 """
 
 import argparse

@@ -38,13 +38,16 @@ pub fn forecast(device: &Device, memory: Memory, model: &Checkpoint, options: &Q
     say!("work: {}; in all {}", summary(&work), operations(all));
     if let Some(trial) = Trial::new(config, options, TRIAL_SECONDS * rate) {
         let rates = trial.rates(&mut rec)?;
-        let seconds = work.iter().map(|(phase, count)| count / rates.get(phase).unwrap_or(&rate)).sum();
-        say!(
-            "time: about {}, as {TRIAL_BLOCKS} random blocks {} wide just took with {} tokens",
-            duration(seconds),
-            trial.hidden,
-            trial.options.samples * options.seq_len
-        );
+        let phases = work.iter().filter(|(_, count)| **count > 0.0);
+        // Nothing is said where the trial had nothing to do in some phase.
+        if let Some(seconds) = phases.map(|(phase, count)| Some(count / rates.get(phase)?)).sum::<Option<f64>>() {
+            say!(
+                "time: about {}, as {TRIAL_BLOCKS} random blocks {} wide just took with {} tokens",
+                duration(seconds),
+                trial.hidden,
+                trial.options.samples * options.seq_len
+            );
+        }
     }
     say!(
         "time: at least {}, were all of it as fast as the f32 matrix products just measured, {:.1} Gflop/s",
@@ -108,13 +111,13 @@ impl Trial {
         Some(Self { hidden: narrow(config.hidden_size), model, options })
     }
 
-    /// Operations per second of each phase.
+    /// Operations per second of each phase that it had something to do in; of none if the numbers overflow.
     fn rates(&self, rec: &mut Recorder) -> Result<BTreeMap<Phase, f64>> {
         let windows = random_windows(&self.options, VOCABULARY);
         let (mut nowhere, mut watch) = (Nowhere, Stopwatch(Instant::now()));
         let run = quantize(rec, &self.model, &windows, &self.options, &mut nowhere, &mut watch);
         let report = match pollster::block_on(run) {
-            // Random weights may not bear what real ones do; then nothing is known.
+            // Random weights may not bear what real ones do.
             Err(Error::NotFinite { .. }) => return Ok(BTreeMap::new()),
             report => report?,
         };

@@ -476,7 +476,7 @@ impl Recording {
         Ok(submission)
     }
 
-    /// Writes into a buffer that was just allocated. No more than twice [`UNDERWAY`] wait on the host for the GPU.
+    /// Writes into a buffer that was just allocated. Once about twice [`UNDERWAY`] are on their way, the host waits.
     fn write(&mut self, buffer: &Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
         // A write goes ahead of what is recorded and not yet submitted, which may still use this pooled buffer.
         self.submit()?;

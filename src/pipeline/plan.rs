@@ -61,15 +61,16 @@ impl Plan {
             None if quick => vec![(place, false), (place, true)],
             None => vec![(place, false)],
         };
-        let places = rec.memory().streams.and_below(rec.device()).iter().copied().flat_map(keeping);
+        let below = rec.memory().streams.and_below(rec.device());
+        let places = below.iter().copied().flat_map(keeping);
         let with_spare = |plan: Self| {
             let spare_bytes = if on_cpu { MOST_FREE.min(device_limit - plan.device_bytes) } else { 0 };
             Self { spare_bytes, device_bytes: plan.device_bytes + spare_bytes, ..plan }
         };
-        let mut wanted = places.clone().flat_map(|place| sizes().filter(worthwhile).map(move |size| (place, size)));
+        let mut wanted = places.flat_map(|place| sizes().filter(worthwhile).map(move |size| (place, size)));
         let fitting = wanted.find_map(|(place, size)| Some(load.plan(place, size)).filter(fits));
-        let last = places.clone().rfind(|(_, recompute)| !recompute || rec.memory().recompute.is_some());
-        let last = last.unwrap_or((Place::Device, false));
+        // Keeping takes less of the device than computing again.
+        let last = (below[below.len() - 1], rec.memory().recompute.unwrap_or(false));
         let smaller = || sizes().map(|size| load.plan(last, size)).find(fits);
         fitting.or_else(smaller).map(with_spare).ok_or_else(|| {
             let least = load.plan(last, 1).device_bytes;
