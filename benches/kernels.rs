@@ -10,8 +10,8 @@ use std::process::ExitCode;
 
 use aquatint::Result;
 use aquatint::device::{Precision, Recorder};
-use aquatint::model::config::{Rope, RopeScaling};
-use aquatint::model::rope::table;
+use aquatint::engine::rope::table;
+use aquatint::family::{Rope, RopeScaling};
 use aquatint::ops::Positions;
 use aquatint::ops::add::add_assign;
 use aquatint::ops::attention::{Heads, attention};

@@ -10,10 +10,12 @@ use std::time::Instant;
 
 use aquatint::checkpoint::{Checkpoint, MemorySource, Source};
 use aquatint::device::{Precision, Recorder};
-use aquatint::model::network::Replacements;
+use aquatint::observer::{Event, Observer};
 use aquatint::ops::grid::Symmetry;
-use aquatint::pipeline::{Event, Observer, Phase, quantize};
+use aquatint::pipeline::quantize;
 use aquatint::quant::{GroupSize, QuantizeOptions};
+use aquatint::record::Phase;
+use aquatint::stored::Replacements;
 use aquatint::{ModelConfig, Result};
 use clap::Parser;
 use half::bf16;

@@ -7,7 +7,7 @@ use rand::seq::index;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::model::Tokenizer;
+use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// A text file by name and content. A name that ends in `.jsonl` means one JSON object per line with a `text` field.

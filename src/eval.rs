@@ -5,10 +5,10 @@ pub mod tasks;
 use serde::Serialize;
 
 use crate::device::Recorder;
-use crate::model::block::widest_activation;
-use crate::model::network::{Head, Network, SLAB_ROWS};
+use crate::engine::block::widest_activation;
+use crate::engine::network::{Head, Network, SLAB_ROWS};
+use crate::observer::{Event, Observer};
 use crate::ops::{kl, nll};
-use crate::pipeline::{Event, Observer};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 

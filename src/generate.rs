@@ -25,9 +25,10 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::checkpoint::Checkpoint;
 use crate::device::Recorder;
-use crate::model::network::Replacements;
-use crate::model::tokenizer::TextStream;
-use crate::model::{Decoder, Tokenizer};
+use crate::engine::Decoder;
+use crate::stored::Replacements;
+use crate::tokenizer::TextStream;
+use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// How a text is continued.

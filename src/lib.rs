@@ -5,7 +5,7 @@
 //!
 //! ```
 //! use aquatint::device::{Device, Recorder};
-//! use aquatint::model::network::Replacements;
+//! use aquatint::stored::{Replacements};
 //! use aquatint::quant::QuantizeOptions;
 //! use aquatint::{Calibration, bundled, pipeline};
 //!
@@ -31,18 +31,24 @@ pub mod bundled;
 pub mod calibration;
 pub mod checkpoint;
 pub mod device;
+pub mod engine;
 pub mod error;
 pub mod eval;
+pub mod family;
 pub mod generate;
-pub mod model;
+pub mod observer;
 pub mod ops;
 pub mod pipeline;
 pub mod quant;
+pub mod record;
 pub mod report;
+pub mod stored;
 pub mod tensor;
+pub mod tokenizer;
 
 pub use calibration::{Calibration, Sampling, TextFile};
 pub use checkpoint::Checkpoint;
 pub use error::{Error, Result};
+pub use family::ModelConfig;
 pub use generate::{GenerateOptions, Generator, Stop};
-pub use model::{ModelConfig, Tokenizer};
+pub use tokenizer::Tokenizer;

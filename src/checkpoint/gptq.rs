@@ -2,127 +2,15 @@
 //!
 //! Written as v1 when symmetric and as v2 when not: v1 stores z − 1, which loaders decode differently where z = 0.
 
-use half::f16;
 use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use super::bits;
-use crate::model::config::{LinearSpec, ZeroPointFormat};
+use crate::family::{LinearSpec, ZeroPointFormat};
+use crate::stored::QuantizedLinear;
 use crate::{Error, Result};
 
-/// A quantized linear layer: W ≈ s·(q − z), with one s and z per row and group of `group_size` consecutive inputs.
-#[derive(Debug, Clone, PartialEq)]
-pub struct QuantizedLinear {
-    /// Module path without `.weight`.
-    pub name: String,
-    /// Outputs.
-    pub rows: usize,
-    /// Inputs.
-    pub columns: usize,
-    /// Bits per code: 2, 3, 4 or 8.
-    pub bits: u32,
-    /// Inputs per group; equal to `columns` for one group per row.
-    pub group_size: usize,
-    /// Whether every zero point is 2^(bits−1).
-    pub symmetric: bool,
-    /// q, `[rows, columns]`, row-major.
-    pub codes: Vec<u8>,
-    /// s, `[rows, groups]`, row-major.
-    pub scales: Vec<f16>,
-    /// z, `[rows, groups]`, row-major.
-    pub zeros: Vec<u8>,
-}
-
-/// A layer that was quantized, in one of the forms in which methods leave it.
-#[derive(Debug, Clone, PartialEq)]
-pub enum StoredLinear {
-    /// Codes on grids of its own.
-    Codes(QuantizedLinear),
-    /// A weight that lies on no grid, because a rotation was undone after rounding.
-    Dense(DenseLinear),
-}
-
-/// A weight as plain numbers.
-#[derive(Debug, Clone, PartialEq)]
-pub struct DenseLinear {
-    /// Module path without `.weight`.
-    pub name: String,
-    /// Outputs.
-    pub rows: usize,
-    /// Inputs.
-    pub columns: usize,
-    /// `[rows, columns]`, row-major.
-    pub weight: Vec<f32>,
-}
-
-impl From<QuantizedLinear> for StoredLinear {
-    fn from(linear: QuantizedLinear) -> Self {
-        Self::Codes(linear)
-    }
-}
-
-impl StoredLinear {
-    /// Module path without `.weight`.
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Codes(linear) => &linear.name,
-            Self::Dense(linear) => &linear.name,
-        }
-    }
-
-    /// Outputs and inputs.
-    pub fn shape(&self) -> [usize; 2] {
-        match self {
-            Self::Codes(linear) => [linear.rows, linear.columns],
-            Self::Dense(linear) => [linear.rows, linear.columns],
-        }
-    }
-
-    /// Whether the arrays have the sizes that the other fields promise, without which nothing here may be called.
-    pub(crate) fn is_whole(&self) -> bool {
-        let [rows, columns] = self.shape();
-        let weights = rows.checked_mul(columns);
-        match self {
-            Self::Codes(linear) => {
-                let possible = matches!(linear.bits, 2 | 3 | 4 | 8) && linear.group_size > 0 && columns > 0;
-                possible
-                    && weights == Some(linear.codes.len())
-                    && rows.checked_mul(linear.groups()) == Some(linear.scales.len())
-                    && linear.scales.len() == linear.zeros.len()
-            }
-            Self::Dense(linear) => weights == Some(linear.weight.len()),
-        }
-    }
-
-    /// The weight that the layer now has, `[rows, columns]`.
-    pub fn dequantize(&self) -> Vec<f32> {
-        match self {
-            Self::Codes(linear) => linear.dequantize(),
-            Self::Dense(linear) => linear.weight.clone(),
-        }
-    }
-}
-
 impl QuantizedLinear {
-    /// Groups per row.
-    pub fn groups(&self) -> usize {
-        self.columns.div_ceil(self.group_size)
-    }
-
-    /// s·(q − z) as `[rows, columns]`, exact: the product of an f16 and a whole number below 256 fits into an f32.
-    pub fn dequantize(&self) -> Vec<f32> {
-        let groups = self.groups();
-        let mut weight = Vec::with_capacity(self.codes.len());
-        for (row, codes) in self.codes.chunks_exact(self.columns).enumerate() {
-            for (group, codes) in codes.chunks(self.group_size).enumerate() {
-                let scale = self.scales[row * groups + group].to_f32();
-                let zero = f32::from(self.zeros[row * groups + group]);
-                weight.extend(codes.iter().map(|&q| scale * (f32::from(q) - zero)));
-            }
-        }
-        weight
-    }
-
     /// Where the parts lie when written.
     pub fn layout(&self) -> PackedLayout {
         let zero_points = if self.symmetric { ZeroPointFormat::V1 } else { ZeroPointFormat::V2 };

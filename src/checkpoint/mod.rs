@@ -12,9 +12,7 @@ mod sink;
 mod source;
 mod writer;
 
-pub use gptq::{
-    DenseLinear, GptqSettings, PackedLayout, PackedPart, PackedTensors, QuantizedLinear, StoredLinear, storable,
-};
+pub use gptq::{GptqSettings, PackedLayout, PackedPart, PackedTensors, storable};
 pub use header::{TensorEntry, read_header};
 pub use plan::{DEFAULT_SHARD_LIMIT, Format, LayerPlan, WritePlan};
 pub use random::random;

@@ -10,8 +10,8 @@ use super::gptq::{GptqSettings, PackedPart};
 use super::header::byte_size;
 use super::reader::{CONFIG_FILE, Checkpoint, QUANTIZE_CONFIG_FILE};
 use super::shards::{INDEX_FILE, SINGLE_FILE};
-use crate::model::ModelConfig;
-use crate::model::config::{LinearSpec, state_both_forms};
+use crate::family::ModelConfig;
+use crate::family::{LinearSpec, state_both_forms};
 use crate::{Error, Result};
 
 /// Shards stay below this many bytes, header included, unless a single tensor is larger.

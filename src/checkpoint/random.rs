@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Checkpoint, MemorySource, Source};
 use crate::Result;
-use crate::model::ModelConfig;
+use crate::family::ModelConfig;
 
 /// Opens a model of the shape that `config`, the content of a config.json, describes. `name` is how messages call it.
 ///

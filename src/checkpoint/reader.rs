@@ -10,11 +10,12 @@ use serde_json::{Map, Value};
 use super::gptq::{PackedLayout, PackedTensors};
 use super::shards::{Files, Tensor};
 use super::source::{Source, pieces};
-use crate::model::config::fields::Fields;
-use crate::model::config::{QuantizationConfig, ZeroPointFormat};
-use crate::model::{ModelConfig, Tokenizer};
+use crate::family::ModelConfig;
+use crate::family::config::fields::Fields;
+use crate::family::{QuantizationConfig, ZeroPointFormat};
 use crate::ops::widen::Encoding;
 use crate::tensor::recycled;
+use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 pub(super) const CONFIG_FILE: &str = "config.json";

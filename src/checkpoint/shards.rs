@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::header::{TensorEntry, read_header};
 use super::source::Source;
-use crate::model::config::json_object;
+use crate::family::json_object;
 use crate::{Error, Result};
 
 /// The index that goes with several shards.

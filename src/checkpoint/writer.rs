@@ -8,11 +8,11 @@ use std::path::PathBuf;
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-use super::gptq::StoredLinear;
 use super::plan::{DueLinear, Format, Item, WritePlan};
 use super::reader::Checkpoint;
 use super::sink::Sink;
 use super::source::{Source, pieces};
+use crate::stored::StoredLinear;
 use crate::{Error, Result};
 
 /// A checkpoint being written.

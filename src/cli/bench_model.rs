@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use aquatint::checkpoint::{StoredLinear, random};
+use aquatint::checkpoint::random;
 use aquatint::device::{Precision, Recorder};
-use aquatint::pipeline::{Output, Phase, Plan, quantize, work};
+use aquatint::pipeline::{Output, quantize, work};
 use aquatint::quant::QuantizeOptions;
-use aquatint::report::Report;
+use aquatint::record::Report;
+use aquatint::record::{Phase, Plan};
+use aquatint::stored::StoredLinear;
 use aquatint::{Error, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use futures::future::LocalBoxFuture;

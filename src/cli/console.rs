@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use aquatint::model::block::Stage;
-use aquatint::pipeline::{Event, Observer, Phase};
+use aquatint::engine::block::Stage;
+use aquatint::observer::{Event, Observer};
+use aquatint::record::Phase;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use super::memory::describe;

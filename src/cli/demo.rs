@@ -1,11 +1,13 @@
 //! `aquatint demo`: the bundled model, full precision and four ways of quantizing it to 3 bits, in one table.
 
 use aquatint::device::Recorder;
+use aquatint::engine::network::Network;
 use aquatint::eval::evaluate;
-use aquatint::model::network::{Network, Replacements};
-use aquatint::pipeline::{Observer, quantize};
+use aquatint::observer::Observer;
+use aquatint::pipeline::quantize;
 use aquatint::quant::options::default_symmetry;
 use aquatint::quant::{Alpha, Method, QuantizeOptions};
+use aquatint::stored::Replacements;
 use aquatint::{Calibration, Result, bundled};
 use comfy_table::{CellAlignment, Table, presets};
 

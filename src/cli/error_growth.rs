@@ -1,10 +1,11 @@
 //! `aquatint error-growth`: how the error of the first blocks grows through the others, with and without propagation
 //! (Fig. 2 of arXiv 2504.09629).
 
-use aquatint::model::network::Replacements;
 use aquatint::pipeline::{Job, quantize_together};
 use aquatint::quant::{Alpha, QuantizeOptions};
-use aquatint::report::{BlockReport, Document, Run, html};
+use aquatint::record::BlockReport;
+use aquatint::report::{Document, Run, html};
+use aquatint::stored::Replacements;
 use aquatint::{Error, Result};
 use comfy_table::{CellAlignment, Table, presets};
 

@@ -2,9 +2,9 @@
 
 use aquatint::checkpoint::read_text_file;
 use aquatint::device::{Precision, Recorder};
+use aquatint::engine::network::Network;
 use aquatint::eval::tasks::{Task, TaskResult, answer};
 use aquatint::eval::{Evaluation, evaluate};
-use aquatint::model::network::Network;
 use aquatint::{Calibration, Checkpoint, Error, Result, Sampling, TextFile, bundled};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;

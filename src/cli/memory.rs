@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use aquatint::device::{Device, Memory, Place, Recorder};
-use aquatint::pipeline::Plan;
-use aquatint::report::Report;
+use aquatint::record::Plan;
+use aquatint::record::Report;
 use aquatint::{Error, Result};
 use bytesize::ByteSize;
 use clap::Args;

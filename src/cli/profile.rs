@@ -5,7 +5,7 @@ use std::path::Path;
 
 use aquatint::Result;
 use aquatint::device::KernelTime;
-use aquatint::pipeline::{Event, Observer};
+use aquatint::observer::{Event, Observer};
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 

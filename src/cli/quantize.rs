@@ -7,14 +7,15 @@ use aquatint::checkpoint::{
     CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, WritePlan, read_text_file,
 };
 use aquatint::device::Recorder;
+use aquatint::engine::block::Stage;
+use aquatint::engine::network::Network;
 use aquatint::eval::evaluate;
-use aquatint::model::ModelConfig;
-use aquatint::model::block::Stage;
-use aquatint::model::config::LinearSpec;
-use aquatint::model::network::Network;
+use aquatint::family::LinearSpec;
+use aquatint::family::ModelConfig;
 use aquatint::pipeline::{Job, quantize_together};
 use aquatint::quant::{Method, QuantizeOptions};
-use aquatint::report::{Document, Evaluation, Report, Run, Sizes, html};
+use aquatint::record::Report;
+use aquatint::report::{Document, Evaluation, Run, Sizes, html};
 use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
 use indicatif::{HumanBytes, HumanDuration};
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use aquatint::Result;
 use aquatint::device::Recorder;
 use aquatint::ops::matmul::{Orientation, matmul};
-use aquatint::pipeline::Phase;
+use aquatint::record::Phase;
 
 /// Width of the matrices of the measurement.
 const WIDTH: usize = 1024;

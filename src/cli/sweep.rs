@@ -7,11 +7,13 @@ mod table;
 
 use aquatint::checkpoint::read_text_file;
 use aquatint::device::{Device, Recorder};
+use aquatint::engine::network::Network;
 use aquatint::eval::evaluate;
 use aquatint::eval::tasks::{Task, TaskResult, answer};
-use aquatint::model::network::{Network, Replacements};
 use aquatint::pipeline::{Job, quantize_together};
-use aquatint::report::{Document, Evaluation, Report, Run, html};
+use aquatint::record::Report;
+use aquatint::report::{Document, Evaluation, Run, html};
+use aquatint::stored::Replacements;
 use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
 
 use super::args::SweepArgs;

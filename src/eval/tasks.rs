@@ -8,11 +8,12 @@ use super::{HEAD_TOKENS, through_blocks};
 use crate::calibration::TextFile;
 use crate::checkpoint::Checkpoint;
 use crate::device::Recorder;
-use crate::model::Tokenizer;
-use crate::model::network::{Head, Network, Replacements};
+use crate::engine::network::{Head, Network};
+use crate::observer::{Event, Observer};
 use crate::ops::nll;
-use crate::pipeline::{Event, Observer};
+use crate::stored::Replacements;
 use crate::tensor::Tensor;
+use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 /// Tokens whose hidden states exist at the same time, about.

@@ -9,8 +9,9 @@
 use half::{bf16, f16};
 
 use crate::Result;
-use crate::checkpoint::{Checkpoint, Dtype, QuantizedLinear, StoredLinear};
-use crate::model::block::{InputSource, Stage};
+use crate::checkpoint::{Checkpoint, Dtype};
+use crate::engine::block::{InputSource, Stage};
+use crate::stored::{QuantizedLinear, StoredLinear};
 
 /// What a block has ready for the output.
 #[derive(Debug, Default, Clone)]

@@ -1,7 +1,6 @@
 //! One group of linears: from the statistics of its input to codes (algorithms.md §3 to §6).
 
 use crate::Result;
-use crate::checkpoint::StoredLinear;
 use crate::device::Recorder;
 use crate::ops::add::add_scaled;
 use crate::ops::gram::Packed;
@@ -14,7 +13,8 @@ use crate::quant::rounding::spec;
 use crate::quant::{
     Activations, Alpha, Curvature, Damping, Layer, Method, QuantizeOptions, Rounded, Rounder, Scaling, Statistics,
 };
-use crate::report::LayerReport;
+use crate::record::LayerReport;
+use crate::stored::StoredLinear;
 use crate::tensor::Tensor;
 
 /// A linear of the group.

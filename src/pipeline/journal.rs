@@ -11,9 +11,9 @@ use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
-use super::observer::Phase;
-use crate::checkpoint::{DenseLinear, QuantizedLinear, StoredLinear};
-use crate::report::{BlockReport, LayerReport};
+use crate::record::Phase;
+use crate::record::{BlockReport, LayerReport};
+use crate::stored::{DenseLinear, QuantizedLinear, StoredLinear};
 use crate::{Error, Result};
 
 /// Keeps the records of a run's blocks.

@@ -7,7 +7,7 @@
 pub mod fold;
 mod group;
 mod journal;
-mod observer;
+
 mod plan;
 mod run;
 mod stream;
@@ -18,22 +18,25 @@ use std::collections::BTreeMap;
 
 use futures::future::LocalBoxFuture;
 
-use crate::checkpoint::{Checkpoint, CheckpointWriter, StoredLinear};
+use crate::checkpoint::{Checkpoint, CheckpointWriter};
 use crate::device::{Place, Recorder};
-use crate::model::ModelConfig;
-use crate::model::block::{Block, Stage, widest_activation};
-use crate::model::network::{Network, Replacements};
+use crate::engine::block::{Block, Stage, widest_activation};
+use crate::engine::network::Network;
+use crate::family::ModelConfig;
+use crate::observer::{Event, Observer};
 use crate::ops::gram;
 use crate::ops::reduce::sum_squares;
 use crate::quant::QuantizeOptions;
-use crate::report::Report;
+use crate::record::Report;
+use crate::record::{Phase, Plan};
+use crate::stored::Replacements;
+use crate::stored::StoredLinear;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 #[cfg(not(target_arch = "wasm32"))]
 pub use journal::DirectoryJournal;
 pub use journal::{BlockRecord, Journal};
-pub use observer::{Event, Observer, Phase};
-pub use plan::Plan;
+
 use run::{Group, Open, Run, Step};
 use stream::{Origin, Stream};
 use sums::Sums;

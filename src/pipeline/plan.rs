@@ -3,37 +3,16 @@
 //! On the device are the weights of one block, what is computed about one group of linears, and the chunk in hand. The hidden
 //! states of all chunks are there too if they fit, else in host memory, else in a file.
 
-use serde::{Deserialize, Serialize};
-
 use crate::device::{Device, Memory, Place, Precision, Recorder};
-use crate::model::ModelConfig;
-use crate::model::block::{Stage, widest_activation};
-use crate::model::network::sequences_per_chunk;
+use crate::engine::block::{Stage, widest_activation};
+use crate::engine::network::sequences_per_chunk;
+use crate::family::ModelConfig;
 use crate::ops::cooperative::PLANES;
 use crate::ops::gram::packed_len;
 use crate::quant::{Alpha, Method, QuantizeOptions};
+use crate::record::Plan;
 use crate::tensor::MOST_FREE;
 use crate::{Error, Result};
-
-/// The memory of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Plan {
-    /// Sequences that are processed together.
-    pub sequences_per_chunk: usize,
-    /// Where the hidden states of all chunks are.
-    pub streams: Place,
-    /// Whether what down reads is computed again from the residual stream each time, not kept.
-    #[serde(default)]
-    pub recompute: bool,
-    /// Bytes on the device at the peak, about; on the CPU of the whole program.
-    pub device_bytes: u64,
-    /// Of these, what arrays that are not in use may keep for the next of their size; on a GPU they give way.
-    pub spare_bytes: u64,
-    /// Bytes of hidden states in host memory.
-    pub host_bytes: u64,
-    /// Bytes of hidden states in a file.
-    pub file_bytes: u64,
-}
 
 /// Tokens that a chunk should have before hidden states leave the device: fewer leave a GPU idle.
 const WORTHWHILE_TOKENS: usize = 1024;

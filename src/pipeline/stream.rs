@@ -10,8 +10,8 @@ use scratch::Scratch;
 
 use crate::Result;
 use crate::device::{Place, Reading, Recorder};
-use crate::model::block::{Block, Lane, Stage};
-use crate::model::network::FinalNorm;
+use crate::engine::block::{Block, Lane, Stage};
+use crate::engine::network::FinalNorm;
 use crate::tensor::Tensor;
 
 /// The hidden states of all chunks.

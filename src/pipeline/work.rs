@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use super::observer::Phase;
-use crate::model::ModelConfig;
-use crate::model::block::Stage;
+use crate::engine::block::Stage;
+use crate::family::ModelConfig;
 use crate::quant::awq::RATIOS;
 use crate::quant::{Alpha, Method, QuantizeOptions};
+use crate::record::Phase;
 
 /// Range shrinkages that a grid search tries, and operations for one weight each, about.
 const GRID_SEARCH: f64 = 80.0 * 8.0;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Format, GptqSettings, LayerPlan};
-use crate::model::ModelConfig;
+use crate::family::ModelConfig;
 use crate::ops::grid::{ScaleType, Search, Symmetry};
 use crate::quant::rotation;
 use crate::{Error, Result, Sampling};

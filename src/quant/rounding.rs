@@ -5,13 +5,13 @@ use half::f16;
 use super::descent::Descent;
 use super::gptq::{self, Groups};
 use super::{ActivationOrder, Activations, Damping, Method, QuantizeOptions, Scaling, quip};
-use crate::checkpoint::{DenseLinear, QuantizedLinear, StoredLinear};
 use crate::device::Recorder;
 use crate::ops::cholesky::{self, Factor};
 use crate::ops::dequantize::dequantize;
 use crate::ops::gram::Packed;
 use crate::ops::grid::{self, Grid, GridSpec, Search, Symmetry};
 use crate::ops::rtn;
+use crate::stored::{DenseLinear, QuantizedLinear, StoredLinear};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Report;
+use crate::record::Report;
 use crate::{Error, Result, eval};
 
 /// Opens the document in a page, which is JSON up to the next `<`.

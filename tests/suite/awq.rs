@@ -6,19 +6,20 @@ use crate::common::dense::Dense;
 use crate::common::{devices, random, read, recorder, relative_error};
 use crate::small_model::{Model, random_layer};
 use aquatint::checkpoint::{
-    Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, QuantizedLinear, StoredLinear,
-    WritePlan,
+    Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, WritePlan,
 };
 use aquatint::device::{Device, Recorder};
+use aquatint::engine::block::Stage;
+use aquatint::engine::network::Network;
 use aquatint::eval::{evaluate, logits};
-use aquatint::model::block::Stage;
-use aquatint::model::config::LinearSpec;
-use aquatint::model::network::{Network, Replacements};
+use aquatint::family::LinearSpec;
 use aquatint::ops::grid::{GridSpec, ScaleType, Search, Symmetry};
 use aquatint::pipeline::fold::{Finished, Producer};
 use aquatint::pipeline::quantize;
 use aquatint::quant::{Activations, Alpha, GroupSize, Method, QuantizeOptions, Statistics};
-use aquatint::report::Report;
+use aquatint::record::Report;
+use aquatint::stored::Replacements;
+use aquatint::stored::{QuantizedLinear, StoredLinear};
 use aquatint::{Calibration, Error, Sampling, bundled};
 use half::{bf16, f16};
 use pollster::block_on;

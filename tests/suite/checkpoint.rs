@@ -8,8 +8,9 @@ use crate::common::{devices, recorder};
 use crate::small_model::{Model, Stored, random_layer};
 use aquatint::checkpoint::{
     Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Dtype, Existing, Format, GptqSettings, LayerPlan,
-    QuantizedLinear, WritePlan,
+    WritePlan,
 };
+use aquatint::stored::QuantizedLinear;
 use aquatint::{Error, bundled};
 use half::{bf16, f16};
 use pollster::block_on;

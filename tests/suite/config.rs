@@ -1,7 +1,7 @@
 //! What a configuration means, family by family, and how a wrong one is refused.
 
 use aquatint::ModelConfig;
-use aquatint::model::config::{Family, QuantizationConfig, Rope, RopeScaling, ZeroPointFormat};
+use aquatint::family::{Family, QuantizationConfig, Rope, RopeScaling, ZeroPointFormat};
 use serde_json::{Value, json};
 
 /// A configuration of the given architecture with `fields` on top.

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use crate::common::{devices, recorder, relative_error};
 use aquatint::Checkpoint;
+use aquatint::engine::network::Network;
 use aquatint::eval::logits;
-use aquatint::model::network::Network;
 use pollster::block_on;
 use safetensors::SafeTensors;
 

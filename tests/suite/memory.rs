@@ -2,11 +2,14 @@
 
 use aquatint::checkpoint::random;
 use aquatint::device::{Device, Memory, Place, Recorder};
+use aquatint::engine::network::Network;
 use aquatint::eval::evaluate;
-use aquatint::model::network::{Network, Replacements};
-use aquatint::pipeline::{Event, Observer, Plan, quantize};
+use aquatint::observer::{Event, Observer};
+use aquatint::pipeline::quantize;
 use aquatint::quant::{Method, QuantizeOptions};
-use aquatint::report::Report;
+use aquatint::record::Plan;
+use aquatint::record::Report;
+use aquatint::stored::Replacements;
 use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
 use pollster::block_on;
 use proptest::prelude::*;

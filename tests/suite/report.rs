@@ -6,9 +6,10 @@ use std::process::Command;
 
 use aquatint::Error;
 use aquatint::device::Precision;
-use aquatint::pipeline::Phase;
 use aquatint::quant::{Alpha, AlphaPolicy, GroupSize, QuantizeOptions};
-use aquatint::report::{BlockReport, Document, Evaluation, LayerReport, Report, Run, Sizes, html};
+use aquatint::record::Phase;
+use aquatint::record::{BlockReport, LayerReport, Report};
+use aquatint::report::{Document, Evaluation, Run, Sizes, html};
 use serde_json::Value;
 use tempfile::TempDir;
 

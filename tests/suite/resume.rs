@@ -6,10 +6,10 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use aquatint::device::{Device, Recorder};
-use aquatint::model::network::Replacements;
 use aquatint::pipeline::{BlockRecord, Job, Journal, quantize, quantize_together};
 use aquatint::quant::{Method, QuantizeOptions};
-use aquatint::report::Report;
+use aquatint::record::Report;
+use aquatint::stored::Replacements;
 use aquatint::{Calibration, Checkpoint, Result, bundled};
 use pollster::block_on;
 use rand::{RngExt, SeedableRng};

@@ -4,9 +4,9 @@ use std::process::Command;
 
 use crate::common::{devices, recorder};
 use aquatint::device::{Device, Recorder};
+use aquatint::engine::network::Network;
 use aquatint::eval::logits;
 use aquatint::eval::tasks::{Question, Task, TaskResult, answer};
-use aquatint::model::network::Network;
 use aquatint::{Checkpoint, Error, TextFile, bundled};
 use pollster::block_on;
 use serde_json::{Value, json};

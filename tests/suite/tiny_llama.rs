@@ -3,12 +3,13 @@
 
 use crate::common::{recorder, software_gpu};
 use aquatint::device::{Device, Recorder};
+use aquatint::engine::network::Network;
 use aquatint::eval::evaluate;
-use aquatint::model::network::{Network, Replacements};
 use aquatint::ops::grid::{Search, Symmetry};
 use aquatint::pipeline::quantize;
 use aquatint::quant::{ActivationOrder, Alpha, GroupSize, Method, QuantizeOptions};
-use aquatint::report::Report;
+use aquatint::record::Report;
+use aquatint::stored::Replacements;
 use aquatint::{Calibration, Checkpoint, Sampling, TextFile, bundled};
 use pollster::block_on;
 

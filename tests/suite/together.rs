@@ -2,12 +2,12 @@
 //! Runs of the first blocks only.
 
 use crate::common::recorder;
-use aquatint::checkpoint::StoredLinear;
 use aquatint::device::{Device, Recorder};
-use aquatint::model::network::Replacements;
 use aquatint::pipeline::{Job, Output, quantize, quantize_together};
 use aquatint::quant::{Alpha, Method, QuantizeOptions};
-use aquatint::report::Report;
+use aquatint::record::Report;
+use aquatint::stored::Replacements;
+use aquatint::stored::StoredLinear;
 use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
 use futures::future::LocalBoxFuture;
 use pollster::block_on;

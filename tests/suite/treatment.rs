@@ -1,13 +1,15 @@
 //! Layers that are treated in a way of their own: left alone, given other bits, and the output matrix.
 
 use crate::common::recorder;
-use aquatint::checkpoint::{CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, StoredLinear, WritePlan};
+use aquatint::checkpoint::{CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, WritePlan};
 use aquatint::device::{Device, Recorder};
+use aquatint::engine::network::Network;
 use aquatint::eval::evaluate;
-use aquatint::model::network::{Network, Replacements};
 use aquatint::pipeline::quantize;
 use aquatint::quant::{Alpha, GroupSize, Method, QuantizeOptions};
-use aquatint::report::Report;
+use aquatint::record::Report;
+use aquatint::stored::Replacements;
+use aquatint::stored::StoredLinear;
 use aquatint::{Calibration, Checkpoint, Sampling, TextFile, bundled};
 use pollster::block_on;
 use regex::Regex;

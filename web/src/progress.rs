@@ -3,8 +3,9 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use aquatint::model::block::Stage;
-use aquatint::pipeline::{Event, Observer, Phase};
+use aquatint::engine::block::Stage;
+use aquatint::observer::{Event, Observer};
+use aquatint::record::Phase;
 use js_sys::Function;
 use serde::Serialize;
 use wasm_bindgen::prelude::*;

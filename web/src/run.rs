@@ -2,11 +2,11 @@
 
 use aquatint::checkpoint::{Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, WritePlan};
 use aquatint::device::Recorder;
+use aquatint::engine::network::Network;
 use aquatint::eval::evaluate;
-use aquatint::model::network::Network;
 use aquatint::pipeline;
 use aquatint::quant::{Alpha, QuantizeOptions};
-use aquatint::report::Report;
+use aquatint::record::Report;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;

@@ -2,8 +2,9 @@
 
 use aquatint::checkpoint::{Checkpoint, DEFAULT_SHARD_LIMIT, WritePlan};
 use aquatint::device::Device;
-use aquatint::pipeline::{Plan, largest_array};
+use aquatint::pipeline::largest_array;
 use aquatint::quant::GroupSize;
+use aquatint::record::Plan;
 use serde::Serialize;
 
 use crate::failure::Failure;

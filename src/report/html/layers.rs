@@ -5,8 +5,9 @@ use super::table::Table;
 use super::{Escaped, Page, legend};
 use crate::Result;
 use crate::quant::Alpha;
+use crate::record::LayerReport;
+use crate::report::Run;
 use crate::report::plots::{Axis, Curve, Ink, Plot};
-use crate::report::{LayerReport, Run};
 
 const SIZE: (u32, u32) = (420, 165);
 

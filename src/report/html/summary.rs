@@ -6,7 +6,8 @@ use super::bars::Task;
 use super::numbers::{self, significant};
 use super::table::Table;
 use super::{Escaped, Page};
-use crate::report::{LayerReport, Run};
+use crate::record::LayerReport;
+use crate::report::Run;
 
 /// Up to this many runs stand side by side; more stand below each other.
 const SIDE_BY_SIDE: usize = 3;

@@ -3,9 +3,10 @@
 
 use aquatint::checkpoint::GptqSettings;
 use aquatint::device::Precision;
-use aquatint::model::config::LinearSpec;
+use aquatint::family::LinearSpec;
 use aquatint::pipeline::BlockRecord;
-use aquatint::report::{BlockReport, Document, Report, Run};
+use aquatint::record::{BlockReport, Report};
+use aquatint::report::{Document, Run};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;

@@ -93,15 +93,15 @@ pub async fn open(files: Vec<(&str, Vec<u8>)>) -> Result<Checkpoint> {
 /// A layer with random codes at the given settings.
 pub fn random_layer(
     rng: &mut impl Rng,
-    spec: &aquatint::model::config::LinearSpec,
+    spec: &aquatint::family::LinearSpec,
     settings: &aquatint::checkpoint::GptqSettings,
-) -> aquatint::checkpoint::QuantizedLinear {
+) -> aquatint::stored::QuantizedLinear {
     let group_size = settings.group_size.unwrap_or(spec.columns);
     let cells = spec.rows * (spec.columns / group_size);
     let limit = ((1u16 << settings.bits) - 1) as u8;
     let middle = 1u8 << (settings.bits - 1);
     let zero = |rng: &mut _| if settings.symmetric { middle } else { RngExt::random_range(rng, 0..=limit) };
-    aquatint::checkpoint::QuantizedLinear {
+    aquatint::stored::QuantizedLinear {
         name: spec.name.clone(),
         rows: spec.rows,
         columns: spec.columns,

@@ -1,78 +1,18 @@
 //! A checkpoint on a device: its embedding, its blocks one at a time, its head in slabs of the vocabulary.
 
-use std::collections::HashMap;
-use std::ops::Index;
-
 use super::block::{Block, Context, widest_activation};
-use super::config::LinearSpec;
-use super::{ModelConfig, rope};
-use crate::checkpoint::{Checkpoint, StoredLinear};
+use super::rope;
+use crate::checkpoint::Checkpoint;
 use crate::device::Recorder;
+use crate::family::{LinearSpec, ModelConfig};
 use crate::ops::Positions;
 use crate::ops::attention::Heads;
 use crate::ops::embedding;
 use crate::ops::matmul::{Orientation, matmul};
 use crate::ops::rms_norm::rms_norm;
+use crate::stored::{Replacements, StoredLinear};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
-
-/// Quantized layers by module path, and other tensors by name, standing in for those of a checkpoint.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Replacements {
-    linears: HashMap<String, StoredLinear>,
-    tensors: HashMap<String, Vec<f32>>,
-}
-
-impl Replacements {
-    /// Nothing yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Number of layers.
-    pub fn len(&self) -> usize {
-        self.linears.len()
-    }
-
-    /// Whether there is no layer.
-    pub fn is_empty(&self) -> bool {
-        self.linears.is_empty()
-    }
-
-    /// The layer with that module path.
-    pub fn get(&self, module: &str) -> Option<&StoredLinear> {
-        self.linears.get(module)
-    }
-
-    /// The layers with their module paths, in no order.
-    pub fn iter(&self) -> impl Iterator<Item = (&String, &StoredLinear)> {
-        self.linears.iter()
-    }
-
-    /// Puts `linear` in the place of the layer `module`. Returns what stood there.
-    pub fn insert(&mut self, module: String, linear: StoredLinear) -> Option<StoredLinear> {
-        self.linears.insert(module, linear)
-    }
-
-    /// The values of the norm or bias of that name.
-    pub fn tensor(&self, name: &str) -> Option<&[f32]> {
-        self.tensors.get(name).map(Vec::as_slice)
-    }
-
-    /// Puts `values` in the place of the norm or bias `name`. Returns what stood there.
-    pub fn insert_tensor(&mut self, name: String, values: Vec<f32>) -> Option<Vec<f32>> {
-        self.tensors.insert(name, values)
-    }
-}
-
-impl<T: AsRef<str> + ?Sized> Index<&T> for Replacements {
-    type Output = StoredLinear;
-
-    /// The layer with that module path. Panics if there is none.
-    fn index(&self, module: &T) -> &StoredLinear {
-        &self.linears[module.as_ref()]
-    }
-}
 
 /// How many sequences of `length` tokens are processed together on the recorder's device.
 ///

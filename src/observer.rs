@@ -1,42 +1,8 @@
 //! What a run tells the program around it, and what it asks of it: a clock and whether to stop.
 
-use serde::{Deserialize, Serialize};
-
-use super::plan::Plan;
-use crate::model::block::Stage;
+use crate::engine::block::Stage;
+use crate::record::{Phase, Plan};
 use crate::{Error, Result};
-
-/// What a run spends its time on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// Reading weights and putting them on the device.
-    Load,
-    /// H and D.
-    Statistics,
-    /// Cholesky, correction, α.
-    Correction,
-    /// Grids and codes.
-    Rounding,
-    /// Both streams through the block, and the errors measured on the way.
-    Forward,
-    /// Handing quantized layers to the output.
-    Write,
-}
-
-impl Phase {
-    /// A word for progress lines.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Load => "load",
-            Self::Statistics => "statistics",
-            Self::Correction => "correct",
-            Self::Rounding => "round",
-            Self::Forward => "forward",
-            Self::Write => "write",
-        }
-    }
-}
 
 /// Something happened.
 #[derive(Debug, Clone, PartialEq)]

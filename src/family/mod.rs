@@ -1,17 +1,15 @@
 //! `config.json`: the family of a model and its dimensions, checked before anything else is read.
 
-pub(crate) mod fields;
-mod quantization;
-mod rope;
+pub(crate) mod config;
 mod tensors;
 
 use serde_json::Value;
 
 use crate::{Error, Result};
-use fields::Fields;
-pub use quantization::{QuantizationConfig, ZeroPointFormat};
-pub(crate) use rope::state_both_forms;
-pub use rope::{Rope, RopeScaling};
+use config::fields::Fields;
+pub use config::quantization::{QuantizationConfig, ZeroPointFormat};
+pub(crate) use config::rope::state_both_forms;
+pub use config::rope::{Rope, RopeScaling};
 pub use tensors::LinearSpec;
 
 /// The architectures this crate can run.

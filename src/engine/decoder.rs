@@ -3,10 +3,11 @@
 //! Token ids go in, in pieces of any length; the logits of what follows the last of them come out. Knows no text.
 
 use super::block::{Block, Cache, Context};
-use super::network::{Head, Network, Replacements, Vocabulary};
+use super::network::{Head, Network, Vocabulary};
 use crate::checkpoint::Checkpoint;
 use crate::device::Recorder;
 use crate::ops::Positions;
+use crate::stored::Replacements;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 

@@ -2,7 +2,7 @@
 
 use std::f64::consts::TAU;
 
-use super::config::{Rope, RopeScaling};
+use crate::family::{Rope, RopeScaling};
 
 /// cos and sin of every position: `[positions, head_dim]`, the cosines of the head_dim/2 angles first, then the sines.
 pub fn table(rope: &Rope, head_dim: usize, positions: usize) -> Vec<f32> {

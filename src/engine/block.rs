@@ -4,9 +4,9 @@
 //! straight through. So every linear runs once per stream and token, and between stages a stream is two tensors.
 //! Text is generated with the same stages; its tokens come in pieces, and a cache keeps their keys and values.
 
-use super::ModelConfig;
 use crate::Result;
 use crate::device::Recorder;
+use crate::family::ModelConfig;
 use crate::ops::Positions;
 use crate::ops::add::{add_assign, add_bias};
 use crate::ops::attention::{Heads, attention};

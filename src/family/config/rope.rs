@@ -41,7 +41,7 @@ const DEFAULT_THETA: f32 = 10_000.0;
 
 impl Rope {
     /// Reads `rope_parameters`, or `rope_theta` with `rope_scaling`; where both forms stand they must agree on theta.
-    pub(super) fn parse(config: Fields<'_>) -> Result<Self> {
+    pub(in crate::family) fn parse(config: Fields<'_>) -> Result<Self> {
         let parameters = config.object("rope_parameters")?;
         let outer = config.positive("rope_theta")?;
         let inner = parameters.map(|p| p.positive("rope_theta")).transpose()?.flatten();

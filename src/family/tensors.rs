@@ -1,6 +1,6 @@
 //! The tensors that a configuration implies, under their Hugging Face names.
 
-use super::ModelConfig;
+use crate::family::ModelConfig;
 
 /// One linear layer of a decoder block.
 #[derive(Debug, Clone, PartialEq, Eq)]
