@@ -7,7 +7,6 @@ use aquatint::checkpoint::{
     CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, WritePlan, read_text_file,
 };
 use aquatint::device::Recorder;
-use aquatint::engine::block::Stage;
 use aquatint::engine::network::Network;
 use aquatint::eval::evaluate;
 use aquatint::family::LinearSpec;
@@ -77,7 +76,7 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     };
     let fingerprint = Fingerprint::new(&model, &device)?.quantized(&options, &windows);
     let mut unfinished = Unfinished::open(&args.out, &fingerprint, earlier)?;
-    let blocks = model.config().num_hidden_layers;
+    let blocks = model.config().blocks.len();
     if args.resume {
         eprintln!("resuming: {} of {blocks} blocks are done", unfinished.blocks());
     }
@@ -168,15 +167,14 @@ fn record(args: &QuantizeArgs, run: Run) -> Result<()> {
 
 /// Layers that vLLM joins into one, if they differ in bits or in being quantized at all.
 fn unequal_parts(options: &QuantizeOptions, config: &ModelConfig) -> Option<String> {
-    let joined = (0..config.num_hidden_layers).flat_map(|block| {
-        let linears = config.block_linears(block);
-        [Stage::Attention, Stage::GateUp].map(|stage| linears[stage.linears()].to_vec())
+    let groups = config.blocks.iter().enumerate().flat_map(|(layer, block)| {
+        block.groups().map(move |group| group.iter().map(|linear| linear.at(layer)).collect::<Vec<LinearSpec>>())
     });
     let differ = |part: &Vec<LinearSpec>| {
         part.iter().any(|linear| options.bits_of(&linear.name) != options.bits_of(&part[0].name))
     };
     let names = |part: Vec<LinearSpec>| part.into_iter().map(|linear| linear.name).collect::<Vec<_>>().join(", ");
-    joined.into_iter().find(differ).map(names)
+    groups.into_iter().find(differ).map(names)
 }
 
 /// The last part of a path, or a name that is none.

@@ -62,7 +62,7 @@ impl GroupSize {
             Self::PerChannel => None,
             Self::Columns(size) => Some(size),
             Self::Auto => {
-                let widths: Vec<usize> = config.block_linears(0).iter().map(|linear| linear.columns).collect();
+                let widths: Vec<usize> = config.linears().iter().map(|linear| linear.columns).collect();
                 [128, 64, 32].into_iter().find(|size| widths.iter().all(|width| width % size == 0))
             }
         }
@@ -289,7 +289,7 @@ impl QuantizeOptions {
     /// As [`QuantizeOptions::validate`], and whether the windows and blocks fit the model.
     pub fn validate_for(&self, config: &ModelConfig) -> Result<()> {
         self.validate()?;
-        let all = config.num_hidden_layers;
+        let all = config.blocks.len();
         if let Some(blocks) = self.blocks.filter(|blocks| !(1..=all).contains(blocks)) {
             let expected = format!("1 to {all}, the blocks of the model");
             return Err(Error::input(
@@ -336,7 +336,7 @@ impl QuantizeOptions {
             return Err(Error::input("--skip", "patterns that match every layer", expected, "use a narrower pattern"));
         }
         if self.method == Method::Quip && self.rotation == RotationKind::Hadamard {
-            for linear in config.block_linears(0) {
+            for linear in config.linears() {
                 for width in [linear.rows, linear.columns] {
                     rotation::require_hadamard(width)?;
                 }
