@@ -7,7 +7,7 @@ use faer::linalg::matmul::matmul as product;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use crate::device::{Buffer, Dispatch, Recorder, Shape};
+use crate::device::{Buffer, Dispatch, FastShape, Recorder};
 use crate::ops::add;
 use crate::ops::cooperative::{self, Operand, Output};
 use crate::ops::matmul::{self, Orientation};
@@ -138,10 +138,10 @@ fn token_ranges(tokens: usize, n: usize) -> impl Iterator<Item = [u32; 2]> {
     (0..tokens).step_by(most).map(move |first| [first as u32, tokens.min(first + most) as u32])
 }
 
-/// The shape of the fast tier for sums over that many tokens, if they should go there, and the tokens of one dispatch.
-fn fast(rec: &Recorder, tokens: usize, n: usize) -> Option<(&'static Shape, usize)> {
-    let most = cooperative::longest(n, rec.device().largest_array()).min(2048);
-    rec.fast([n, n, tokens]).filter(|_| most >= 256).map(|shape| (shape, most))
+/// The fast shape for a sum over this many tokens, and the most tokens per dispatch. `None` if the portable kernel should be used.
+fn fast_shape(rec: &Recorder, tokens: usize, n: usize) -> Option<(&'static FastShape, usize)> {
+    let most = cooperative::largest_depth(n, rec.device().largest_array()).min(2048);
+    rec.fast_shape([n, n, tokens]).filter(|_| most >= 256).map(|shape| (shape, most))
 }
 
 /// `H += XᵀX`. `x`: `[T, n]`. Errors: `Error::Shape` if `h` has another extent.
@@ -150,7 +150,7 @@ pub fn accumulate(rec: &mut Recorder, x: &Tensor, h: &mut Packed) -> Result<()> 
     if n != h.n {
         return Err(Error::shape("gram", format!("tokens of {n} channels into a matrix of extent {}", h.n)));
     }
-    if let Some((shape, most)) = fast(rec, tokens, n) {
+    if let Some((shape, most)) = fast_shape(rec, tokens, n) {
         for first in (0..tokens).step_by(most) {
             let depth = most.min(tokens - first);
             let x = Operand { depth, start: first * n, ..cooperative::columns_of(x) };
@@ -196,7 +196,7 @@ pub fn cross(rec: &mut Recorder, x: &Tensor, x_hat: &Tensor, start: usize, d: &m
     if start + rows > n {
         return Err(Error::shape("cross", format!("rows {start}..{} of {n}", start + rows)));
     }
-    if let Some((shape, most)) = fast(rec, tokens, n) {
+    if let Some((shape, most)) = fast_shape(rec, tokens, n) {
         let out = Output { c: d.buffer(), start: 0, stride: n, accumulate: true };
         for first in (0..tokens).step_by(most) {
             let depth = most.min(tokens - first);

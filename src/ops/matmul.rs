@@ -119,7 +119,7 @@ pub fn accumulate_columns(rec: &mut Recorder, a: &Tensor, first: usize, b: &Tens
         cpu(Orientation::Nn, view, b, c.host_mut(), Accum::Add);
         return Ok(());
     }
-    if let Some(shape) = rec.fast([m, width, k]) {
+    if let Some(shape) = rec.fast_shape([m, width, k]) {
         let out = Output { c: c.buffer(), start: 0, stride: width, accumulate: true };
         let left = Operand { depth: k, start: first, ..cooperative::rows_of(a) };
         return cooperative::product(rec, shape, left, cooperative::columns_of(b), &out);
@@ -170,7 +170,7 @@ fn run(
         cpu(orientation, a.view(), b.view(), out, if accumulate { Accum::Add } else { Accum::Replace });
         return Ok(());
     }
-    if let Some(shape) = rec.fast([m, n, k]) {
+    if let Some(shape) = rec.fast_shape([m, n, k]) {
         let out = Output { c: c.buffer(), start: c_start * n, stride: n, accumulate };
         let left = if orientation == Orientation::Tn { a.columns(m, k) } else { a.rows(m, k) };
         let right = if orientation == Orientation::Nt { b.rows(n, k) } else { b.columns(n, k) };

@@ -20,7 +20,7 @@ const BOUND: f64 = 4e-7;
 /// A recorder whose products all take the fast kernels, or none.
 fn recorder(device: &Device, fast: bool) -> Recorder {
     let mut rec = Recorder::new(device);
-    rec.fast_from(if fast { 0 } else { usize::MAX });
+    rec.set_fast_from(if fast { 0 } else { usize::MAX });
     rec
 }
 
