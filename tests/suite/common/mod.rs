@@ -1,4 +1,4 @@
-//! What the tests of the ops share: the devices to run on, and random tensors.
+//! What the tests of the ops share: the devices to run on, and random values.
 
 pub mod dense;
 
@@ -32,13 +32,13 @@ impl FrontEnd for Tests {
     }
 }
 
-/// The software GPU with portable kernels, or with those that `AQUATINT_TEST_PRECISION` names, or `None` where `cargo xtask test` was told that there is none.
+/// The software GPU, with portable kernels or with those that `AQUATINT_TEST_PRECISION` names. `None` if `AQUATINT_GPU_TESTS` is `skip`.
 pub fn software_gpu() -> Option<Device> {
     let precision = std::env::var("AQUATINT_TEST_PRECISION").unwrap_or_else(|_| "portable".to_string());
     open_software_gpu(precision.parse().unwrap())
 }
 
-/// The software GPU with the fast kernels, or `None` where it cannot run them.
+/// The software GPU with fast kernels. `None` if it cannot run them.
 pub fn fast_gpu() -> Option<Device> {
     let device = open_software_gpu(Precision::Fast)?;
     match &device {
@@ -61,7 +61,7 @@ fn open_software_gpu(precision: Precision) -> Option<Device> {
     Some(opened.expect("a software Vulkan adapter (Debian: mesa-vulkan-drivers)").0)
 }
 
-/// The CPU and, where there is one, the software GPU.
+/// The CPU, and the software GPU if there is one.
 pub fn devices() -> Vec<Device> {
     std::iter::once(Device::Cpu).chain(software_gpu()).collect()
 }
