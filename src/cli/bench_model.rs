@@ -99,7 +99,7 @@ pub fn run(args: BenchModelArgs) -> Result<()> {
     let mut console = Traced::new(Console::new());
     let (report, kernel_times) = attempt(&device, memory, options.seq_len, |rec| {
         if args.profile.is_some() {
-            rec.profile()?;
+            rec.start_profile()?;
         }
         pollster::block_on(async {
             let report = quantize(rec, &model, &windows, &options, &mut Nowhere, &mut console).await?;

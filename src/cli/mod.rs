@@ -22,6 +22,7 @@ mod memory;
 mod profile;
 mod quantize;
 mod report;
+mod shapes;
 mod speed;
 mod sweep;
 mod unfinished;
@@ -30,11 +31,13 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use aquatint::device::{Device, select};
+use aquatint::device::Device;
+use aquatint::ops::tier;
 use aquatint::{Checkpoint, Error, Result, bundled};
 use clap::Parser;
 
 use args::{Cli, Command, DeviceArg};
+use shapes::CommandLine;
 
 /// Bad input and everything else that a user can act on.
 const FAILURE: u8 = 2;
@@ -73,9 +76,9 @@ fn open_model(path: Option<&Path>) -> Result<Checkpoint> {
     })
 }
 
-/// Opens what `--device` asks for, and says what was taken.
+/// Opens the device that `--device` asks for, and prints which one it is and which kernels it uses.
 fn open_device(arg: &DeviceArg) -> Result<Device> {
-    let (device, reason) = pollster::block_on(select(&arg.device, arg.precision))?;
+    let (device, reason) = pollster::block_on(tier::open(&arg.device, arg.precision, &CommandLine))?;
     match &device {
         Device::Cpu => eprintln!("device: cpu ({reason})"),
         Device::Gpu(gpu) => eprintln!("device: {} ({reason}); kernels: {}", gpu.name(), gpu.tier()),

@@ -90,7 +90,7 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
             }
         };
         if args.profile.is_some() {
-            rec.profile()?;
+            rec.start_profile()?;
         }
         pollster::block_on(async {
             let job = Job { options: &options, output: &mut writer, journal: Some(unfinished.journal()) };

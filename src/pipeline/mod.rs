@@ -208,7 +208,7 @@ impl<'n, 'a> Session<'n, 'a> {
         let options = jobs[0].options;
         let runs: Vec<&QuantizeOptions> = jobs.iter().map(|job| job.options).collect();
         let plan = plan(config, &runs, rec)?;
-        rec.keep_to(plan.device_bytes, plan.spare_bytes);
+        rec.limit_unused(plan.device_bytes, plan.spare_bytes);
         let per_chunk = plan.sequences_per_chunk;
         let (fitting, held_out) = windows.split_at(windows.len() - options.held_out());
         let chunks: Vec<&[Vec<u32>]> = fitting.chunks(per_chunk).chain(held_out.chunks(per_chunk)).collect();

@@ -1,26 +1,27 @@
-//! The fast kernels against float64, and that shapes and the choice between tiers do what they promise.
+//! The fast kernels against float64, and the choice between the fast and the portable tier.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use aquatint::device::{Device, Precision, Recorder};
+use aquatint::device::{Choice, Device, Precision, Recorder};
 use aquatint::ops::gram::{self, Packed};
 use aquatint::ops::matmul::{Orientation, Rows, accumulate, matmul};
 use aquatint::ops::pieces::Pieces;
+use aquatint::ops::tier;
 use serde_json::{Map, Value};
 use tempfile::TempDir;
 
 use crate::common::dense::Dense;
 use crate::common::{fast_gpu, random, read, relative_error};
 
-/// Of a whole product, relative and in the Frobenius norm. Measured: 1e-7 and less.
+/// The largest error of a product, relative and in the Frobenius norm. Measured: 1e-7 and less.
 const BOUND: f64 = 4e-7;
 
-/// A recorder whose products all take the fast kernels, or none.
+/// A recorder that sends all products to the fast kernels, or none.
 fn recorder(device: &Device, fast: bool) -> Recorder {
     let mut rec = Recorder::new(device);
-    rec.fast_from(if fast { 0 } else { usize::MAX });
+    rec.set_fast_from(if fast { 0 } else { usize::MAX });
     rec
 }
 
@@ -88,7 +89,7 @@ fn adds_to_a_range_of_rows_and_leaves_the_others() {
     assert!(c[..6] == vc[..6] && c[36..] == vc[36..]);
 }
 
-/// f16 ends at 65504 and at 6e-8; every row here is as exact as the others.
+/// The values here go far beyond the range of f16, from 6e-8 to 65504. Every row must be as exact as the others.
 #[test]
 fn rows_of_any_magnitude_are_equally_exact() {
     let Some(device) = fast_gpu() else { return };
@@ -107,7 +108,7 @@ fn rows_of_any_magnitude_are_equally_exact() {
     }
 }
 
-/// Single values far above the others of their row, as in the activations of large models.
+/// Some values are far larger than the others of their row, as in the activations of large models.
 #[test]
 fn outliers_within_a_row_cost_the_others_nothing() {
     let Some(device) = fast_gpu() else { return };
@@ -115,7 +116,7 @@ fn outliers_within_a_row_cost_the_others_nothing() {
     let [m, n, k] = [70, 80, 256];
     let mut va = random(1, m * k);
     va.iter_mut().step_by(97).for_each(|v| *v *= 1e5);
-    // What the outliers meet is zero, so that only the other values count.
+    // The outliers are multiplied by zeros, so that only the other values count.
     let vb: Vec<f32> = random(2, n * k).to_vec();
     let mut b = Dense::new(n, k, &vb);
     let outliers: Vec<usize> = (0..m * k).step_by(97).filter(|i| i / k == 0).map(|i| i % k).collect();
@@ -201,7 +202,7 @@ fn operands_that_are_too_large_for_one_array_go_in_pieces() {
     assert!(error < 1e-6, "{error}");
 }
 
-/// A value that is no number reaches the result, and no other row.
+/// A value that is not finite makes its row of the result not finite, and no other row.
 #[test]
 fn what_is_not_finite_stays_so() {
     let Some(device) = fast_gpu() else { return };
@@ -227,7 +228,7 @@ fn aquatint(cache: &Path, arguments: &[&str]) -> (String, String) {
     (stdout, stderr)
 }
 
-/// Which shape is taken is measured, and may change from run to run: the result may not.
+/// Another shape may be the quickest in another run. The result must not depend on it.
 #[test]
 fn shapes_give_the_same_result_and_a_cache_that_cannot_be_written_is_no_error() {
     let Some(device) = fast_gpu() else { return };
@@ -265,6 +266,14 @@ fn shapes_give_the_same_result_and_a_cache_that_cannot_be_written_is_no_error() 
     assert!(said.contains("kernels: portable, as asked for"), "{said}");
     assert!((other / first - 1.0).abs() < 1e-4, "{other} and {first}");
     assert_ne!(other, first, "the fast kernels were not used");
+}
+
+/// Without a clock no shape can be timed.
+#[test]
+fn without_a_clock_a_shape_that_is_right_is_used() {
+    let Some(device) = fast_gpu() else { return };
+    let (device, _) = pollster::block_on(tier::open(&Choice::Name(device.name()), Precision::Fast, &())).unwrap();
+    assert_eq!(device.precision(), Precision::Fast);
 }
 
 #[test]

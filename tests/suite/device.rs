@@ -1,7 +1,8 @@
 //! What a GPU refuses becomes an error value, and the recorder keeps its promises about memory and order.
 
 use aquatint::Error;
-use aquatint::device::{Choice, Device, Precision, Recorder, select};
+use aquatint::device::{Choice, Device, Precision, Recorder};
+use aquatint::ops::tier;
 use pollster::block_on;
 
 use crate::common::{devices, read, recorder, software_gpu};
@@ -90,11 +91,11 @@ fn bytes_become_words_and_the_last_one_is_filled_up() {
 
 #[test]
 fn automatic_choice_never_takes_a_software_adapter() {
-    let (device, reason) = block_on(select(&Choice::Auto, Precision::Portable)).unwrap();
+    let (device, reason) = block_on(tier::open(&Choice::Auto, Precision::Portable, &())).unwrap();
     if let Device::Gpu(_) = &device {
         assert!(!device.name().contains("llvmpipe"), "{reason}");
     }
-    assert!(matches!(block_on(select(&Choice::Index(99), Precision::Portable)), Err(Error::Input { .. })));
+    assert!(matches!(block_on(tier::open(&Choice::Index(99), Precision::Portable, &())), Err(Error::Input { .. })));
 }
 
 #[test]

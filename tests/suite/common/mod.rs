@@ -1,19 +1,44 @@
-//! What the tests of the ops share: the devices to run on, and random tensors.
+//! What the tests of the ops share: the devices to run on, and random values.
 
 pub mod dense;
 
-use aquatint::device::{Choice, Device, Precision, Recorder, select};
+use std::collections::HashMap;
+use std::sync::{LazyLock, Mutex};
+use std::time::Instant;
+
+use aquatint::device::{Choice, Clock, Device, Precision, Recorder};
+use aquatint::ops::tier::{self, FrontEnd};
 use aquatint::tensor::Tensor;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// The software GPU with portable kernels, or with those that `AQUATINT_TEST_PRECISION` names, or `None` where `cargo xtask test` was told that there is none.
+/// The tests as a front end. The quickest shape is remembered as long as the process lives, so that one test times the shapes.
+struct Tests;
+
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+static SHAPES: LazyLock<Mutex<HashMap<String, String>>> = LazyLock::new(Mutex::default);
+
+impl FrontEnd for Tests {
+    fn clock(&self) -> Option<Clock> {
+        Some(|| START.elapsed().as_secs_f64())
+    }
+
+    fn remembered_shape(&self, key: &str) -> Option<String> {
+        SHAPES.lock().unwrap().get(key).cloned()
+    }
+
+    fn remember_shape(&self, key: &str, shape: &str) {
+        SHAPES.lock().unwrap().insert(key.to_string(), shape.to_string());
+    }
+}
+
+/// The software GPU, with portable kernels or with those that `AQUATINT_TEST_PRECISION` names. `None` if `AQUATINT_GPU_TESTS` is `skip`.
 pub fn software_gpu() -> Option<Device> {
     let precision = std::env::var("AQUATINT_TEST_PRECISION").unwrap_or_else(|_| "portable".to_string());
     open_software_gpu(precision.parse().unwrap())
 }
 
-/// The software GPU with the fast kernels, or `None` where it cannot run them.
+/// The software GPU with fast kernels. `None` if it cannot run them.
 pub fn fast_gpu() -> Option<Device> {
     let device = open_software_gpu(Precision::Fast)?;
     match &device {
@@ -32,11 +57,11 @@ fn open_software_gpu(precision: Precision) -> Option<Device> {
     }
     let name = std::env::var("AQUATINT_TEST_DEVICE").unwrap_or_else(|_| "llvmpipe".to_string());
     let choice = name.parse::<Choice>().unwrap();
-    let opened = pollster::block_on(select(&choice, precision));
+    let opened = pollster::block_on(tier::open(&choice, precision, &Tests));
     Some(opened.expect("a software Vulkan adapter (Debian: mesa-vulkan-drivers)").0)
 }
 
-/// The CPU and, where there is one, the software GPU.
+/// The CPU, and the software GPU if there is one.
 pub fn devices() -> Vec<Device> {
     std::iter::once(Device::Cpu).chain(software_gpu()).collect()
 }
