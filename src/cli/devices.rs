@@ -5,6 +5,8 @@ use aquatint::device::{Choice, Precision, adapters, select};
 use comfy_table::{Table, presets};
 use indicatif::HumanBytes;
 
+use super::names::OptionNames;
+
 /// Prints the adapters and the choice of `auto`.
 pub fn run() -> Result<()> {
     let adapters = pollster::block_on(adapters());
@@ -27,7 +29,7 @@ pub fn run() -> Result<()> {
             a.name.clone(),
             a.backend.clone(),
             if a.software { "software" } else { "GPU" }.to_string(),
-            a.tier.clone(),
+            a.tier.with_names(&OptionNames),
             HumanBytes(a.largest_binding).to_string(),
             HumanBytes(a.largest_buffer).to_string(),
             HumanBytes(a.workgroup_memory.into()).to_string(),
@@ -38,6 +40,6 @@ pub fn run() -> Result<()> {
     table.add_row(vec!["cpu".to_string(), format!("{} threads", rayon::current_num_threads())]);
     say!("{table}");
     let (device, reason) = pollster::block_on(select(&Choice::Auto, Precision::Portable))?;
-    say!("auto takes {}: {reason}", device.name());
+    say!("auto takes {}: {}", device.name(), reason.with_names(&OptionNames));
     Ok(())
 }

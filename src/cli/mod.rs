@@ -19,6 +19,7 @@ mod fingerprint;
 mod forecast;
 mod generate;
 mod memory;
+mod names;
 mod profile;
 mod quantize;
 mod report;
@@ -35,6 +36,7 @@ use aquatint::{Checkpoint, Error, Result, bundled};
 use clap::Parser;
 
 use args::{Cli, Command, DeviceArg};
+use names::OptionNames;
 
 /// Bad input and everything else that a user can act on.
 const FAILURE: u8 = 2;
@@ -57,7 +59,7 @@ pub fn run() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("aquatint: {error}");
+            eprintln!("aquatint: {}", error.sentence(&OptionNames));
             ExitCode::from(if matches!(error, Error::Cancelled) { INTERRUPTED } else { FAILURE })
         }
     }
@@ -76,6 +78,7 @@ fn open_model(path: Option<&Path>) -> Result<Checkpoint> {
 /// Opens what `--device` asks for, and says what was taken.
 fn open_device(arg: &DeviceArg) -> Result<Device> {
     let (device, reason) = pollster::block_on(select(&arg.device, arg.precision))?;
+    let reason = reason.with_names(&OptionNames);
     match &device {
         Device::Cpu => eprintln!("device: cpu ({reason})"),
         Device::Gpu(gpu) => eprintln!("device: {} ({reason}); kernels: {}", gpu.name(), gpu.tier()),
@@ -120,7 +123,7 @@ fn write_csv(path: &Path, columns: &[&str], records: Vec<Vec<String>>) -> Result
 }
 
 fn unwritable(path: &Path, source: std::io::Error) -> Error {
-    let remedy = "choose another file, or make room".to_string();
+    let remedy = "choose another file, or make room".into();
     Error::Io { path: path.to_owned(), action: "write", source, remedy }
 }
 

@@ -1,6 +1,7 @@
 //! When each kernel ran: timestamps that the GPU writes before and after every dispatch.
 
 use super::gpu::Gpu;
+use crate::error::Setting;
 use crate::{Error, Result};
 
 /// A dispatch as the GPU saw it.
@@ -39,7 +40,7 @@ impl Profile {
     pub(super) fn new(gpu: &Gpu, dispatches: usize) -> Result<Self> {
         if !gpu.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
             let found = format!("{}, which has no timestamps", gpu.name());
-            return Err(Error::input("--profile", found, "a GPU that can time its kernels", "leave it out"));
+            return Err(Error::input(Setting::Profile, found, "a GPU that can time its kernels", "leave it out"));
         }
         let period = f64::from(gpu.queue.get_timestamp_period()) * 1e-9;
         Ok(Self { capacity: 2 * dispatches as u32, period, open: None, submitted: Vec::new() })

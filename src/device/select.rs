@@ -2,6 +2,7 @@
 
 use super::fast::Offer;
 use super::{Device, Gpu, Precision};
+use crate::error::{Phrase, Setting, phrase};
 use crate::{Error, Result};
 
 /// What `--device` asks for.
@@ -46,7 +47,7 @@ pub struct AdapterSummary {
     /// Whether it is a software adapter, which `auto` never takes.
     pub software: bool,
     /// Which kernels large products would use there, and why, as a phrase.
-    pub tier: String,
+    pub tier: Phrase,
     /// Largest storage binding in bytes.
     pub largest_binding: u64,
     /// Largest buffer in bytes.
@@ -79,7 +80,10 @@ fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
         backend: info.backend.to_string(),
         driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
         software: info.device_type == wgpu::DeviceType::Cpu,
-        tier: Offer::of(adapter).map_or_else(|reason| format!("portable, {reason}"), |_| "fast, unchecked".to_string()),
+        tier: match Offer::of(adapter) {
+            Ok(_) => "fast, unchecked".into(),
+            Err(reason) => format!("portable, {reason}").into(),
+        },
         largest_binding: limits.max_storage_buffer_binding_size,
         largest_buffer: limits.max_buffer_size,
         workgroup_memory: limits.max_compute_workgroup_storage_size,
@@ -94,8 +98,8 @@ pub async fn adapters() -> Vec<AdapterSummary> {
         let mut summary = summary(index, adapter);
         if Offer::of(adapter).is_ok() {
             summary.tier = match Gpu::open(adapter, Precision::Fast).await {
-                Ok(gpu) => gpu.tier(),
-                Err(error) => error.to_string(),
+                Ok(gpu) => gpu.tier().into(),
+                Err(error) => error.phrase(),
             };
         }
         summaries.push(summary);
@@ -105,10 +109,10 @@ pub async fn adapters() -> Vec<AdapterSummary> {
 
 /// Opens what `choice` asks for, with the kernels that `precision` asks for, and says in a phrase why it was taken.
 ///
-/// Errors: `Error::Input` naming `--device` if nothing fits; `Error::Gpu` if the adapter cannot be opened.
-pub async fn select(choice: &Choice, precision: Precision) -> Result<(Device, String)> {
+/// Errors: `Error::Input` naming `Setting::Device` if nothing fits; `Error::Gpu` if the adapter cannot be opened.
+pub async fn select(choice: &Choice, precision: Precision) -> Result<(Device, Phrase)> {
     if *choice == Choice::Cpu {
-        return Ok((Device::Cpu, "--device cpu".to_string()));
+        return Ok((Device::Cpu, Setting::Device.set_to("cpu")));
     }
     let adapters = compute_adapters().await;
     let summaries: Vec<_> = adapters.iter().enumerate().map(|(index, adapter)| summary(index, adapter)).collect();
@@ -120,13 +124,16 @@ pub async fn select(choice: &Choice, precision: Precision) -> Result<(Device, St
     };
     match found {
         Some(s) => {
-            let reason = if *choice == Choice::Auto { "the first real GPU" } else { "named by --device" };
-            Ok((Device::Gpu(Gpu::open(&adapters[s.index], precision).await?), reason.to_string()))
+            let reason = match choice {
+                Choice::Auto => "the first real GPU".into(),
+                _ => phrase!["named by ", Setting::Device],
+            };
+            Ok((Device::Gpu(Gpu::open(&adapters[s.index], precision).await?), reason))
         }
         None if *choice == Choice::Auto => {
             let reason =
                 if summaries.is_empty() { "no GPU adapter was found" } else { "only software adapters were found" };
-            Ok((Device::Cpu, reason.to_string()))
+            Ok((Device::Cpu, reason.into()))
         }
         None => Err(no_such_device(choice, &summaries)),
     }
@@ -141,7 +148,7 @@ fn no_such_device(choice: &Choice, summaries: &[AdapterSummary]) -> Error {
         _ => "a real GPU".to_string(),
     };
     Error::input(
-        "--device",
+        Setting::Device,
         format!("no adapter that is {asked} among {there}"),
         "auto, cpu, gpu, or a number or name that `aquatint devices` lists",
         "choose one of those, or install the GPU's Vulkan driver",

@@ -22,6 +22,7 @@ use crate::checkpoint::{Checkpoint, CheckpointWriter};
 use crate::device::{Place, Recorder};
 use crate::engine::block::{Block, Stage, widest_activation};
 use crate::engine::network::Network;
+use crate::error::{Setting, phrase};
 use crate::family::ModelConfig;
 use crate::observer::{Event, Observer};
 use crate::ops::gram;
@@ -392,7 +393,10 @@ fn relative(error: f64, norm: f64, place: &str) -> Result<f64> {
     }
     Err(Error::NotFinite {
         place: place.to_string(),
-        remedy: "the quantized model has broken down; use more bits, smaller groups or --alpha off".to_string(),
+        remedy: phrase![
+            "the quantized model has broken down; use more bits, smaller groups or ",
+            Setting::Alpha.set_to("off"),
+        ],
     })
 }
 

@@ -6,6 +6,7 @@
 use crate::device::{Device, Memory, Place, Precision, Recorder};
 use crate::engine::block::{Stage, widest_activation};
 use crate::engine::network::sequences_per_chunk;
+use crate::error::{Setting, phrase};
 use crate::family::ModelConfig;
 use crate::ops::cooperative::PLANES;
 use crate::ops::gram::packed_len;
@@ -20,7 +21,8 @@ const WORTHWHILE_TOKENS: usize = 1024;
 impl Plan {
     /// The plan for `runs` together, all of the same samples, that keeps to the memory of `rec`.
     ///
-    /// Errors: `Error::Input` naming `--seq-len` if not even one sequence can be bound, and `--memory` if nothing fits.
+    /// Errors: `Error::Input` naming `Setting::SeqLen` if not even one sequence can be bound, and `Setting::Memory` if
+    /// nothing fits.
     pub fn new(config: &ModelConfig, runs: &[&QuantizeOptions], rec: &Recorder) -> Result<Self> {
         let on_cpu = matches!(rec.device(), Device::Cpu);
         let beside = rec.memory().beside;
@@ -54,13 +56,13 @@ impl Plan {
         fitting.or_else(smaller).map(with_spare).ok_or_else(|| {
             let least = load.plan(last, 1).device_bytes;
             Error::input(
-                "--memory",
+                Setting::Memory,
                 format!("{} MB", device_limit / 1_000_000),
                 format!(
                     "at least {} MB, for the program, the weights of one block, the statistics of one group and one sequence",
                     least.div_ceil(1_000_000)
                 ),
-                "allow more, or use shorter sequences (--seq-len)",
+                phrase!["allow more, or use shorter sequences (", Setting::SeqLen, ")"],
             )
         })
     }
@@ -140,7 +142,7 @@ impl Load<'_> {
         plan
     }
 
-    /// Errors: `Error::Input` naming `--device` if that cannot bind a weight, or H as the methods need it.
+    /// Errors: `Error::Input` naming `Setting::Device` if that cannot bind a weight, or H as the methods need it.
     fn check_bindings(&self, device: &Device) -> Result<()> {
         let specs = self.config.block_linears(0);
         let weights = specs.iter().map(|spec| spec.rows as u64 * spec.columns as u64);
@@ -155,7 +157,8 @@ impl Load<'_> {
         }
         let found = format!("{}, which can bind {bound} bytes at a time", device.name());
         let expected = format!("at least {needed}, for the widest layer's weight or its Hessian");
-        Err(Error::input("--device", found, expected, "use another device, or --device cpu"))
+        let remedy = phrase!["use another device, or ", Setting::Device.set_to("cpu")];
+        Err(Error::input(Setting::Device, found, expected, remedy))
     }
 
     /// Elements of a block's weights.

@@ -320,6 +320,7 @@ mod scratch {
     use std::io::{Read, Seek, SeekFrom, Write};
     use std::path::{Path, PathBuf};
 
+    use crate::error::{Setting, phrase};
     use crate::tensor::recycled;
     use crate::{Error, Result};
 
@@ -363,7 +364,7 @@ mod scratch {
     }
 
     fn refuse(directory: &Path, source: std::io::Error) -> Error {
-        let remedy = "choose another directory with --scratch, or allow more --memory".to_string();
+        let remedy = phrase!["choose another directory with ", Setting::Scratch, ", or allow more ", Setting::Memory];
         Error::Io { path: directory.to_owned(), action: "keep hidden states in", source, remedy }
     }
 }
