@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::device::Recorder;
 use crate::engine::network::{Head, Network, SLAB_ROWS};
+use crate::error::Setting;
 use crate::observer::{Event, Observer};
 use crate::ops::{kl, nll};
 use crate::tensor::Tensor;
@@ -99,7 +100,7 @@ pub async fn evaluate(
     if !nll.is_finite() {
         return Err(Error::NotFinite {
             place: "the model's log-likelihood".to_string(),
-            remedy: "check the checkpoint, its weights overflow in this text".to_string(),
+            remedy: "check the checkpoint, its weights overflow in this text".into(),
         });
     }
     let against = against.map(|_| Against {
@@ -158,7 +159,7 @@ fn chunks_at_a_time(rec: &Recorder, networks: &[&Network<'_>], tokens: usize) ->
 
 fn vocabularies_differ(network: &Network<'_>, other: &Network<'_>) -> Error {
     Error::input(
-        "--against",
+        Setting::Against,
         format!("a vocabulary of {}", other.config().vocab_size),
         format!("the evaluated model's {}", network.config().vocab_size),
         "compare models that share a tokenizer",

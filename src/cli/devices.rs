@@ -6,6 +6,7 @@ use aquatint::ops::tier;
 use comfy_table::{Table, presets};
 use indicatif::HumanBytes;
 
+use super::names::OptionNames;
 use super::shapes::CommandLine;
 
 /// Prints the adapters, and which device `auto` takes.
@@ -30,7 +31,7 @@ pub fn run() -> Result<()> {
             a.name.clone(),
             a.backend.clone(),
             if a.software { "software" } else { "GPU" }.to_string(),
-            a.tier.clone(),
+            a.tier.with_names(&OptionNames),
             HumanBytes(a.largest_binding).to_string(),
             HumanBytes(a.largest_buffer).to_string(),
             HumanBytes(a.workgroup_memory.into()).to_string(),
@@ -41,6 +42,6 @@ pub fn run() -> Result<()> {
     table.add_row(vec!["cpu".to_string(), format!("{} threads", rayon::current_num_threads())]);
     say!("{table}");
     let (device, reason) = pollster::block_on(tier::open(&Choice::Auto, Precision::Portable, &CommandLine))?;
-    say!("auto takes {}: {reason}", device.name());
+    say!("auto takes {}: {}", device.name(), reason.with_names(&OptionNames));
     Ok(())
 }

@@ -19,6 +19,7 @@ mod fingerprint;
 mod forecast;
 mod generate;
 mod memory;
+mod names;
 mod profile;
 mod quantize;
 mod report;
@@ -37,6 +38,7 @@ use aquatint::{Checkpoint, Error, Result, bundled};
 use clap::Parser;
 
 use args::{Cli, Command, DeviceArg};
+use names::OptionNames;
 use shapes::CommandLine;
 
 /// Bad input and everything else that a user can act on.
@@ -60,7 +62,7 @@ pub fn run() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("aquatint: {error}");
+            eprintln!("aquatint: {}", error.sentence(&OptionNames));
             ExitCode::from(if matches!(error, Error::Cancelled) { INTERRUPTED } else { FAILURE })
         }
     }
@@ -79,6 +81,7 @@ fn open_model(path: Option<&Path>) -> Result<Checkpoint> {
 /// Opens the device that `--device` asks for, and prints which one it is and which kernels it uses.
 fn open_device(arg: &DeviceArg) -> Result<Device> {
     let (device, reason) = pollster::block_on(tier::open(&arg.device, arg.precision, &CommandLine))?;
+    let reason = reason.with_names(&OptionNames);
     match &device {
         Device::Cpu => eprintln!("device: cpu ({reason})"),
         Device::Gpu(gpu) => eprintln!("device: {} ({reason}); kernels: {}", gpu.name(), gpu.tier()),
@@ -123,7 +126,7 @@ fn write_csv(path: &Path, columns: &[&str], records: Vec<Vec<String>>) -> Result
 }
 
 fn unwritable(path: &Path, source: std::io::Error) -> Error {
-    let remedy = "choose another file, or make room".to_string();
+    let remedy = "choose another file, or make room".into();
     Error::Io { path: path.to_owned(), action: "write", source, remedy }
 }
 

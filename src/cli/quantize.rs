@@ -24,6 +24,7 @@ use super::eval::evaluation_windows;
 use super::fingerprint::Fingerprint;
 use super::forecast::forecast;
 use super::memory::{attempt, summary as memory_summary};
+use super::names::OptionNames;
 use super::profile::Traced;
 use super::unfinished::{Earlier, Unfinished};
 use super::{check_writable, open_device, open_model, write_json, write_whole};
@@ -159,7 +160,8 @@ fn record(args: &QuantizeArgs, run: Run) -> Result<()> {
     }
     if let Some(path) = &args.report {
         let title = format!("{} at {} bits", file_name(&run.model), run.report.options.bits);
-        write_whole(path, &html::html(&Document::new(title, "quantize", vec![run]))?)?;
+        let document = Document::new(title, "quantize", vec![run]);
+        write_whole(path, &html::html(&document, &OptionNames)?)?;
         say!("wrote {}", path.display());
     }
     Ok(())

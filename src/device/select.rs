@@ -2,6 +2,7 @@
 
 use super::fast::MatrixUnits;
 use super::{Clock, Device, Gpu, Precision};
+use crate::error::{Phrase, Setting, phrase};
 use crate::{Error, Result};
 
 /// The device that a user asks for.
@@ -47,7 +48,7 @@ pub struct AdapterSummary {
     pub software: bool,
     /// Which kernels large products would use there, and why, as a phrase. `fast, unchecked` where the fast kernels would have to
     /// pass their check first.
-    pub tier: String,
+    pub tier: Phrase,
     /// Largest storage binding in bytes.
     pub largest_binding: u64,
     /// Largest buffer in bytes.
@@ -77,8 +78,8 @@ impl AdapterSummary {
         let info = adapter.get_info();
         let limits = adapter.limits();
         let tier = match MatrixUnits::of(adapter) {
-            Ok(_) => "fast, unchecked".to_string(),
-            Err(reason) => format!("portable, {reason}"),
+            Ok(_) => "fast, unchecked".into(),
+            Err(reason) => format!("portable, {reason}").into(),
         };
         Self {
             index,
@@ -107,9 +108,9 @@ fn summaries(adapters: &[wgpu::Adapter]) -> Vec<AdapterSummary> {
 /// Opens the device that `choice` asks for, as [`Gpu::open`] does, and says in a phrase why it was chosen.
 ///
 /// Errors: `Error::Input` if no device fits the choice, `Error::Gpu` if the adapter cannot be opened.
-pub(crate) async fn open(choice: &Choice, precision: Precision, clock: Option<Clock>) -> Result<(Device, String)> {
+pub(crate) async fn open(choice: &Choice, precision: Precision, clock: Option<Clock>) -> Result<(Device, Phrase)> {
     if *choice == Choice::Cpu {
-        return Ok((Device::Cpu, "--device cpu".to_string()));
+        return Ok((Device::Cpu, Setting::Device.set_to("cpu")));
     }
     let adapters = compute_adapters().await;
     let summaries = summaries(&adapters);
@@ -121,13 +122,16 @@ pub(crate) async fn open(choice: &Choice, precision: Precision, clock: Option<Cl
     };
     match found {
         Some(s) => {
-            let reason = if *choice == Choice::Auto { "the first real GPU" } else { "named by --device" };
-            Ok((Device::Gpu(Gpu::open(&adapters[s.index], precision, clock).await?), reason.to_string()))
+            let reason = match choice {
+                Choice::Auto => "the first real GPU".into(),
+                _ => phrase!["named by ", Setting::Device],
+            };
+            Ok((Device::Gpu(Gpu::open(&adapters[s.index], precision, clock).await?), reason))
         }
         None if *choice == Choice::Auto => {
             let reason =
                 if summaries.is_empty() { "no GPU adapter was found" } else { "only software adapters were found" };
-            Ok((Device::Cpu, reason.to_string()))
+            Ok((Device::Cpu, reason.into()))
         }
         None => Err(no_such_device(choice, &summaries)),
     }
@@ -142,7 +146,7 @@ fn no_such_device(choice: &Choice, summaries: &[AdapterSummary]) -> Error {
         _ => "a real GPU".to_string(),
     };
     Error::input(
-        "--device",
+        Setting::Device,
         format!("no adapter that is {asked} among {there}"),
         "auto, cpu, gpu, or a number or name that `aquatint devices` lists",
         "choose one of those, or install the GPU's Vulkan driver",

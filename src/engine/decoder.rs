@@ -6,6 +6,7 @@ use super::block::{Block, Context, State, Weights};
 use super::network::{Head, Network, Vocabulary};
 use crate::checkpoint::Checkpoint;
 use crate::device::Recorder;
+use crate::error::{Setting, phrase};
 use crate::family;
 use crate::ops::Positions;
 use crate::stored::Replacements;
@@ -112,7 +113,7 @@ impl Decoder {
         if !logits.iter().all(|logit| logit.is_finite()) {
             return Err(Error::NotFinite {
                 place: format!("the logits after {end} tokens"),
-                remedy: "check the checkpoint, its weights overflow in this text".to_owned(),
+                remedy: "check the checkpoint, its weights overflow in this text".into(),
             });
         }
         self.len = end;
@@ -142,5 +143,6 @@ fn check_context(rec: &Recorder, context: usize, width: usize) -> Result<()> {
         let found = format!("{context} tokens, whose keys take {bytes} bytes per block");
         (found, format!("at most {largest} bytes on this device"))
     };
-    Err(Error::input("--context", found, expected, "choose another number, or use --device cpu"))
+    let remedy = phrase!["choose another number, or use ", Setting::Device.set_to("cpu")];
+    Err(Error::input(Setting::Context, found, expected, remedy))
 }

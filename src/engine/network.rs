@@ -6,6 +6,7 @@ use super::block::{Block, Context, Weights};
 use super::rope;
 use crate::checkpoint::Checkpoint;
 use crate::device::Recorder;
+use crate::error::{Advice, Setting, phrase};
 use crate::family::{self, Linear, LinearSpec, ModelConfig, Name, Op, Rope};
 use crate::ops::Positions;
 use crate::ops::embedding;
@@ -16,16 +17,16 @@ use crate::{Error, Result};
 
 /// How many sequences of `length` tokens are processed together on the recorder's device.
 ///
-/// Errors: `Error::Input` naming `--seq-len` if it cannot bind the widest activation of one.
+/// Errors: `Error::Input` naming `Setting::SeqLen` if it cannot bind the widest activation of one.
 pub fn sequences_per_chunk(config: &ModelConfig, rec: &Recorder, length: usize) -> Result<usize> {
     let bytes_per_sequence = (length * config.widest() * 4) as u64;
     let fitting = rec.device().largest_array() / bytes_per_sequence;
     if fitting == 0 {
         return Err(Error::input(
-            "--seq-len",
+            Setting::SeqLen,
             format!("{length} tokens, whose widest activation takes {bytes_per_sequence} bytes"),
             format!("at most {} bytes on this device", rec.device().largest_array()),
-            "use shorter sequences or --device cpu",
+            Advice::ShorterSequences,
         ));
     }
     Ok((rec.memory().chunk_tokens / length).clamp(1, usize::try_from(fitting).unwrap_or(usize::MAX)))
@@ -226,14 +227,15 @@ impl<'a> Network<'a> {
         self.vectors(rec, &self.config().head, 0).await
     }
 
-    /// The output matrix in one piece, `[vocab, hidden]`. Errors: `Error::Input` naming `--lm-head` if the device cannot bind it.
+    /// The output matrix in one piece, `[vocab, hidden]`. Errors: `Error::Input` naming `Setting::LmHead` if the device cannot bind it.
     pub async fn output_matrix(&self, rec: &mut Recorder) -> Result<Tensor> {
         let LinearSpec { rows, columns, .. } = self.config().head_linear();
         let (bytes, most) = ((rows * columns * 4) as u64, rec.device().largest_array());
         if bytes > most {
             let found = format!("an output matrix of {bytes} bytes");
             let expected = format!("at most {most}, which this device can bind");
-            return Err(Error::input("--lm-head", found, expected, "leave it out, or use --device cpu"));
+            let remedy = phrase!["leave it out, or use ", Setting::Device.set_to("cpu")];
+            return Err(Error::input(Setting::LmHead, found, expected, remedy));
         }
         self.checkpoint.load(rec, &self.config().output_weight()).await
     }

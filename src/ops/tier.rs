@@ -15,6 +15,7 @@ use crate::Result;
 use crate::device::{
     self, AdapterSummary, Choice, Clock, Device, FastShape, FastTier, Gpu, MatrixUnits, Precision, Recorder,
 };
+use crate::error::Phrase;
 use crate::tensor::Tensor;
 
 /// What the program around the library lends to a device that it opens. By default it lends nothing.
@@ -41,7 +42,7 @@ impl FrontEnd for () {}
 ///
 /// Returns the device, and why it was chosen, as a phrase. Errors: `Error::Input` if no device fits the choice, `Error::Gpu` if
 /// it cannot be opened. Fast kernels that fail are no error: [`Gpu::tier`] says what was wrong.
-pub async fn open(choice: &Choice, precision: Precision, front_end: &dyn FrontEnd) -> Result<(Device, String)> {
+pub async fn open(choice: &Choice, precision: Precision, front_end: &dyn FrontEnd) -> Result<(Device, Phrase)> {
     let (device, reason) = device::open(choice, precision, front_end.clock()).await?;
     if let Device::Gpu(gpu) = &device {
         set_fast_tier(gpu, front_end).await;
@@ -58,9 +59,9 @@ pub async fn adapters(front_end: &dyn FrontEnd) -> Vec<AdapterSummary> {
             summary.tier = match Gpu::open(adapter, Precision::Fast, front_end.clock()).await {
                 Ok(gpu) => {
                     set_fast_tier(&gpu, front_end).await;
-                    gpu.tier()
+                    gpu.tier().into()
                 }
-                Err(error) => error.to_string(),
+                Err(error) => error.phrase(),
             };
         }
         summaries.push(summary);

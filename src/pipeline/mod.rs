@@ -23,6 +23,7 @@ use crate::checkpoint::{Checkpoint, CheckpointWriter};
 use crate::device::{Place, Recorder};
 use crate::engine::block::Block;
 use crate::engine::network::Network;
+use crate::error::{Setting, phrase};
 use crate::family::{Cut, LinearSpec};
 use crate::observer::{Event, Group, Observer};
 use crate::ops::reduce::sum_squares;
@@ -494,6 +495,9 @@ fn relative(error: f64, norm: f64, place: &str) -> Result<f64> {
     }
     Err(Error::NotFinite {
         place: place.to_string(),
-        remedy: "the quantized model has broken down; use more bits, smaller groups or --alpha off".to_string(),
+        remedy: phrase![
+            "the quantized model has broken down; use more bits, smaller groups or ",
+            Setting::Alpha.set_to("off"),
+        ],
     })
 }

@@ -5,6 +5,7 @@
 
 use crate::device::{Device, Memory, Place, Precision, Recorder};
 use crate::engine::network::sequences_per_chunk;
+use crate::error::{Setting, phrase};
 use crate::family::{Block, Cut, Linear, ModelConfig};
 use crate::ops::cooperative::PLANES;
 use crate::ops::gram::packed_len;
@@ -18,7 +19,7 @@ const WORTHWHILE_TOKENS: usize = 1024;
 
 /// The plan for `runs` together, all of the same samples, that keeps to the memory of `rec`.
 ///
-/// Errors: `Error::Input` naming `--seq-len` if not even one sequence can be bound, and `--memory` if nothing fits.
+/// Errors: `Error::Input` naming `Setting::SeqLen` if not even one sequence can be bound, and `Setting::Memory` if nothing fits.
 pub fn plan(config: &ModelConfig, runs: &[&QuantizeOptions], rec: &Recorder) -> Result<Plan> {
     let on_cpu = matches!(rec.device(), Device::Cpu);
     let beside = rec.memory().beside;
@@ -51,13 +52,13 @@ pub fn plan(config: &ModelConfig, runs: &[&QuantizeOptions], rec: &Recorder) -> 
     fitting.or_else(smaller).map(with_spare).ok_or_else(|| {
         let least = load.plan(last, 1).device_bytes;
         Error::input(
-            "--memory",
+            Setting::Memory,
             format!("{} MB", device_limit / 1_000_000),
             format!(
                 "at least {} MB, for the program, the weights and statistics of one group and one sequence",
                 least.div_ceil(1_000_000)
             ),
-            "allow more, or use shorter sequences (--seq-len)",
+            phrase!["allow more, or use shorter sequences (", Setting::SeqLen, ")"],
         )
     })
 }
@@ -152,7 +153,7 @@ impl Load<'_> {
         plan
     }
 
-    /// Errors: `Error::Input` naming `--device` if that cannot bind a weight, or H as the methods need it.
+    /// Errors: `Error::Input` naming `Setting::Device` if that cannot bind a weight, or H as the methods need it.
     fn check_bindings(&self, device: &Device) -> Result<()> {
         let linears: Vec<&Linear> = self.config.distinct_blocks().flat_map(Block::groups).flatten().collect();
         let weights = linears.iter().map(|spec| spec.rows as u64 * spec.columns as u64);
@@ -167,7 +168,8 @@ impl Load<'_> {
         }
         let found = format!("{}, which can bind {bound} bytes at a time", device.name());
         let expected = format!("at least {needed}, for the widest layer's weight or its Hessian");
-        Err(Error::input("--device", found, expected, "use another device, or --device cpu"))
+        let remedy = phrase!["use another device, or ", Setting::Device.set_to("cpu")];
+        Err(Error::input(Setting::Device, found, expected, remedy))
     }
 
     /// Columns of what a stream keeps of a token between two groups at most.

@@ -33,6 +33,7 @@ mod native {
     use std::ops::Range;
     use std::path::{Path, PathBuf};
 
+    use crate::error::{Setting, phrase};
     use crate::tensor::recycled;
     use crate::{Error, Result};
 
@@ -129,7 +130,7 @@ mod native {
     }
 
     fn refuse(directory: &Path, source: std::io::Error) -> Error {
-        let remedy = "choose another directory with --scratch, or allow more --memory".to_string();
+        let remedy = phrase!["choose another directory with ", Setting::Scratch, ", or allow more ", Setting::Memory];
         Error::Io { path: directory.to_owned(), action: "keep hidden states in", source, remedy }
     }
 

@@ -426,7 +426,7 @@ fn an_existing_directory_is_replaced_only_when_the_new_one_is_whole() {
     fs::create_dir(&out).unwrap();
     fs::write(out.join("old"), "precious").unwrap();
     let refused = DirectorySink::new(&out, Existing::Refuse, None).unwrap_err().to_string();
-    assert!(refused.contains("files in it") && refused.contains("--force"), "{refused}");
+    assert!(refused.contains("files in it") && refused.contains("Existing::Replace"), "{refused}");
 
     let settings = settings(4, None, true);
     let layers = random_layers(&source, &settings);

@@ -2,6 +2,7 @@
 
 use aquatint::Error;
 use aquatint::device::{Choice, Device, Precision, Recorder};
+use aquatint::error::Phrase;
 use aquatint::ops::tier;
 use pollster::block_on;
 
@@ -50,7 +51,7 @@ fn a_shape_that_does_not_hold_the_values_is_an_error() {
 
 #[test]
 fn a_raised_flag_is_the_error_of_the_next_wait_and_of_no_later_one() {
-    let named = |place: &str| Error::NotFinite { place: place.to_string(), remedy: String::new() };
+    let named = |place: &str| Error::NotFinite { place: place.to_string(), remedy: Phrase::default() };
     for device in devices() {
         let mut rec = recorder(&device);
         let value = rec.upload(&[3], vec![1.0f32, 2.0, 3.0]).unwrap();

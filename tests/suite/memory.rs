@@ -140,7 +140,7 @@ fn too_little_memory_is_told_before_anything_is_done() {
     match run(&mut with(&Device::Cpu, memory), &model, &options) {
         Err(error @ Error::Input { .. }) => {
             let message = error.to_string();
-            assert!(message.starts_with("--memory: found 1 MB, expected at least "), "{message}");
+            assert!(message.starts_with("memory: found 1 MB, expected at least "), "{message}");
             let least = message.split(' ').nth(7).unwrap().parse::<u64>().unwrap() * 1_000_000;
             let enough = Memory { device: Some(least), ..Memory::default() };
             assert!(Plan::new(model.config(), &[&options], &with(&Device::Cpu, enough)).is_ok(), "{least}");
@@ -225,7 +225,7 @@ fn a_layer_that_cannot_be_bound_is_told_before_anything_is_done() {
         assert!(plan(inner * 4 / 3, Method::Gptq).is_ok());
         for (inner, method) in [(inner * 3 / 2, Method::Gptq), (inner * 4 / 3, Method::Quip)] {
             let message = plan(inner, method).unwrap_err().to_string();
-            assert!(message.starts_with("--device: found ") && message.contains("can bind"), "{message}");
+            assert!(message.starts_with("device: found ") && message.contains("can bind"), "{message}");
         }
     }
 }

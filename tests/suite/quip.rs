@@ -58,7 +58,7 @@ fn odd_widths_have_a_kronecker_transform_and_no_hadamard_one() {
         let norm: f64 = v.values.iter().map(|x| x * x).sum();
         assert!((norm - n as f64).abs() < 1e-4, "{n}: {norm}");
         let error = Rotation::new(&mut rec, RotationKind::Hadamard, n, 0, 0).unwrap_err().to_string();
-        assert!(error.contains(&n.to_string()) && error.contains("--rotation kronecker"), "{error}");
+        assert!(error.contains(&n.to_string()) && error.contains("use rotation kronecker"), "{error}");
     }
     for width in [576, 1536, 2048, 4096, 5632, 14336] {
         require_hadamard(width).unwrap();

@@ -2,6 +2,7 @@
 
 use super::{Recorder, UNIFORM_BLOCKS};
 use crate::device::Gpu;
+use crate::error::Setting;
 use crate::{Error, Result};
 
 /// One dispatch with its times.
@@ -69,7 +70,7 @@ impl Profile {
     fn new(gpu: &Gpu) -> Result<Self> {
         if !gpu.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
             let found = format!("{}, which has no timestamps", gpu.name());
-            return Err(Error::input("--profile", found, "a GPU that can time its kernels", "leave it out"));
+            return Err(Error::input(Setting::Profile, found, "a GPU that can time its kernels", "leave it out"));
         }
         let period = f64::from(gpu.queue.get_timestamp_period()) * 1e-9;
         Ok(Self { period, recorded: None, submitted: Vec::new() })
