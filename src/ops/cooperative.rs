@@ -87,29 +87,29 @@ struct Planes {
     depth: usize,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct SplitParams {
-    rows: u32,
-    depth: u32,
-    start: u32,
-    stride: u32,
-    padded_rows: u32,
-    padded_depth: u32,
-    chunks: u32,
-    extent: u32,
+uniform! {
+    struct SplitParams of "split_range", "split" {
+        rows: u32,
+        depth: u32,
+        start: u32,
+        stride: u32,
+        padded_rows: u32,
+        padded_depth: u32,
+        chunks: u32,
+        extent: u32,
+    }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    m: u32,
-    n: u32,
-    depth: u32,
-    accumulate: u32,
-    c_start: u32,
-    c_stride: u32,
-    blocks: u32,
+uniform! {
+    struct Params of "cooperative" {
+        m: u32,
+        n: u32,
+        depth: u32,
+        accumulate: u32,
+        c_start: u32,
+        c_stride: u32,
+        blocks: u32,
+    }
 }
 
 fn split(rec: &mut Recorder, x: Operand<'_>, extent: usize) -> Result<Planes> {

@@ -2,6 +2,10 @@
 //!
 //! An op takes the recorder first. On the CPU it computes at once; on a GPU it records a dispatch. Ops know no model.
 
+// Its macro declares the uniform blocks of the modules after it.
+#[macro_use]
+pub mod uniform;
+
 pub mod add;
 pub mod attention;
 pub mod cholesky;
