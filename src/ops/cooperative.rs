@@ -88,29 +88,29 @@ fn bindings<'a>(left: &'a Planes, right: &'a Planes) -> [&'a Buffer; 4] {
     [left.words.buffer(), right.words.buffer(), left.undo.buffer(), right.undo.buffer()]
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct SplitParams {
-    rows: u32,
-    depth: u32,
-    start: u32,
-    stride: u32,
-    padded_rows: u32,
-    padded_depth: u32,
-    chunks: u32,
-    extent: u32,
+uniform! {
+    struct SplitParams of "split_range", "split" {
+        rows: u32,
+        depth: u32,
+        start: u32,
+        stride: u32,
+        padded_rows: u32,
+        padded_depth: u32,
+        chunks: u32,
+        extent: u32,
+    }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    m: u32,
-    n: u32,
-    depth: u32,
-    accumulate: u32,
-    c_start: u32,
-    c_stride: u32,
-    blocks: u32,
+uniform! {
+    struct Params of "cooperative" {
+        m: u32,
+        n: u32,
+        depth: u32,
+        accumulate: u32,
+        c_start: u32,
+        c_stride: u32,
+        blocks: u32,
+    }
 }
 
 /// Splits an operand into planes. The first kernel finds the largest value of each row, the second scales and splits.

@@ -91,25 +91,25 @@ pub(crate) fn offset(row: usize, column: usize) -> usize {
     tile_index(row / TILE, column / TILE) * AREA + row % TILE * TILE + column % TILE
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    n: u32,
-    first: u32,
-    last: u32,
-    tiles: u32,
-    stride: u32,
-    start: u32,
-    rows: u32,
+uniform! {
+    struct Params of "gram" {
+        n: u32,
+        first: u32,
+        last: u32,
+        tiles: u32,
+        stride: u32,
+        start: u32,
+        rows: u32,
+    }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct ConvertParams {
-    n: u32,
-    count: u32,
-    stride: u32,
-    start: u32,
+uniform! {
+    struct ConvertParams of "packed" {
+        n: u32,
+        count: u32,
+        stride: u32,
+        start: u32,
+    }
 }
 
 /// Dispatches a kernel that converts `count` elements of a matrix of extent n, from row `start` on.

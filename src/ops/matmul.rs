@@ -68,18 +68,18 @@ impl<'a> Rows<'a> {
     }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    m: u32,
-    n: u32,
-    k: u32,
-    accumulate: u32,
-    a_start: u32,
-    b_start: u32,
-    c_start: u32,
-    a_stride: u32,
-    b_stride: u32,
+uniform! {
+    struct Params of "matmul" {
+        m: u32,
+        n: u32,
+        k: u32,
+        accumulate: u32,
+        a_start: u32,
+        b_start: u32,
+        c_start: u32,
+        a_stride: u32,
+        b_stride: u32,
+    }
 }
 
 /// The product as a new matrix `[m, n]`. Errors: `Error::Shape` if the inner extents differ.

@@ -3,6 +3,10 @@
 //! An op takes the recorder first. On the CPU it computes at once. On a GPU it records a dispatch. Ops know no model. `tier` opens a
 //! device and decides which kernels it uses.
 
+// Its macro declares the uniform blocks of the modules after it.
+#[macro_use]
+pub mod uniform;
+
 pub mod add;
 pub mod attention;
 pub mod cholesky;
