@@ -35,7 +35,7 @@ macro_rules! device_tests {
     };
     (@fast_gpu $test:ident) => {
         #[test]
-        #[cfg_attr(not(feature = "test-matrix-units"), ignore = "needs matrix units; `cargo xtask test` looks for an adapter that has them")]
+        #[cfg_attr(not(feature = "test-matrix-units"), ignore = "needs matrix units, which `cargo xtask test` looks for")]
         fn fast_gpu() {
             super::$test($crate::common::fast_gpu());
         }
