@@ -1,4 +1,4 @@
-//! AWQ: both searches against every token in float64, the folding of scales, and whole models.
+//! AWQ: its two searches, compared with a search over all tokens in float64; the folding of its scales; whole models.
 
 use std::collections::BTreeMap;
 

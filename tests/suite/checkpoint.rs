@@ -1,4 +1,4 @@
-//! Reading, writing, and reading back.
+//! Checkpoints: what is read from disk, what is written, and that the two agree.
 
 use std::collections::BTreeSet;
 use std::fs;

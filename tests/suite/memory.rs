@@ -1,4 +1,4 @@
-//! Runs that keep to less memory than they would like: the same bytes, from elsewhere.
+//! Plans of memory: runs that keep hidden states elsewhere give the same bytes, and no run takes more than was planned.
 
 use aquatint::checkpoint::random;
 use aquatint::device::{Device, Memory, Place, Recorder};
@@ -27,7 +27,7 @@ fn run(rec: &mut Recorder, model: &Checkpoint, options: &QuantizeOptions) -> Res
     Ok((report, layers))
 }
 
-/// One pass of descent is as good as four here.
+/// Options with one pass of descent, which is enough here.
 fn options(bits: u32, samples: usize, seq_len: usize) -> QuantizeOptions {
     QuantizeOptions { bits, samples, seq_len, descent_passes: 1, ..QuantizeOptions::default() }
 }
@@ -47,7 +47,7 @@ fn hidden_states_elsewhere_change_no_byte(device: Device) {
     let mut expected = None;
     let places = Place::Device.and_below(&device).iter().flat_map(|place| [(place, false), (place, true)]);
     for (streams, recompute) in places {
-        // Two sequences at a time, so that chunks are of unequal length.
+        // A chunk has two sequences.
         let (streams, recompute) = (*streams, Some(recompute));
         let memory = Memory { streams, recompute, chunk_tokens: 48, ..Memory::default() };
         let (report, layers) = run(&mut with(&device, memory), &model, &options).unwrap();
@@ -66,6 +66,7 @@ fn hidden_states_elsewhere_change_no_byte(device: Device) {
 device_tests!(a_gpu_holds_no_more_than_was_planned: software_gpu);
 fn a_gpu_holds_no_more_than_was_planned(device: Device) {
     let model = block_on(bundled::checkpoint()).unwrap();
+    let (hidden, inner) = (model.config().hidden_size, model.config().widest());
     for (method, recompute) in [(Method::Gptq, false), (Method::Gptq, true), (Method::Quip, false)] {
         let options = QuantizeOptions { method, blocks: Some(1), ..options(3, 4, 64) };
         let memory = Memory { recompute: Some(recompute), ..Memory::default() };
@@ -74,7 +75,16 @@ fn a_gpu_holds_no_more_than_was_planned(device: Device) {
         assert_eq!(report.plan, Some(planned));
         let peak = report.peak_device_bytes.unwrap();
         assert!(peak <= planned.device_bytes, "{method:?}: {peak} of {}", planned.device_bytes);
-        assert!(peak > planned.device_bytes / 4, "{method:?}: {peak}, where {} were planned", planned.device_bytes);
+        // When the statistics of down are complete, these are there at once: its weight, those of gate and up in both streams where
+        // chunks go through them again, both streams, and H and D of the windows to fit on and of those held out. Beyond that, arrays
+        // that are not in use fill the plan.
+        assert!(options.held_out() > 0);
+        let tokens = options.samples * options.seq_len;
+        let weights = hidden * inner * if recompute { 1 + 2 * 2 } else { 1 };
+        let streams = 2 * tokens * (hidden + if recompute { 0 } else { inner });
+        let statistics = 2 * (inner * inner / 2 + inner * inner);
+        let least = 4 * (weights + streams + statistics) as u64;
+        assert!(peak >= least, "{method:?}: {peak}, where {least} must have been there at once");
     }
 }
 
@@ -89,7 +99,7 @@ fn a_device_with_less_memory_than_it_says_gets_less_to_do(device: Device) {
         tenths -= 1;
         assert!(tenths > 0, "there was always enough");
         let mut memory = Memory { device: Some(planned), ..Memory::default() };
-        // Somebody else is there, and leaves less and less.
+        // Another user of the device leaves less and less of it.
         let mut other = with(&device, memory.clone());
         other.trim();
         let _taken = other.zeros::<u32>(&[((planned - held / 10 * tenths) / 4) as usize]).unwrap();
@@ -106,7 +116,7 @@ fn a_device_with_less_memory_than_it_says_gets_less_to_do(device: Device) {
         }
     };
     assert!(plan.streams != Place::Device && plan.sequences_per_chunk < 64, "{plan:?}");
-    // Smaller chunks sum in another order, so codes may differ; no layer is missing or there twice.
+    // Smaller chunks sum in another order, so codes may differ. No layer may be missing, or be there twice.
     assert_eq!(layers.len(), expected.len());
 }
 
@@ -140,7 +150,7 @@ fn too_little_memory_is_told_before_anything_is_done() {
     }
 }
 
-/// Counts the blocks that an evaluation goes through, and how many it said there would be.
+/// Counts the blocks that an evaluation passes through, and compares with the number that it announces.
 #[derive(Default)]
 struct Blocks {
     done: usize,
@@ -171,7 +181,7 @@ fn an_evaluation_with_less_memory_takes_fewer_windows_at_a_time_to_the_same_bits
     let all = windows(&model, &options(3, 7, 64));
     let config = model.config();
     let evaluate = |memory: Option<u64>| {
-        // Two windows in a chunk.
+        // A chunk has two windows.
         let memory = Memory { device: memory, beside: 0, chunk_tokens: 128, ..Memory::default() };
         let mut rec = with(&device, memory);
         let network = Network::new(&mut rec, &model, None, 64).unwrap();
@@ -196,7 +206,7 @@ fn an_evaluation_with_less_memory_takes_fewer_windows_at_a_time_to_the_same_bits
 
 device_tests!(a_layer_that_cannot_be_bound_is_told_before_anything_is_done: software_gpu);
 fn a_layer_that_cannot_be_bound_is_told_before_anything_is_done(device: Device) {
-    // H of down as tiles is a little more than half of it.
+    // Packed, H of down takes a little more than half of n² elements.
     let inner = (device.largest_array() as f64 / 4.0).sqrt() as usize / 64 * 64;
     let shape = |inner: usize| {
         serde_json::json!({

@@ -1,11 +1,11 @@
-//! Rotary embedding against the rotation of each pair in float64.
+//! `ops::rope`: compared with the rotation of each pair in float64.
 
 use crate::common::{device_tests, random, read, recorder, relative_error};
 use aquatint::device::Device;
 use aquatint::ops::Positions;
 use aquatint::ops::rope::rope;
 
-/// The table of a model with base 10000, f32 as a checkpoint's loader makes it.
+/// The table of angles with base 10000, in f32 as the loader of a checkpoint makes it.
 fn table(positions: usize, head_dim: usize) -> Vec<f32> {
     let half = head_dim / 2;
     let angle = |p: usize, i: usize| p as f64 * 10000f64.powf(-(i as f64) / half as f64);

@@ -1,4 +1,4 @@
-//! Every quantity of the float64 vectors (tests/fixtures/vectors), on the CPU and on the software GPU.
+//! Every quantity of the float64 test vectors (tests/fixtures/vectors), on each device.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use aquatint::tensor::Tensor;
 use pollster::block_on;
 use safetensors::{Dtype, SafeTensors};
 
-/// One file of vectors.
+/// A file of test vectors.
 struct Vectors {
     bytes: Vec<u8>,
     group: usize,
@@ -56,7 +56,7 @@ impl Vectors {
         rec.upload(&shape, values).unwrap()
     }
 
-    /// Rows of a matrix.
+    /// Some rows of a matrix, on the device.
     fn upload_rows(&self, rec: &mut Recorder, name: &str, rows: std::ops::Range<usize>) -> Tensor {
         let (shape, values) = self.get(name);
         let values = values[rows.start * shape[1]..rows.end * shape[1]].to_vec();
@@ -68,7 +68,7 @@ impl Vectors {
         gram::pack(rec, &dense).unwrap()
     }
 
-    /// W with the columns zeroed whose Hessian diagonal is zero.
+    /// W, with zeros in the columns of dead inputs: those whose diagonal element of H is zero.
     fn weight_without_dead(&self, rec: &mut Recorder, damping: &Damping) -> Tensor {
         let mut weight = self.upload(rec, "w");
         let alive = damping.alive();
@@ -90,7 +90,7 @@ fn each(device: &Device, names: &[&'static str], check: impl Fn(&mut Recorder, &
 fn statistics(rec: &mut Recorder, v: &Vectors, rows: std::ops::Range<usize>) -> Statistics {
     let (x, x_hat) = (v.upload_rows(rec, "x", rows.clone()), v.upload_rows(rec, "x_hat", rows));
     let mut statistics = Statistics::zeros(rec, x.shape()[1], true).unwrap();
-    // In two chunks, the second from an odd place on.
+    // The tokens come in two chunks, the second of which starts at an odd place.
     let tokens = x.shape()[0];
     let cut = tokens / 3 + 1;
     for (start, count) in [(0, cut), (cut, tokens - cut)] {
@@ -187,8 +187,8 @@ fn grids_and_rtn_codes(device: Device) {
             let groups = columns.div_ceil(spec.group_size);
             let weights = v.wide("w");
             let cell = |i: usize| (i / columns) * groups + i % columns / spec.group_size;
-            // Where a group has no negative weight, the implementation that made the vectors (as the original GPTQ code)
-            // takes [0, max] for a symmetric range and clips half of it; algorithms.md §4 says ±max|w|, and so do we.
+            // The implementation that made the vectors follows the original GPTQ code: where a group has no negative weight, its
+            // symmetric range is [0, max], half of which is clipped. Ours is ±max|w|, as the definition says.
             let mut one_sided = vec![spec.symmetry == Symmetry::Symmetric; grid.scales.len()];
             for i in (0..weights.len()).filter(|&i| weights[i] < 0.0) {
                 one_sided[cell(i)] = false;
@@ -209,7 +209,7 @@ fn grids_and_rtn_codes(device: Device) {
             let (codes, _) = rtn::round(rec, &weight, &grid, spec.group_size, spec.bits).unwrap();
             let codes: Vec<f32> = block_on(rec.read(&codes)).unwrap().into_iter().map(|c| c as f32).collect();
             let (expected, scales) = (v.wide(&format!("{case}.codes")), v.wide(&format!("{case}.scales")));
-            // The ends of a symmetric range are exact ties, where the last bit of s decides: those may fall either way.
+            // The ends of a symmetric range are exact ties. The last bit of s decides them, so either code is right.
             let tied = |i: usize| ((weights[i] / scales[cell(i)]).abs().fract() - 0.5).abs() < 1e-5;
             let of_interest: Vec<usize> = (0..codes.len()).filter(|&i| !skipped[cell(i)]).collect();
             let distance = |i: usize| (f64::from(codes[i]) - expected[i]).abs();
@@ -220,7 +220,7 @@ fn grids_and_rtn_codes(device: Device) {
     });
 }
 
-/// tr((W − Q) H (W − Q)ᵀ) in float64.
+/// The objective tr((W − Q) H (W − Q)ᵀ), in float64.
 fn objective(w: &[f32], q: &[f64], h: &[f64], n: usize) -> f64 {
     w.chunks(n)
         .zip(q.chunks(n))
