@@ -22,7 +22,7 @@ pub use config::quantization::{QuantizationConfig, ZeroPointFormat};
 pub(crate) use config::rope::state_both_forms;
 pub use config::rope::{Rope, RopeScaling};
 pub use derive::{Cut, Fold};
-pub use graph::{Activation, Attention, Block, Linear, LinearSpec, ModelConfig, Name, Node, Norm, Op, Value};
+pub use graph::{Activation, Attention, Block, Linear, LinearSpec, ModelConfig, Name, Node, Norm, NormKind, Op, Value};
 
 /// An architecture that this crate can run.
 pub struct Family {
