@@ -29,6 +29,7 @@ mod grid;
 mod grouped_product;
 mod house;
 mod kl;
+mod layer_norm;
 mod load;
 mod magnitude;
 mod matmul;
