@@ -174,7 +174,7 @@ impl Place<'_> {
         let after = files.iter().map(|(_, bytes)| bytes).sum();
         let memory = Memory {
             wasm_peak: wasm_bytes(),
-            device_estimate: pipeline::Plan::roomy(self.model.config(), &options).device_bytes,
+            device_estimate: pipeline::roomy_plan(self.model.config(), &options).device_bytes,
         };
         let perplexity = Perplexity { original, quantized, plain, tokens };
         let bytes = Bytes { before: self.model.bytes(), after };

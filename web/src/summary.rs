@@ -2,9 +2,8 @@
 
 use aquatint::checkpoint::{Checkpoint, DEFAULT_SHARD_LIMIT, WritePlan};
 use aquatint::device::Device;
-use aquatint::pipeline::largest_array;
+use aquatint::pipeline::{largest_array, roomy_plan};
 use aquatint::quant::GroupSize;
-use aquatint::record::Plan;
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -19,7 +18,7 @@ pub struct ModelSummary {
     parameters: u64,
     blocks: usize,
     hidden: usize,
-    intermediate: usize,
+    widest: usize,
     vocab: usize,
     context: usize,
     bytes: u64,
@@ -71,11 +70,11 @@ pub fn describe(model: &Checkpoint, listing: Vec<(String, u64)>, device: Option<
     }
     ModelSummary {
         name: model.name().to_owned(),
-        family: config.family.model_type().to_owned(),
+        family: config.model_type.to_owned(),
         parameters: model.parameters(),
-        blocks: config.num_hidden_layers,
+        blocks: config.blocks.len(),
         hidden: config.hidden_size,
-        intermediate: config.intermediate_size,
+        widest: config.widest(),
         vocab: config.vocab_size,
         context: config.max_position_embeddings,
         bytes: model.bytes(),
@@ -107,7 +106,7 @@ pub fn plan(model: &Checkpoint, options: &PageOptions, device: Option<&Device>) 
     let config = model.config();
     let tokens = resolved.samples * resolved.seq_len;
     let mut plan = RunPlan {
-        device_bytes: Plan::roomy(config, &resolved).device_bytes,
+        device_bytes: roomy_plan(config, &resolved).device_bytes,
         largest_array: largest_array(config, resolved.seq_len),
         tokens,
         ..RunPlan::default()
@@ -118,10 +117,10 @@ pub fn plan(model: &Checkpoint, options: &PageOptions, device: Option<&Device>) 
         Err(error) => plan.problems.push(sentence(error)),
     }
     plan.problems.extend(device.and_then(|device| too_large(model, resolved.seq_len, device)));
-    if tokens < 2 * config.hidden_size.max(config.intermediate_size) {
+    if tokens < 2 * config.widest() {
         plan.warnings.push(format!(
             "{tokens} tokens are few for layers {} wide; more samples give a better model.",
-            config.intermediate_size
+            config.widest()
         ));
     }
     let groups = resolved.group_size.resolve(config);
