@@ -7,7 +7,6 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 use config::fields::Fields;
-pub use config::quantization::{QuantizationConfig, ZeroPointFormat};
 pub(crate) use config::rope::state_both_forms;
 pub use config::rope::{Rope, RopeScaling};
 pub use tensors::LinearSpec;
@@ -111,8 +110,6 @@ pub struct ModelConfig {
     pub sliding_window: Option<usize>,
     /// Longest context the model was made for.
     pub max_position_embeddings: usize,
-    /// Set where the weights are stored quantized.
-    pub quantization: Option<QuantizationConfig>,
 }
 
 /// A model with more blocks than this is a broken file, and would fill the memory with names.
@@ -157,10 +154,6 @@ impl ModelConfig {
             tie_word_embeddings: config.flag("tie_word_embeddings")?.unwrap_or(false),
             sliding_window: sliding_window(config, family)?,
             max_position_embeddings: config.required_count("max_position_embeddings")?,
-            quantization: config
-                .get("quantization_config")
-                .map(|value| QuantizationConfig::from_value(value, subject))
-                .transpose()?,
         };
         parsed.check_dimensions(config)?;
         Ok(parsed)
