@@ -69,10 +69,20 @@ impl<'a> Kind<'a> {
         kinds
     }
 
-    /// The place inside a block and the bits, where they are the same in every block.
-    fn uniform(&self) -> Option<((&'a str, &'a str), Option<u32>)> {
-        let bits = self.layers[0].1;
-        self.place.filter(|_| self.layers.iter().all(|layer| layer.1 == bits)).map(|place| (place, bits))
+    /// Whether its layers keep their weights in every block.
+    fn is_kept(&self) -> bool {
+        self.place.is_some() && self.layers.iter().all(|(_, bits)| bits.is_none())
+    }
+
+    /// Its rules: a regular expression for the module path, and bits. One rule if all blocks are alike, else one for each layer.
+    fn rules(&self) -> Vec<(String, Option<u32>)> {
+        let first = self.layers[0].1;
+        match self.place {
+            Some((outside, inside)) if self.layers.iter().all(|(_, bits)| *bits == first) => {
+                vec![(format!(r"{}\.\d+\.{}", regex::escape(outside), regex::escape(inside)), first)]
+            }
+            _ => self.layers.iter().map(|(linear, bits)| (regex::escape(&linear.name), *bits)).collect(),
+        }
     }
 }
 
@@ -88,33 +98,19 @@ fn around_number(path: &str) -> Option<(&str, &str)> {
 /// What clients must be told about layers that differ from the others: `modules_in_block_to_quantize` where the same
 /// layers stay as they are in every block, which every client reads, else `dynamic`, which GPTQModel and vLLM read.
 fn add_exceptions(model: &PlannedModel, description: &mut Value) {
+    let (kept, quantized): (Vec<_>, Vec<_>) = Kind::all(model).into_iter().partition(Kind::is_kept);
+    let head = model.bits_of(&model.head.name).map(|bits| (regex::escape(&model.head.name), Some(bits)));
     let mut rules = Map::new();
-    let mut rule = |module: &str, bits: Option<u32>| match bits {
-        None => rules.insert(format!("-:^{module}$"), json!({})),
-        Some(own) if own != model.settings.bits => rules.insert(format!("+:^{module}$"), json!({ "bits": own })),
-        Some(_) => None,
-    };
-    let kinds = Kind::all(model);
-    let mut quantized = Vec::new();
-    for kind in &kinds {
-        match kind.uniform() {
-            Some((_, None)) => continue,
-            Some(((outside, inside), bits)) => {
-                rule(&format!(r"{}\.\d+\.{}", regex::escape(outside), regex::escape(inside)), bits);
-            }
-            None => {
-                for (linear, bits) in &kind.layers {
-                    rule(&regex::escape(&linear.name), *bits);
-                }
-            }
-        }
-        quantized.extend(kind.place.map(|(_, inside)| inside));
+    for (module, bits) in quantized.iter().flat_map(Kind::rules).chain(head) {
+        match bits {
+            None => rules.insert(format!("-:^{module}$"), json!({})),
+            Some(own) if own != model.settings.bits => rules.insert(format!("+:^{module}$"), json!({ "bits": own })),
+            Some(_) => None,
+        };
     }
-    if let Some(bits) = model.bits_of(&model.head.name) {
-        rule(&regex::escape(&model.head.name), Some(bits));
-    }
-    if kinds.iter().any(|kind| matches!(kind.uniform(), Some((_, None)))) {
-        description["modules_in_block_to_quantize"] = json!([quantized]);
+    if !kept.is_empty() {
+        let modules: Vec<&str> = quantized.iter().filter_map(|kind| kind.place).map(|(_, inside)| inside).collect();
+        description["modules_in_block_to_quantize"] = json!([modules]);
     }
     if !rules.is_empty() {
         description["dynamic"] = Value::Object(rules);
@@ -228,6 +224,8 @@ fn zero_points(fields: Fields<'_>) -> Result<ZeroPoints> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checkpoint::format::PlannedLayer;
+    use safetensors::Dtype;
 
     /// The configuration with `fields` added to it or in the place of its own.
     fn with(fields: Value) -> Result<Option<GptqConfig>> {
@@ -270,6 +268,24 @@ mod tests {
         let mixed = read(json!({ "dynamic": rules }));
         let bits = |module: &str| mixed.bits_of(module);
         assert_eq!((bits("model.layers.1.x"), bits("model.layers.11.x"), bits("layers.1")), (8, 4, 2));
+    }
+
+    #[test]
+    fn blocks_need_not_be_alike() {
+        let linear = |name: &str| LinearSpec { name: name.to_owned(), rows: 32, columns: 32, bias: false };
+        let settings = QuantizationSettings { bits: 4, group_size: None, symmetric: true, damping: 0.01 };
+        let names =
+            ["0.mlp.up", "1.mlp.experts.0.up", "1.mlp.experts.1.up", "2.mlp.experts.0.up", "2.mlp.experts.1.up"];
+        let linears: Vec<LinearSpec> = names.iter().map(|name| linear(&format!("layers.{name}"))).collect();
+        let planned = |spec: &LinearSpec| {
+            let bits = if spec.name.starts_with("layers.2.mlp.experts.1.") { 8 } else { 4 };
+            let layer = PlannedLayer { spec: spec.clone(), grid: settings.wish(32, bits), original: Dtype::F16 };
+            (spec.name.clone(), layer)
+        };
+        let layers = linears[1..].iter().map(planned).collect();
+        let description = description(&PlannedModel { settings, linears, head: linear("lm_head"), layers });
+        assert_eq!(description["modules_in_block_to_quantize"], json!([["mlp.experts.0.up", "mlp.experts.1.up"]]));
+        assert_eq!(description["dynamic"], json!({ r"+:^layers\.2\.mlp\.experts\.1\.up$": { "bits": 8 } }));
     }
 
     #[test]
