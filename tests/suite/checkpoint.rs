@@ -6,12 +6,12 @@ use std::path::Path;
 
 use crate::common::{devices, recorder};
 use crate::small_model::{Model, Stored, random_layer};
-use aquatint::checkpoint::formats::{float::Float, gptq::Gptq};
+use aquatint::checkpoint::formats::{self, float::Float, gptq::Gptq};
 use aquatint::checkpoint::{
     Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Dtype, Existing, Format, LayerPlan,
     QuantizationSettings, WritePlan,
 };
-use aquatint::stored::QuantizedLinear;
+use aquatint::stored::{DenseLinear, QuantizedLinear, StoredLinear};
 use aquatint::{Error, bundled};
 use half::{bf16, f16};
 use pollster::block_on;
@@ -232,6 +232,33 @@ fn float_stores_halves_for_a_half_precision_model_and_singles_for_a_single_preci
         assert_eq!(read.raw_config().get("quantization_config"), None);
         assert!(!out.join("quantize_config.json").exists());
     }
+}
+
+#[test]
+fn f32_stores_every_weight_exactly_whatever_the_original_has() {
+    let home = tempfile::tempdir().unwrap();
+    let (f32, settings) = (formats::named("f32").unwrap(), settings(3, Some(32), false));
+    let source = block_on(bundled::checkpoint()).unwrap();
+    let mut layers: Vec<StoredLinear> = random_layers(&source, &settings).into_iter().map(Into::into).collect();
+    // A weight that lies on no grid, nor among halves.
+    let (name, [rows, columns]) = (layers[3].name().to_owned(), layers[3].shape());
+    let weight = (0..rows * columns).map(|i| 0.3 / (1 + i) as f32).collect();
+    layers[3] = StoredLinear::Dense(DenseLinear { name, rows, columns, weight });
+    let plan = WritePlan::new(&source, f32, settings, &LayerPlan::all(source.config(), 3), 1 << 30).unwrap();
+    assert_eq!(plan.bits_per_weight(), 32.0);
+    let out = home.path().join("out");
+    let mut writer = CheckpointWriter::new(&source, plan, Box::new(sink(&out))).unwrap();
+    for layer in &layers {
+        block_on(writer.put_linear(layer)).unwrap();
+    }
+    block_on(writer.finish()).unwrap();
+    let read = block_on(Checkpoint::open(&out)).unwrap();
+    for layer in &layers {
+        let name = format!("{}.weight", layer.name());
+        assert_eq!(read.dtype(&name).unwrap(), Dtype::F32);
+        assert_eq!(block_on(read.read(&name)).unwrap(), layer.dequantize(), "{name}");
+    }
+    assert_eq!(read.dtype("model.norm.weight").unwrap(), Dtype::BF16);
 }
 
 #[test]

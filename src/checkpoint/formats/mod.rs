@@ -2,6 +2,7 @@
 //!
 //! A format is one file here and one row of [`FORMATS`].
 
+pub mod f32;
 pub mod float;
 pub mod gptq;
 mod vllm;
@@ -14,7 +15,7 @@ use crate::stored::Form;
 use crate::{Error, Result};
 
 /// The formats, in the order in which they are offered.
-pub static FORMATS: &[&dyn Format] = &[&gptq::Gptq, &float::Float];
+pub static FORMATS: &[&dyn Format] = &[&gptq::Gptq, &float::Float, &f32::F32];
 
 /// The file in which older checkpoints describe how they are quantized, and in which some clients look first.
 pub(super) const DESCRIPTION_FILE: &str = "quantize_config.json";
