@@ -7,6 +7,7 @@ use std::ops::Index;
 
 use half::f16;
 
+use crate::error::{Setting, phrase};
 use crate::{Error, Result};
 
 /// In which form a method leaves the layers that it quantizes.
@@ -158,7 +159,7 @@ impl QuantizedLinear {
         } else if self.symmetric && self.zeros.iter().any(|&z| u16::from(z) != limit / 2 + 1) {
             format!("a symmetric layer whose zero point is not {}", limit / 2 + 1)
         } else if !self.scales.iter().all(|s| s.is_finite()) {
-            let remedy = "use a smaller --rounding-damping or more samples".to_owned();
+            let remedy = phrase!["use a smaller ", Setting::RoundingDamping, " or more samples"];
             return Err(Error::NotFinite { place: format!("scales of {}", self.name), remedy });
         } else {
             return Ok(());

@@ -176,7 +176,7 @@ fn planned_model(
     let planned = |(spec, bits): (&LinearSpec, u32)| {
         let grid = format.grid(spec, settings.wish(spec.columns, bits))?;
         let is_head = spec.name == head.name;
-        let weight = if is_head { source.config().output_weight().to_owned() } else { weight_name(spec) };
+        let weight = if is_head { source.config().output_weight() } else { weight_name(spec) };
         let layer = PlannedLayer { spec: spec.clone(), grid, original: source.dtype(&weight)? };
         Ok((spec.name.clone(), layer))
     };
@@ -284,7 +284,9 @@ fn header(units: &[Unit]) -> Result<(Vec<u8>, u64)> {
 fn documents(source: &Checkpoint, format: &dyn Format, model: &PlannedModel) -> Vec<(String, String)> {
     let mut config = source.raw_config().clone();
     config.remove("quantization_config");
-    state_both_forms(&mut config, &source.config().rope);
+    if let Some(rope) = source.config().ropes.first() {
+        state_both_forms(&mut config, rope);
+    }
     let mut documents = format.describe(model, &mut config);
     if unties(source, model) {
         config.insert("tie_word_embeddings".to_owned(), false.into());

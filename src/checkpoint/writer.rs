@@ -11,6 +11,7 @@ use super::plan::{Item, WritePlan};
 use super::reader::Checkpoint;
 use super::sink::Sink;
 use super::source::{Source, pieces};
+use crate::error::{Advice, Setting, phrase};
 use crate::stored::StoredLinear;
 use crate::{Error, Result};
 
@@ -55,7 +56,7 @@ impl<'a> CheckpointWriter<'a> {
         }
         let bytes = floats::encode(values, dtype).ok_or_else(|| Error::NotFinite {
             place: format!("{name} in {dtype}"),
-            remedy: "use another --method".to_owned(),
+            remedy: phrase!["use another ", Setting::Method],
         })?;
         self.replaced.insert(name, bytes);
         Ok(())
@@ -160,7 +161,7 @@ impl Output {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => self.no_space(),
             _ => {
-                let remedy = "check its permissions, or choose another --out".to_owned();
+                let remedy = phrase!["check its permissions, or choose another ", Setting::Out];
                 Error::Io { path: PathBuf::from(self.sink.name()), action, source, remedy }
             }
         }
@@ -171,7 +172,7 @@ impl Output {
             self.sink.name(),
             "no space left",
             format!("room for {:.1} MB", self.planned as f64 / 1e6),
-            "make room, or choose --out on another disk",
+            Advice::MoreRoom,
         )
     }
 }

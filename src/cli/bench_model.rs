@@ -99,7 +99,7 @@ pub fn run(args: BenchModelArgs) -> Result<()> {
     let mut console = Traced::new(Console::new());
     let (report, kernel_times) = attempt(&device, memory, options.seq_len, |rec| {
         if args.profile.is_some() {
-            rec.profile()?;
+            rec.start_profile()?;
         }
         pollster::block_on(async {
             let report = quantize(rec, &model, &windows, &options, &mut Nowhere, &mut console).await?;
@@ -193,7 +193,7 @@ fn shape(name: &str) -> Result<Value> {
                 path: path.to_owned(),
                 action: "read",
                 source,
-                remedy: "give llama-2-7b, llama-3-8b, llama-2-70b or a config.json".to_string(),
+                remedy: "give llama-2-7b, llama-3-8b, llama-2-70b or a config.json".into(),
             })?;
             serde_json::from_slice(&bytes).map_err(|error| {
                 Error::input(file, error.to_string(), "a config.json", "give the config.json of a Hugging Face model")

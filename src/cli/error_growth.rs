@@ -12,6 +12,7 @@ use comfy_table::{CellAlignment, Table, presets};
 use super::args::ErrorGrowthArgs;
 use super::console::Console;
 use super::memory::attempt;
+use super::names::OptionNames;
 use super::quantize::{calibration_tokens, draw};
 use super::{check_writable, open_device, open_model, write_csv, write_json, write_whole};
 
@@ -51,7 +52,7 @@ pub fn run(args: ErrorGrowthArgs) -> Result<()> {
     }
     let document = Document::new(format!("Error growth in {}", model.name()), "error-growth", runs);
     args.json.as_deref().map_or(Ok(()), |path| write_json(path, &document))?;
-    args.report.as_deref().map_or(Ok(()), |path| write_whole(path, &html::html(&document)?))
+    args.report.as_deref().map_or(Ok(()), |path| write_whole(path, &html::html(&document, &OptionNames)?))
 }
 
 /// Block by block, the error of each run, and how many times the first is as large as the last.

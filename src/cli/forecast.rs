@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 use aquatint::Result;
 use aquatint::checkpoint::random;
 use aquatint::device::{Device, Memory, Recorder};
-use aquatint::family::ModelConfig;
 use aquatint::observer::{Event, Observer};
-use aquatint::pipeline::{quantize, work};
+use aquatint::pipeline::{plan, quantize, work};
 use aquatint::quant::QuantizeOptions;
-use aquatint::record::{Phase, Plan};
+use aquatint::record::Phase;
 use aquatint::{Checkpoint, Error};
 use indicatif::{HumanBytes, HumanDuration};
-use serde_json::json;
+use serde_json::{Map, Value};
 
 use super::bench_model::{Nowhere, random_windows};
 use super::memory::describe;
@@ -35,10 +34,10 @@ pub fn forecast(device: &Device, memory: Memory, model: &Checkpoint, options: &Q
     let all: f64 = work.values().sum();
     let mut rec = Recorder::new(device);
     rec.set_memory(memory);
-    let plan = Plan::new(config, &[options], &rec)?;
+    let plan = plan(config, &[options], &rec)?;
     let rate = product_rate(&mut rec)?;
     say!("work: {}; in all {}", summary(&work), operations(all));
-    if let Some(trial) = Trial::new(config, options, TRIAL_SECONDS * rate) {
+    if let Some(trial) = Trial::new(model, options, TRIAL_SECONDS * rate) {
         let rates = trial.rates(&mut rec)?;
         let phases = work.iter().filter(|(_, count)| **count > 0.0);
         // Nothing is said where the trial had nothing to do in some phase.
@@ -77,7 +76,7 @@ struct Trial {
 
 impl Trial {
     /// The largest of at most `most` operations, or the smallest of all; `None` if the options fit none of them.
-    fn new(config: &ModelConfig, options: &QuantizeOptions, most: f64) -> Option<Self> {
+    fn new(model: &Checkpoint, options: &QuantizeOptions, most: f64) -> Option<Self> {
         let halved =
             std::iter::successors(Some(options.samples), |&samples| (samples > 2).then_some(samples.div_ceil(2)));
         let enough = |&samples: &usize| samples == options.samples || samples * options.seq_len >= TRIAL_TOKENS;
@@ -86,7 +85,7 @@ impl Trial {
         let sizes = fewer.into_iter().map(|samples| (1, samples)).chain([2, 4, 8, 16].map(|divisor| (divisor, least)));
         let mut last = None;
         for (divisor, samples) in sizes {
-            let Some(trial) = Self::of(config, options, divisor, samples) else { continue };
+            let Some(trial) = Self::of(model, options, divisor, samples) else { continue };
             let fits = work(trial.model.config(), &trial.options).values().sum::<f64>() <= most;
             last = Some(trial);
             if fits {
@@ -97,20 +96,12 @@ impl Trial {
     }
 
     /// A model `divisor` times narrower, on that many windows.
-    fn of(config: &ModelConfig, options: &QuantizeOptions, divisor: usize, samples: usize) -> Option<Self> {
-        let narrow = |extent: usize| (extent / divisor).max(1);
-        let shape = json!({
-            "architectures": ["LlamaForCausalLM"], "num_hidden_layers": TRIAL_BLOCKS,
-            "hidden_size": narrow(config.hidden_size), "intermediate_size": narrow(config.intermediate_size),
-            "num_attention_heads": narrow(config.num_attention_heads),
-            "num_key_value_heads": narrow(config.num_key_value_heads), "head_dim": config.head_dim,
-            "vocab_size": VOCABULARY, "max_position_embeddings": options.seq_len, "rms_norm_eps": config.rms_norm_eps,
-            "tie_word_embeddings": true,
-        });
+    fn of(model: &Checkpoint, options: &QuantizeOptions, divisor: usize, samples: usize) -> Option<Self> {
+        let shape = Value::Object(narrowed(model, divisor, options.seq_len));
         let model = pollster::block_on(random("a trial", &shape, options.seed)).ok()?;
         let options = QuantizeOptions { samples, blocks: None, lm_head: false, ..options.clone() };
         options.validate_for(model.config()).ok()?;
-        Some(Self { hidden: narrow(config.hidden_size), model, options })
+        Some(Self { hidden: model.config().hidden_size, model, options })
     }
 
     /// Operations per second of each phase that it had something to do in; of none if the numbers overflow.
@@ -145,4 +136,24 @@ impl Observer for Stopwatch {
     fn cancelled(&self) -> bool {
         false
     }
+}
+
+/// The config.json of a model of the same family that is `divisor` times narrower and sees `positions` positions.
+fn narrowed(model: &Checkpoint, divisor: usize, positions: usize) -> Map<String, Value> {
+    let mut config = model.raw_config().clone();
+    let number = |config: &Map<String, Value>, key: &str| config.get(key).and_then(Value::as_u64);
+    if let (None, Some(hidden), Some(heads)) =
+        (number(&config, "head_dim"), number(&config, "hidden_size"), number(&config, "num_attention_heads"))
+    {
+        config.insert("head_dim".into(), (hidden / heads).into());
+    }
+    for key in ["hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"] {
+        if let Some(extent) = number(&config, key) {
+            config.insert(key.into(), (extent / divisor as u64).max(1).into());
+        }
+    }
+    config.insert("num_hidden_layers".into(), TRIAL_BLOCKS.into());
+    config.insert("vocab_size".into(), VOCABULARY.into());
+    config.insert("max_position_embeddings".into(), positions.into());
+    config
 }

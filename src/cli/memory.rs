@@ -11,6 +11,7 @@ use clap::Args;
 use indicatif::HumanBytes;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
+use super::names::OptionNames;
 use super::speed::{anonymous_memory, peak_memory};
 
 #[derive(Debug, Default, Args)]
@@ -79,7 +80,8 @@ pub fn attempt<T>(
         };
         rec.trim();
         eprintln!(
-            "{error}\ntrying again, {} tokens at a time, hidden states {}",
+            "{}\ntrying again, {} tokens at a time, hidden states {}",
+            error.sentence(&OptionNames),
             memory.chunk_tokens,
             place(memory.streams)
         );

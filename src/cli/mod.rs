@@ -19,9 +19,11 @@ mod fingerprint;
 mod forecast;
 mod generate;
 mod memory;
+mod names;
 mod profile;
 mod quantize;
 mod report;
+mod shapes;
 mod speed;
 mod sweep;
 mod unfinished;
@@ -30,11 +32,14 @@ use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use aquatint::device::{Device, select};
+use aquatint::device::Device;
+use aquatint::ops::tier;
 use aquatint::{Checkpoint, Error, Result, bundled};
 use clap::Parser;
 
 use args::{Cli, Command, DeviceArg};
+use names::OptionNames;
+use shapes::CommandLine;
 
 /// Bad input and everything else that a user can act on.
 const FAILURE: u8 = 2;
@@ -57,7 +62,7 @@ pub fn run() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("aquatint: {error}");
+            eprintln!("aquatint: {}", error.sentence(&OptionNames));
             ExitCode::from(if matches!(error, Error::Cancelled) { INTERRUPTED } else { FAILURE })
         }
     }
@@ -73,9 +78,10 @@ fn open_model(path: Option<&Path>) -> Result<Checkpoint> {
     })
 }
 
-/// Opens what `--device` asks for, and says what was taken.
+/// Opens the device that `--device` asks for, and prints which one it is and which kernels it uses.
 fn open_device(arg: &DeviceArg) -> Result<Device> {
-    let (device, reason) = pollster::block_on(select(&arg.device, arg.precision))?;
+    let (device, reason) = pollster::block_on(tier::open(&arg.device, arg.precision, &CommandLine))?;
+    let reason = reason.with_names(&OptionNames);
     match &device {
         Device::Cpu => eprintln!("device: cpu ({reason})"),
         Device::Gpu(gpu) => eprintln!("device: {} ({reason}); kernels: {}", gpu.name(), gpu.tier()),
@@ -120,7 +126,7 @@ fn write_csv(path: &Path, columns: &[&str], records: Vec<Vec<String>>) -> Result
 }
 
 fn unwritable(path: &Path, source: std::io::Error) -> Error {
-    let remedy = "choose another file, or make room".to_string();
+    let remedy = "choose another file, or make room".into();
     Error::Io { path: path.to_owned(), action: "write", source, remedy }
 }
 

@@ -1,4 +1,6 @@
-//! `--profile`: what ran when, as a file in the Chrome trace format (chrome://tracing, ui.perfetto.dev), and in summary.
+//! `--profile`: writes when each phase and each kernel ran, and prints how long each kernel took.
+//!
+//! The file is in the Chrome trace format, which chrome://tracing and ui.perfetto.dev show.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -6,16 +8,17 @@ use std::path::Path;
 use aquatint::Result;
 use aquatint::device::KernelTime;
 use aquatint::observer::{Event, Observer};
+use aquatint::record::Phase;
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 
 use super::console::Console;
 use super::write_json;
 
-/// Passes everything on to a console, and remembers when each phase began.
+/// An observer that notes when each phase began and passes everything on to a console.
 pub struct Traced {
     pub console: Console,
-    /// Seconds, and what began then; empty where something ended.
+    /// When a phase began, in seconds, and its name. The name is empty where the last phase ended.
     marks: Vec<(f64, String)>,
 }
 
@@ -32,9 +35,10 @@ impl Traced {
 impl Observer for Traced {
     fn event(&mut self, event: &Event) {
         match event {
-            Event::Phase { block, stage, phase } => {
-                self.mark(format!("{}: block {}, {}", phase.label(), block + 1, stage.label()));
+            Event::Phase { group, phase } => {
+                self.mark(format!("{}: block {}, {}", phase.label(), group.block + 1, group.label));
             }
+            Event::Write { block } => self.mark(format!("{}: block {}", Phase::Write.label(), block + 1)),
             Event::Block { .. } => self.mark("load".to_string()),
             Event::Head => self.mark("output matrix".to_string()),
             _ => {}
@@ -52,7 +56,7 @@ impl Observer for Traced {
 }
 
 impl Traced {
-    /// Writes the trace to `path` and prints which kernels took the time. `kernels`: what ran until now, all of it done.
+    /// Writes the trace to `path` and prints the time of each kernel. `kernels`: all dispatches until now, which have just finished.
     pub fn write(mut self, path: &Path, kernels: &[KernelTime]) -> Result<()> {
         let end = self.console.seconds();
         self.mark(String::new());
@@ -62,7 +66,7 @@ impl Traced {
         for pair in self.marks.windows(2).filter(|pair| !pair[0].1.is_empty()) {
             events.push(span(&pair[0].1, 1, pair[0].0, pair[1].0 - pair[0].0));
         }
-        // The GPU's clock begins anywhere; its last kernel ended about now.
+        // The zero of the GPU's clock is arbitrary, but its last kernel ended about now.
         let last = kernels.iter().map(|kernel| kernel.start + kernel.seconds).fold(f64::NEG_INFINITY, f64::max);
         for kernel in kernels {
             events.push(span(kernel.kernel, 2, kernel.start - last + end, kernel.seconds));
@@ -76,7 +80,7 @@ impl Traced {
     }
 }
 
-/// The kernels by the time that they took, within `wall` seconds.
+/// Prints the kernels, the slowest first, and their share of a run of `wall` seconds.
 fn print(kernels: &[KernelTime], wall: f64) {
     let mut sums: BTreeMap<&str, (usize, f64, f64)> = BTreeMap::new();
     for kernel in kernels {

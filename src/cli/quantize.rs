@@ -22,6 +22,7 @@ use super::eval::evaluation_windows;
 use super::fingerprint::Fingerprint;
 use super::forecast::forecast;
 use super::memory::{attempt, summary as memory_summary};
+use super::names::OptionNames;
 use super::profile::Traced;
 use super::unfinished::{Earlier, Unfinished};
 use super::{check_writable, open_device, open_model, write_json, write_whole};
@@ -70,7 +71,7 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     };
     let fingerprint = Fingerprint::new(&model, &device)?.quantized(&options, &windows);
     let mut unfinished = Unfinished::open(&args.out, &fingerprint, earlier)?;
-    let blocks = model.config().num_hidden_layers;
+    let blocks = model.config().blocks.len();
     if args.resume {
         eprintln!("resuming: {} of {blocks} blocks are done", unfinished.blocks());
     }
@@ -84,7 +85,7 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
             }
         };
         if args.profile.is_some() {
-            rec.profile()?;
+            rec.start_profile()?;
         }
         pollster::block_on(async {
             let job = Job { options: &options, output: &mut writer, journal: Some(unfinished.journal()) };
@@ -153,7 +154,8 @@ fn record(args: &QuantizeArgs, run: Run) -> Result<()> {
     }
     if let Some(path) = &args.report {
         let title = format!("{} at {} bits", file_name(&run.model), run.report.options.bits);
-        write_whole(path, &html::html(&Document::new(title, "quantize", vec![run]))?)?;
+        let document = Document::new(title, "quantize", vec![run]);
+        write_whole(path, &html::html(&document, &OptionNames)?)?;
         say!("wrote {}", path.display());
     }
     Ok(())

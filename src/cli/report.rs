@@ -6,6 +6,7 @@ use aquatint::report::{Document, Run, html};
 use aquatint::{Error, Result};
 
 use super::args::ReportArgs;
+use super::names::OptionNames;
 use super::{check_writable, write_whole};
 
 /// Reads all files before it writes the page.
@@ -19,7 +20,7 @@ pub fn run(args: ReportArgs) -> Result<()> {
     if let Some(title) = args.title {
         document.title = title;
     }
-    write_whole(&args.out, &html::html(&document)?)?;
+    write_whole(&args.out, &html::html(&document, &OptionNames)?)?;
     let runs = document.runs.len();
     say!("wrote {runs} {} to {}", if runs == 1 { "run" } else { "runs" }, args.out.display());
     Ok(())
@@ -30,7 +31,7 @@ fn read(path: &Path) -> Result<Document> {
         path: path.to_owned(),
         action: "read",
         source,
-        remedy: "give a file that --json or --report wrote".to_string(),
+        remedy: "give a file that --json or --report wrote".into(),
     })?;
     Document::read(&path.display().to_string(), &bytes)
 }

@@ -21,6 +21,7 @@ use super::console::Console;
 use super::eval::evaluation_windows;
 use super::fingerprint::{Fingerprint, texts_hash};
 use super::memory::attempt;
+use super::names::OptionNames;
 use super::quantize::{calibration_tokens, draw};
 use super::{check_writable, open_device, open_model, write_csv, write_json, write_whole};
 use grid::{Cell, Grid};
@@ -67,7 +68,7 @@ pub fn run(args: SweepArgs) -> Result<()> {
     let runs = rows.into_iter().filter_map(|row| row.finished.run).collect();
     let document = Document::new(format!("Sweep of {}", model.name()), "sweep", runs);
     write_json(&args.out.join("sweep.json"), &document)?;
-    args.report.as_deref().map_or(Ok(()), |path| write_whole(path, &html::html(&document)?))
+    args.report.as_deref().map_or(Ok(()), |path| write_whole(path, &html::html(&document, &OptionNames)?))
 }
 
 /// A text to evaluate on, in windows of one length.
@@ -200,7 +201,7 @@ impl<'a> Sweep<'a> {
     ) -> Result<Finished> {
         let report = match report {
             Err(failure) => {
-                return Ok(Finished { run: None, tasks: Vec::new(), failure: Some(failure.to_string()) });
+                return Ok(Finished { run: None, tasks: Vec::new(), failure: Some(failure.sentence(&OptionNames)) });
             }
             Ok(report) => report,
         };
@@ -209,7 +210,7 @@ impl<'a> Sweep<'a> {
         let mut tasks = Vec::new();
         let failure = match self.measure(cell, layers, original, (&mut run.evaluations, &mut tasks)) {
             Ok(()) => None,
-            Err(error @ Error::NotFinite { .. }) => Some(error.to_string()),
+            Err(error @ Error::NotFinite { .. }) => Some(error.sentence(&OptionNames)),
             Err(error) => return Err(error),
         };
         Ok(Finished { run: Some(run), tasks, failure })

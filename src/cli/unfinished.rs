@@ -156,5 +156,5 @@ fn remove_leftovers(parent: &Path, prefix: &str) -> std::io::Result<()> {
 }
 
 fn io_error(path: &Path, source: std::io::Error) -> Error {
-    Error::Io { path: path.to_owned(), action: "write beside", source, remedy: "choose another --out".to_string() }
+    Error::Io { path: path.to_owned(), action: "write beside", source, remedy: "choose another --out".into() }
 }

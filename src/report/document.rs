@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Phrase, Setting, phrase};
 use crate::record::Report;
 use crate::{Error, Result, eval};
 
@@ -84,7 +85,7 @@ impl Document {
         Self { title: title.into(), command: command.into(), aquatint: env!("CARGO_PKG_VERSION").to_string(), runs }
     }
 
-    /// Reads what `--json` or `--report` wrote: a document, the page around one, or the record of one run, which is then all
+    /// Reads a record or a page that was written: a document, the page around one, or the record of one run, which is then all
     /// there is in the document.
     ///
     /// `name`: the file as the user knows it. Errors: `Error::Input` if it is none of these, or has no runs.
@@ -137,7 +138,9 @@ impl Evaluation {
     }
 }
 
-fn refused(name: &str, found: impl Into<String>) -> Error {
-    let expected = "a file that --json or --report of quantize, sweep, error-growth or report wrote";
-    Error::input(name, found, expected, "give the record of a run, or make one with aquatint quantize --json")
+fn refused(name: &str, found: impl Into<Phrase>) -> Error {
+    let (record, page) = (Setting::Json, Setting::Report);
+    let expected = phrase!["a file that ", record, " or ", page, " of quantize, sweep, error-growth or report wrote"];
+    let remedy = phrase!["give the record of a run, or make one with aquatint quantize ", record];
+    Error::input(name, found, expected, remedy)
 }

@@ -1,4 +1,4 @@
-//! The documents of one or more runs that `--json` and `--report` write.
+//! The documents of one or more runs, and the page that shows one.
 
 mod document;
 #[cfg(not(target_arch = "wasm32"))]

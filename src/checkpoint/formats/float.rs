@@ -7,6 +7,7 @@ use safetensors::Dtype;
 
 use crate::checkpoint::floats;
 use crate::checkpoint::format::{Format, Part, PlannedLayer};
+use crate::error::{Setting, phrase};
 use crate::family::LinearSpec;
 use crate::stored::{Form, LayerGrid, StoredLinear};
 use crate::{Error, Result};
@@ -54,6 +55,11 @@ pub(super) fn weight(linear: &LinearSpec, dtype: Dtype) -> Part {
 pub(super) fn weight_bytes(linear: &StoredLinear, dtype: Dtype) -> Result<Vec<u8>> {
     floats::encode(&linear.dequantize(), dtype).ok_or_else(|| Error::NotFinite {
         place: format!("{}.weight in {dtype}", linear.name()),
-        remedy: "its weights are too large, use --format gptq or another --method".to_owned(),
+        remedy: phrase![
+            "its weights are too large, use ",
+            Setting::Format.set_to("gptq"),
+            " or another ",
+            Setting::Method,
+        ],
     })
 }

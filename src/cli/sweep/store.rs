@@ -95,5 +95,5 @@ impl Store {
 }
 
 fn io_error(path: &Path, action: &'static str, source: std::io::Error) -> Error {
-    Error::Io { path: path.to_owned(), action, source, remedy: "choose another --out".to_string() }
+    Error::Io { path: path.to_owned(), action, source, remedy: "choose another --out".into() }
 }

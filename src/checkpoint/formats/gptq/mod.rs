@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 
 use super::vllm;
 use crate::checkpoint::format::{Format, PackedLayers, Part, PlannedLayer, PlannedModel};
+use crate::error::{Setting, phrase};
 use crate::family::LinearSpec;
 use crate::stored::{Form, LayerGrid, StoredLinear};
 use crate::{Error, Result};
@@ -39,7 +40,7 @@ impl Format for Gptq {
         let LinearSpec { ref name, rows, columns, .. } = *linear;
         let LayerGrid { bits, group_size, .. } = wish;
         if !matches!(bits, 2 | 3 | 4 | 8) {
-            return Err(Error::input("--bits", bits.to_string(), "2, 3, 4 or 8", "choose one of these"));
+            return Err(Error::input(Setting::Bits, bits.to_string(), "2, 3, 4 or 8", "choose one of these"));
         }
         for (side, count) in [("inputs", columns), ("outputs", rows)] {
             if !(count * bits as usize).is_multiple_of(32) {
@@ -47,7 +48,7 @@ impl Format for Gptq {
                     name,
                     format!("{count} {side} at {bits} bits"),
                     "whole 32-bit words, as the GPTQ format stores codes",
-                    "choose other --bits, or --format float",
+                    phrase!["choose other ", Setting::Bits, ", or ", Setting::Format.set_to("float")],
                 ));
             }
         }
@@ -55,10 +56,10 @@ impl Format for Gptq {
             let fitting = [128, 64, 32].into_iter().find(|&g| columns.is_multiple_of(g));
             let fitting = fitting.map_or("-1".to_owned(), |g| g.to_string());
             return Err(Error::input(
-                "--group-size",
+                Setting::GroupSize,
                 format!("{group_size} for the {columns} inputs of {name}"),
                 "a group size that divides them, as the GPTQ format demands",
-                format!("choose --group-size {fitting}"),
+                phrase!["choose ", Setting::GroupSize.set_to(fitting)],
             ));
         }
         Ok(wish)
