@@ -9,7 +9,6 @@ use aquatint::checkpoint::{
     Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, WritePlan, formats::float::Float,
 };
 use aquatint::device::{Device, Recorder};
-use aquatint::engine::block::Stage;
 use aquatint::engine::network::Network;
 use aquatint::eval::{evaluate, logits};
 use aquatint::family::LinearSpec;
@@ -237,16 +236,21 @@ fn scales_leave_the_output_of_the_full_precision_model_unchanged() {
             let linears = specs.iter().map(|spec| exactly(spec, &read(spec)).into()).collect();
             let mut finished = Finished { linears, ..Finished::default() };
             let mut factors: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
-            for stage in Stage::ALL {
-                let producer = block_on(Producer::of(&checkpoint, block, stage, &finished)).unwrap();
-                assert_eq!(producer.is_some(), stage != Stage::Output || kv_heads == 2, "{stage:?}");
-                let Some(producer) = producer else { continue };
+            let line = &checkpoint.config().blocks[block];
+            let mut first = 0;
+            for node in line.stops() {
+                let linears = first..first + line.group(node).len();
+                first = linears.end;
+                let fold = line.fold(node);
+                assert_eq!(fold.is_some(), line.label(node) != "o" || kv_heads == 2, "{}", line.label(node));
+                let Some(fold) = fold else { continue };
+                let producer = block_on(Producer::of(&checkpoint, block, &fold, &finished)).unwrap().unwrap();
                 // Powers of two, which no rounding touches.
-                let columns = specs[stage.linears().start].columns;
+                let columns = specs[linears.start].columns;
                 let wanted: Vec<f32> = random(block as u64, columns).iter().map(|v| (3.0 * v).round().exp2()).collect();
                 assert_eq!(producer.feasible(&wanted), wanted);
                 producer.fold(&wanted, &mut finished);
-                stage.linears().for_each(|linear| drop(factors.insert(linear, wanted.clone())));
+                linears.for_each(|linear| drop(factors.insert(linear, wanted.clone())));
             }
             for (name, values) in finished.tensors {
                 folded_values += values.len();
@@ -288,7 +292,9 @@ fn what_is_stored_times_the_scale_is_what_was_there() {
         let checkpoint = block_on(model.open()).unwrap();
         let values = block_on(checkpoint.read(norm)).unwrap();
         let mut finished = Finished::default();
-        let producer = block_on(Producer::of(&checkpoint, 1, Stage::GateUp, &finished)).unwrap().unwrap();
+        let line = &checkpoint.config().blocks[1];
+        let fold = line.fold(line.stops().nth(2).unwrap()).unwrap();
+        let producer = block_on(Producer::of(&checkpoint, 1, &fold, &finished)).unwrap().unwrap();
         let mut wanted: Vec<f32> = random(3, values.len()).iter().map(|v| (2.0 * v).exp()).collect();
         wanted[5] = 1e7;
         let scales = producer.feasible(&wanted);

@@ -5,9 +5,8 @@ use aquatint::device::{Device, Memory, Place, Recorder};
 use aquatint::engine::network::Network;
 use aquatint::eval::evaluate;
 use aquatint::observer::{Event, Observer};
-use aquatint::pipeline::quantize;
+use aquatint::pipeline::{plan, quantize};
 use aquatint::quant::{Method, QuantizeOptions};
-use aquatint::record::Plan;
 use aquatint::record::Report;
 use aquatint::stored::Replacements;
 use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
@@ -70,12 +69,12 @@ fn a_gpu_holds_no_more_than_was_planned(device: Device) {
     for (method, recompute) in [(Method::Gptq, false), (Method::Gptq, true), (Method::Quip, false)] {
         let options = QuantizeOptions { method, blocks: Some(1), ..options(3, 4, 64) };
         let memory = Memory { recompute: Some(recompute), ..Memory::default() };
-        let plan = Plan::new(model.config(), &[&options], &with(&device, memory.clone())).unwrap();
+        let planned = plan(model.config(), &[&options], &with(&device, memory.clone())).unwrap();
         let (report, _) = run(&mut with(&device, memory), &model, &options).unwrap();
-        assert_eq!(report.plan, Some(plan));
+        assert_eq!(report.plan, Some(planned));
         let peak = report.peak_device_bytes.unwrap();
-        assert!(peak <= plan.device_bytes, "{method:?}: {peak} of {}", plan.device_bytes);
-        assert!(peak > plan.device_bytes / 4, "{method:?}: {peak}, where {} were planned", plan.device_bytes);
+        assert!(peak <= planned.device_bytes, "{method:?}: {peak} of {}", planned.device_bytes);
+        assert!(peak > planned.device_bytes / 4, "{method:?}: {peak}, where {} were planned", planned.device_bytes);
     }
 }
 
@@ -135,7 +134,7 @@ fn too_little_memory_is_told_before_anything_is_done() {
             assert!(message.starts_with("memory: found 1 MB, expected at least "), "{message}");
             let least = message.split(' ').nth(7).unwrap().parse::<u64>().unwrap() * 1_000_000;
             let enough = Memory { device: Some(least), ..Memory::default() };
-            assert!(Plan::new(model.config(), &[&options], &with(&Device::Cpu, enough)).is_ok(), "{least}");
+            assert!(plan(model.config(), &[&options], &with(&Device::Cpu, enough)).is_ok(), "{least}");
         }
         other => panic!("{:?}", other.map(|(report, _)| report)),
     }
@@ -179,13 +178,13 @@ fn an_evaluation_with_less_memory_takes_fewer_windows_at_a_time_to_the_same_bits
         let mut blocks = Blocks::default();
         let result = block_on(evaluate(&mut rec, &network, None, &all, &mut blocks)).unwrap();
         assert_eq!(blocks.done, blocks.announced);
-        (result, blocks.done / config.num_hidden_layers)
+        (result, blocks.done / config.blocks.len())
     };
     let (expected, passes) = evaluate(None);
     assert_eq!(passes, 1);
-    let weights: usize = config.block_linears(0).iter().map(|linear| linear.rows * linear.columns).sum();
+    let weights = config.largest_block();
     let head = config.vocab_size * (config.hidden_size + 2 * 1024);
-    let within = 128 * (2 * config.hidden_size + 3 * config.intermediate_size);
+    let within = 128 * (2 * config.hidden_size + 3 * config.widest());
     let states = 4 * 128 * config.hidden_size as u64;
     let beside = 4 * (weights + head + within) as u64;
     let gpu = !matches!(device, Device::Cpu);
@@ -206,14 +205,14 @@ fn a_layer_that_cannot_be_bound_is_told_before_anything_is_done(device: Device) 
             "rms_norm_eps": 1e-5, "tie_word_embeddings": true
         })
     };
-    let plan = |inner: usize, method: Method| {
+    let planned = |inner: usize, method: Method| {
         let model = block_on(random("wide", &shape(inner), 0)).unwrap();
         let options = QuantizeOptions { method, ..options(3, 2, 16) };
-        Plan::new(model.config(), &[&options], &with(&device, Memory::default())).map(|_| ())
+        plan(model.config(), &[&options], &with(&device, Memory::default())).map(|_| ())
     };
-    assert!(plan(inner * 4 / 3, Method::Gptq).is_ok());
+    assert!(planned(inner * 4 / 3, Method::Gptq).is_ok());
     for (inner, method) in [(inner * 3 / 2, Method::Gptq), (inner * 4 / 3, Method::Quip)] {
-        let message = plan(inner, method).unwrap_err().to_string();
+        let message = planned(inner, method).unwrap_err().to_string();
         assert!(message.starts_with("device: found ") && message.contains("can bind"), "{message}");
     }
 }
@@ -224,7 +223,7 @@ proptest! {
         let model = block_on(bundled::checkpoint()).unwrap();
         let options = QuantizeOptions { samples, seq_len, ..QuantizeOptions::default() };
         let memory = Memory { device: Some(device), host: Some(host), ..Memory::default() };
-        if let Ok(plan) = Plan::new(model.config(), &[&options], &with(&Device::Cpu, memory)) {
+        if let Ok(plan) = plan(model.config(), &[&options], &with(&Device::Cpu, memory)) {
             prop_assert!(plan.device_bytes <= device);
             prop_assert!(plan.sequences_per_chunk * seq_len <= 4096.max(seq_len));
             prop_assert!(plan.streams != Place::Host);
