@@ -3,12 +3,14 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use aquatint::checkpoint::{Format, formats};
 use aquatint::device::{Choice, Precision};
 use aquatint::ops::grid::{Search, Symmetry};
 use aquatint::quant::options::default_symmetry;
 use aquatint::quant::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions, RotationKind};
 use aquatint::{GenerateOptions, ModelConfig, Sampling};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
 use regex::Regex;
 
 use super::memory::MemoryArgs;
@@ -56,14 +58,6 @@ pub struct DeviceArg {
     pub precision: Precision,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum FormatArg {
-    /// GPTQ layout, for transformers, GPTQModel and vLLM.
-    Gptq,
-    /// The dequantized weights as an ordinary checkpoint.
-    Float,
-}
-
 #[derive(Debug, Args)]
 pub struct QuantizeArgs {
     /// A Hugging Face checkpoint directory; left out, the bundled tiny LLaMA.
@@ -86,8 +80,8 @@ pub struct QuantizeArgs {
     #[command(flatten)]
     pub memory: MemoryArgs,
     /// How to store the result [default: gptq, of QuIP float].
-    #[arg(long, value_enum)]
-    pub format: Option<FormatArg>,
+    #[arg(long, value_parser = format_parser())]
+    pub format: Option<&'static dyn Format>,
     /// Measure the perplexity of the original and the result on this text afterwards, for --json and --report.
     #[arg(long, value_name = "FILE")]
     pub evaluate: Vec<PathBuf>,
@@ -434,6 +428,13 @@ impl DetailArgs {
             ..QuantizeOptions::default()
         }
     }
+}
+
+/// Takes the name of a format, and lists all of them in the help.
+fn format_parser() -> impl TypedValueParser<Value = &'static dyn Format> {
+    let value = |format: &&dyn Format| PossibleValue::new(format.name()).help(format.summary());
+    let names = PossibleValuesParser::new(formats::FORMATS.iter().map(value));
+    names.try_map(|name| formats::named(&name).ok_or("no such format"))
 }
 
 fn parse_method(text: &str) -> Result<Method, String> {

@@ -4,21 +4,19 @@ use std::path::{Path, PathBuf};
 
 use aquatint::calibration::TextFile;
 use aquatint::checkpoint::{
-    CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, WritePlan, read_text_file,
+    CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, WritePlan, formats, read_text_file,
 };
 use aquatint::device::Recorder;
 use aquatint::engine::network::Network;
 use aquatint::eval::evaluate;
-use aquatint::family::LinearSpec;
-use aquatint::family::ModelConfig;
 use aquatint::pipeline::{Job, quantize_together};
-use aquatint::quant::{Method, QuantizeOptions};
+use aquatint::quant::QuantizeOptions;
 use aquatint::record::Report;
 use aquatint::report::{Document, Evaluation, Run, Sizes, html};
 use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
 use indicatif::{HumanBytes, HumanDuration};
 
-use super::args::{CalibrationArgs, FormatArg, QuantizeArgs};
+use super::args::{CalibrationArgs, QuantizeArgs};
 use super::console::Console;
 use super::eval::evaluation_windows;
 use super::fingerprint::Fingerprint;
@@ -39,8 +37,8 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     options.validate_for(model.config())?;
     let windows = draw(&calibration_tokens(&model, &args.text)?, &options)?;
     let texts = evaluation_texts(&args, &model, options.seq_len)?;
-    let format = format(args.format, &options, &model)?;
-    let plan = WritePlan::new(&model, format, &options.layers(model.config()), DEFAULT_SHARD_LIMIT)?;
+    let (format, settings) = (format(args.format, &options)?, options.settings(model.config()));
+    let plan = WritePlan::new(&model, format, settings, &options.layers(model.config()), DEFAULT_SHARD_LIMIT)?;
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };
     let sink = DirectorySink::new(&args.out, existing, model.directory())?;
     let sizes = Sizes {
@@ -48,11 +46,7 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
         quantized_bytes: plan.bytes(),
         bits_per_weight: Some(plan.bits_per_weight()),
     };
-    if let (Format::Gptq(_), Some(layers)) = (format, unequal_parts(&options, model.config())) {
-        eprintln!(
-            "note: {layers} are treated differently; vLLM joins them into one matrix and will not load this checkpoint"
-        );
-    }
+    plan.notes().iter().for_each(|note| eprintln!("note: {note}"));
     let mut writer = Some(CheckpointWriter::new(&model, plan.clone(), Box::new(sink))?);
     let device = open_device(&args.device)?;
     let memory = args.memory.resolve(&device, Some(&args.out))?;
@@ -167,33 +161,23 @@ fn record(args: &QuantizeArgs, run: Run) -> Result<()> {
     Ok(())
 }
 
-/// Layers that vLLM joins into one, if they differ in bits or in being quantized at all.
-fn unequal_parts(options: &QuantizeOptions, config: &ModelConfig) -> Option<String> {
-    let groups = config.blocks.iter().enumerate().flat_map(|(layer, block)| {
-        block.groups().map(move |group| group.iter().map(|linear| linear.at(layer)).collect::<Vec<LinearSpec>>())
-    });
-    let differ = |part: &Vec<LinearSpec>| {
-        part.iter().any(|linear| options.bits_of(&linear.name) != options.bits_of(&part[0].name))
-    };
-    let names = |part: Vec<LinearSpec>| part.into_iter().map(|linear| linear.name).collect::<Vec<_>>().join(", ");
-    groups.into_iter().find(differ).map(names)
-}
-
 /// The last part of a path, or a name that is none.
 fn file_name(path: &str) -> String {
     Path::new(path).file_name().map_or(path.to_string(), |name| name.to_string_lossy().into_owned())
 }
 
-fn format(wanted: Option<FormatArg>, options: &QuantizeOptions, model: &Checkpoint) -> Result<Format> {
-    match (options.method, wanted) {
-        (_, Some(FormatArg::Float)) => Ok(Format::Float),
-        (Method::Quip, Some(FormatArg::Gptq)) => Err(Error::input(
+/// The format that is wanted, or the one that suits the method.
+fn format(wanted: Option<&'static dyn Format>, options: &QuantizeOptions) -> Result<&'static dyn Format> {
+    let form = options.form();
+    match wanted {
+        Some(format) if !format.stores(form) => Err(Error::input(
             "--format",
-            "gptq for --method quip, whose weights lie on no grid once the rotation is undone",
-            "float",
+            format!("{} for --method quip, whose weights lie on no grid once the rotation is undone", format.name()),
+            formats::default_for(form).name(),
             "leave --format out",
         )),
-        _ => Ok(options.format(model.config())),
+        Some(format) => Ok(format),
+        None => Ok(options.format()),
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use super::config::quantization::QuantizationConfig;
 use super::config::rope::Rope;
 
 /// A matrix of a block, `[tokens, width]`, by its number. The inputs of the block come first.
@@ -201,6 +200,4 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// The tables of rotary angles.
     pub ropes: Vec<Rope>,
-    /// Set where the weights are stored quantized.
-    pub quantization: Option<QuantizationConfig>,
 }

@@ -18,7 +18,6 @@ use crate::{Error, Result};
 use build::Line;
 use config::dimensions::Dimensions;
 use config::fields::Fields;
-pub use config::quantization::{QuantizationConfig, ZeroPointFormat};
 pub(crate) use config::rope::state_both_forms;
 pub use config::rope::{Rope, RopeScaling};
 pub use derive::{Cut, Fold};
@@ -97,7 +96,6 @@ fn decoder(family: &Family, dimensions: Dimensions, norm: (NormKind, f32), rope:
         head: Arc::new(head.finish(logits)),
         tie_word_embeddings,
         ropes: vec![rope],
-        quantization: dimensions.quantization,
     }
 }
 

@@ -2,11 +2,13 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Format, GptqSettings, LayerPlan};
+use crate::checkpoint::formats::default_for;
+use crate::checkpoint::{Format, LayerPlan, QuantizationSettings};
 use crate::error::{Setting, phrase};
 use crate::family::ModelConfig;
 use crate::ops::grid::{ScaleType, Search, Symmetry};
 use crate::quant::rotation;
+use crate::stored::Form;
 use crate::{Error, Result, Sampling};
 
 /// The base quantizer that the corrected weight is handed to.
@@ -308,9 +310,9 @@ impl QuantizeOptions {
         Err(Error::input(Setting::SeqLen, self.seq_len.to_string(), expected, "use shorter windows"))
     }
 
-    /// What a GPTQ checkpoint of `config` made with these options says about itself.
-    pub fn gptq_settings(&self, config: &ModelConfig) -> GptqSettings {
-        GptqSettings {
+    /// What a format must know of these options, for `config`.
+    pub fn settings(&self, config: &ModelConfig) -> QuantizationSettings {
+        QuantizationSettings {
             bits: self.bits,
             group_size: self.grid_columns(config),
             symmetric: self.symmetry == Symmetry::Symmetric,
@@ -368,10 +370,14 @@ impl QuantizeOptions {
         if self.method == Method::Quip { None } else { self.group_size.resolve(config) }
     }
 
-    /// The form in which the result is stored unless another is asked for: GPTQ's, but of QuIP the dequantized weights, as
-    /// they lie on no grid.
-    pub fn format(&self, config: &ModelConfig) -> Format {
-        if self.method == Method::Quip { Format::Float } else { Format::Gptq(self.gptq_settings(config)) }
+    /// The form in which layers are left: of QuIP as dequantized weights, as they lie on no grid.
+    pub fn form(&self) -> Form {
+        if self.method == Method::Quip { Form::Dense } else { Form::Codes }
+    }
+
+    /// The format of the result unless another is asked for.
+    pub fn format(&self) -> &'static dyn Format {
+        default_for(self.form())
     }
 
     fn uses_auto_alpha(&self) -> bool {

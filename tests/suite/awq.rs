@@ -6,7 +6,7 @@ use crate::common::dense::Dense;
 use crate::common::{device_tests, random, read, recorder, relative_error};
 use crate::small_model::{Model, random_layer};
 use aquatint::checkpoint::{
-    Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, WritePlan,
+    Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, WritePlan, formats::float::Float,
 };
 use aquatint::device::{Device, Recorder};
 use aquatint::engine::network::Network;
@@ -337,10 +337,10 @@ fn store(
     source: &Checkpoint,
     text: &[Vec<u32>],
     options: &QuantizeOptions,
-    format: Format,
 ) -> (Report, Replacements, Checkpoint) {
     let home = tempfile::tempdir().unwrap();
-    let plan = WritePlan::new(source, format, &options.layers(source.config()), DEFAULT_SHARD_LIMIT).unwrap();
+    let (settings, layers) = (options.settings(source.config()), options.layers(source.config()));
+    let plan = WritePlan::new(source, options.format(), settings, &layers, DEFAULT_SHARD_LIMIT).unwrap();
     let sink = DirectorySink::new(&home.path().join("out"), Existing::Refuse, None).unwrap();
     let mut writer = CheckpointWriter::new(source, plan, Box::new(sink)).unwrap();
     block_on(quantize(rec, source, text, options, &mut writer, &mut ())).unwrap();
@@ -358,8 +358,7 @@ fn at_eight_bits_every_way_of_folding_stays_close_to_the_full_model(device: Devi
         for alpha in [Alpha::Off, Alpha::Fixed(0.5)] {
             let options = options(8, alpha);
             let mut rec = recorder(&device);
-            let format = Format::Gptq(options.gptq_settings(checkpoint.config()));
-            let (report, layers, stored) = store(&mut rec, &checkpoint, &windows(8), &options, format);
+            let (report, layers, stored) = store(&mut rec, &checkpoint, &windows(8), &options);
             let mut of = |source: &Checkpoint, layers: Option<&Replacements>| {
                 let network = Network::new(&mut rec, source, layers, 24).unwrap();
                 block_on(logits(&mut rec, &network, &windows(2))).unwrap()
@@ -406,8 +405,10 @@ fn an_input_that_never_shows_up_keeps_its_norm(device: Device) {
 fn tensors_that_do_not_fit_or_come_too_late_are_errors() {
     let checkpoint = block_on(model(1, false, "F16").open()).unwrap();
     let norm = "model.layers.0.input_layernorm.weight".to_owned();
+    let options = options(4, Alpha::Off);
+    let settings = options.settings(checkpoint.config());
     let start = |directory: &std::path::Path| {
-        let plan = WritePlan::new(&checkpoint, Format::Float, &[], DEFAULT_SHARD_LIMIT).unwrap();
+        let plan = WritePlan::new(&checkpoint, &Float, settings, &[], DEFAULT_SHARD_LIMIT).unwrap();
         let sink = DirectorySink::new(directory, Existing::Refuse, None).unwrap();
         CheckpointWriter::new(&checkpoint, plan, Box::new(sink)).unwrap()
     };
@@ -424,12 +425,11 @@ fn tensors_that_do_not_fit_or_come_too_late_are_errors() {
     let other = "model.layers.1.input_layernorm.weight";
     assert_eq!(block_on(read.read(other)).unwrap(), block_on(checkpoint.read(other)).unwrap());
 
-    let options = options(4, Alpha::Off);
     let layers = options.layers(checkpoint.config());
-    let plan = WritePlan::new(&checkpoint, Format::Float, &layers, DEFAULT_SHARD_LIMIT).unwrap();
+    let plan = WritePlan::new(&checkpoint, &Float, settings, &layers, DEFAULT_SHARD_LIMIT).unwrap();
     let sink = DirectorySink::new(&home.path().join("late"), Existing::Refuse, None).unwrap();
     let mut writer = CheckpointWriter::new(&checkpoint, plan, Box::new(sink)).unwrap();
-    let (mut rng, settings) = (ChaCha8Rng::seed_from_u64(1), options.gptq_settings(checkpoint.config()));
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
     for spec in checkpoint.config().linears() {
         block_on(writer.put_linear(&random_layer(&mut rng, &spec, &settings).into())).unwrap();
     }
@@ -465,8 +465,7 @@ fn better_than_rounding_better_still_with_correction_and_the_same_from_disk() {
             seq_len: SEQ_LEN,
             ..options(3, alpha)
         };
-        let format = Format::Gptq(options.gptq_settings(model.config()));
-        let (report, layers, stored) = store(&mut rec, &model, &text, &options, format);
+        let (report, layers, stored) = store(&mut rec, &model, &text, &options);
         let full = Network::new(&mut rec, &model, None, SEQ_LEN).unwrap();
         let mut evaluate = |source: &Checkpoint, layers: Option<&Replacements>| {
             let network = Network::new(&mut rec, source, layers, SEQ_LEN).unwrap();

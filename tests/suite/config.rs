@@ -1,7 +1,7 @@
 //! What a configuration means, family by family, and how a wrong one is refused.
 
 use aquatint::ModelConfig;
-use aquatint::family::{Attention, Norm, Op, QuantizationConfig, Rope, RopeScaling, ZeroPointFormat};
+use aquatint::family::{Attention, Norm, Op, Rope, RopeScaling};
 use serde_json::{Value, json};
 
 /// A configuration of the given architecture with `fields` on top.
@@ -176,47 +176,4 @@ fn fields_that_make_no_sense_are_named() {
     refused(llama(json!({"tie_word_embeddings": "yes"})), &["true or false"]);
     refused(llama(json!({"architectures": null})), &["neither", "LlamaForCausalLM"]);
     refused(llama(json!({"architectures": null, "model_type": "gemma3"})), &["gemma3", "Qwen3ForCausalLM"]);
-}
-
-#[test]
-fn a_quantization_config_is_read_or_refused() {
-    let with = |fields: Value| {
-        let mut config = json!({"quant_method": "gptq", "bits": 4, "group_size": 128});
-        config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        llama(json!({"quantization_config": config}))
-    };
-    let read = |fields| with(fields).unwrap().quantization.unwrap();
-    let plain = QuantizationConfig {
-        bits: 4,
-        group_size: Some(128),
-        symmetric: true,
-        desc_act: false,
-        checkpoint_format: ZeroPointFormat::V1,
-        dynamic: Vec::new(),
-    };
-    assert_eq!(read(json!({})), plain);
-    let other = json!({"group_size": -1, "sym": false, "desc_act": true, "format": "gptq_v2", "bits": 3});
-    let (bits, checkpoint_format) = (3, ZeroPointFormat::V2);
-    let expected = QuantizationConfig {
-        bits,
-        group_size: None,
-        symmetric: false,
-        desc_act: true,
-        checkpoint_format,
-        dynamic: Vec::new(),
-    };
-    assert_eq!(read(other), expected);
-    for method in ["awq", "bitsandbytes", "compressed-tensors", "fp8"] {
-        refused(with(json!({"quant_method": method})), &[method, "original, unquantized"]);
-    }
-    refused(with(json!({"bits": 5})), &["\"bits\": 5"]);
-    refused(with(json!({"group_size": 0})), &["\"group_size\": 0"]);
-    refused(with(json!({"checkpoint_format": "marlin"})), &["marlin", "gptq_v2"]);
-    refused(with(json!({"dynamic": {"+:x": {"bits": 5}}})), &["dynamic", "+:x"]);
-    refused(with(json!({"dynamic": {"+:x": {"bits": 8, "group_size": 32}}})), &["dynamic", "+:x"]);
-    refused(with(json!({"dynamic": {"+:(": {"bits": 8}}})), &["dynamic", "+:("]);
-    let rules = json!({"-:a\\.b": {}, "+:model\\.layers\\.1\\.": {"bits": 8}, "layers": {"bits": 2}});
-    let mixed = read(json!({ "dynamic": rules }));
-    let bits = |module: &str| mixed.bits_of(module);
-    assert_eq!((bits("model.layers.1.x"), bits("model.layers.11.x"), bits("layers.1")), (8, 4, 2));
 }

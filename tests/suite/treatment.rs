@@ -46,8 +46,8 @@ fn run(rec: &mut Recorder, model: &Checkpoint, options: &QuantizeOptions) -> (Re
 /// Runs once more, into a checkpoint that is read back.
 fn stored(rec: &mut Recorder, model: &Checkpoint, options: &QuantizeOptions) -> Checkpoint {
     let home = tempfile::tempdir().unwrap();
-    let format = options.format(model.config());
-    let plan = WritePlan::new(model, format, &options.layers(model.config()), DEFAULT_SHARD_LIMIT).unwrap();
+    let (settings, layers) = (options.settings(model.config()), options.layers(model.config()));
+    let plan = WritePlan::new(model, options.format(), settings, &layers, DEFAULT_SHARD_LIMIT).unwrap();
     let sink = DirectorySink::new(&home.path().join("out"), Existing::Refuse, None).unwrap();
     let mut writer = CheckpointWriter::new(model, plan, Box::new(sink)).unwrap();
     let text = windows(model, bundled::calibration_text(), options.samples);

@@ -1,6 +1,6 @@
 //! The page's options, and the library's that they stand for.
 
-use aquatint::checkpoint::{Checkpoint, Format};
+use aquatint::checkpoint::{Checkpoint, Format, formats};
 use aquatint::error::Setting;
 use aquatint::ops::grid::{Search, Symmetry};
 use aquatint::quant::options::default_symmetry;
@@ -84,9 +84,9 @@ impl PageOptions {
         }
     }
 
-    /// How layers are stored.
-    pub fn format(&self, options: &QuantizeOptions, model: &Checkpoint) -> Format {
-        if self.format == "float" { Format::Float } else { Format::Gptq(options.gptq_settings(model.config())) }
+    /// How layers are stored. Errors: `Error::Input` if there is no such format.
+    pub fn format(&self) -> Result<&'static dyn Format> {
+        formats::named(&self.format).ok_or_else(|| unknown("the format", &self.format))
     }
 }
 

@@ -209,8 +209,9 @@ impl Place<'_> {
     ) -> aquatint::Result<Report> {
         let QuantizeOptions { samples, seq_len, sampling, seed, .. } = *options;
         let windows = texts.calibration.draw(samples, options.held_out(), seq_len, sampling, seed)?;
-        let format = request.options.format(options, self.model);
-        let plan = WritePlan::new(self.model, format, &options.layers(self.model.config()), DEFAULT_SHARD_LIMIT)?;
+        let config = self.model.config();
+        let (format, settings) = (request.options.format()?, options.settings(config));
+        let plan = WritePlan::new(self.model, format, settings, &options.layers(config), DEFAULT_SHARD_LIMIT)?;
         let sink = create_folder(self.storage, folder).await?;
         let mut writer = CheckpointWriter::new(self.model, plan, sink)?;
         let report = pipeline::quantize(self.rec, self.model, &windows, options, &mut writer, self.progress).await?;

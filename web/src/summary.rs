@@ -60,7 +60,7 @@ pub fn describe(model: &Checkpoint, listing: Vec<(String, u64)>, device: Option<
     let linears = config.block_linears(0);
     let fits = |&size: &i64| size == -1 || linears.iter().all(|linear| linear.columns % size as usize == 0);
     let mut problems = Vec::new();
-    if config.quantization.is_some() {
+    if model.quantized_layout().is_some() {
         problems.push("This checkpoint is quantized already; open the original model.".to_owned());
     }
     let dtype_of = |name: &str| model.dtype(&format!("{name}.weight")).map(|dtype| dtype.to_string().to_lowercase());
@@ -111,9 +111,14 @@ pub fn plan(model: &Checkpoint, options: &PageOptions, device: Option<&Device>) 
         tokens,
         ..RunPlan::default()
     };
-    let format = options.format(&resolved, model);
-    match WritePlan::new(model, format, &resolved.layers(config), DEFAULT_SHARD_LIMIT) {
-        Ok(written) => plan.output_bytes = written.bytes(),
+    let (settings, layers) = (resolved.settings(config), resolved.layers(config));
+    let written =
+        options.format().and_then(|format| WritePlan::new(model, format, settings, &layers, DEFAULT_SHARD_LIMIT));
+    match written {
+        Ok(written) => {
+            plan.output_bytes = written.bytes();
+            plan.warnings.extend(written.notes().iter().map(|note| format!("{note}.")));
+        }
         Err(error) => plan.problems.push(sentence(error)),
     }
     plan.problems.extend(device.and_then(|device| too_large(model, resolved.seq_len, device)));

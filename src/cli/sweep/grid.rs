@@ -49,8 +49,8 @@ impl Grid {
                 grid.skipped.push(format!("{label}: asked for twice"));
             } else {
                 let group_size = options.grid_columns(model.config());
-                let (format, layers) = (options.format(model.config()), options.layers(model.config()));
-                let plan = WritePlan::new(model, format, &layers, DEFAULT_SHARD_LIMIT)?;
+                let (settings, layers) = (options.settings(model.config()), options.layers(model.config()));
+                let plan = WritePlan::new(model, options.format(), settings, &layers, DEFAULT_SHARD_LIMIT)?;
                 let sizes = Sizes {
                     original_bytes: model.bytes(),
                     quantized_bytes: plan.bytes(),
