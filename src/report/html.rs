@@ -11,37 +11,15 @@ mod summary;
 mod table;
 
 use std::collections::HashMap;
-use std::fmt;
 
 use super::document::EMBEDDED;
+use super::escaped::Escaped;
 use super::plots::{Ink, SERIES};
 use super::{Document, Run};
 use crate::Result;
 
 const STYLE: &str = include_str!("html/page.css");
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
-
-/// Text for HTML, as content and between double quotation marks.
-#[derive(Clone, Copy)]
-pub(super) struct Escaped<'a>(pub &'a str);
-
-impl fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for c in self.0.chars() {
-            match c {
-                '&' => f.write_str("&amp;")?,
-                '<' => f.write_str("&lt;")?,
-                '>' => f.write_str("&gt;")?,
-                '"' => f.write_str("&quot;")?,
-                '\'' => f.write_str("&#39;")?,
-                // Not allowed in HTML, and nothing to see.
-                '\0' => f.write_str("\u{fffd}")?,
-                _ => write!(f, "{c}")?,
-            }
-        }
-        Ok(())
-    }
-}
 
 /// What all sections share: the runs, what they are called, and which of them have curves.
 struct Page<'a> {

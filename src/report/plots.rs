@@ -1,4 +1,4 @@
-//! Plots as SVG, drawn by `plotters`. Colours and dashes are not here: every element gets a class, and report.css says how it
+//! Plots as SVG, drawn by `plotters`. Colours and dashes are not here: every element gets a class, and page.css says how it
 //! looks in either theme and on paper.
 
 use std::fmt::Display;
@@ -8,13 +8,14 @@ use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 use plotters::prelude::*;
 use plotters::style::RGBColor;
 
+use super::escaped::Escaped;
 use crate::{Error, Result};
 
 /// Coordinates are whole numbers in `plotters`; so many of them make one CSS pixel.
 const FINE: u32 = 10;
 const FONT: u32 = 13 * FINE;
 const RADIUS: u32 = 26;
-/// How many series report.css tells apart.
+/// How many series page.css tells apart.
 pub const SERIES: usize = 12;
 
 /// What an element of a plot stands for.
@@ -33,7 +34,7 @@ pub enum Ink {
 }
 
 impl Ink {
-    /// The class in report.css.
+    /// The class in page.css.
     pub fn class(self) -> String {
         match self {
             Self::Axis => "axis".to_string(),
@@ -182,7 +183,7 @@ impl Plot<'_> {
         self.draw(&mut text).map_err(failed)?;
         let body = text.split_once('>').map_or("", |(_, body)| body);
         let (width, height) = self.size;
-        let name = super::html::Escaped(self.description);
+        let name = Escaped(self.description);
         let frame = format!("0 0 {} {}", width * FINE, height * FINE);
         Ok(format!("<svg class=\"plot\" viewBox=\"{frame}\" role=\"img\" aria-label=\"{name}\">{}", classes(body)))
     }
