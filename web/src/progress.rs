@@ -109,8 +109,8 @@ impl Observer for Progress {
                 self.at(block, stage, before as f64 / phases.len() as f64);
             }
             Event::Group { block, stage } => self.at(block, stage, 1.0),
-            // The page does not offer to quantize the output matrix.
-            Event::Head => {}
+            // The page does not offer to quantize the output matrix, and makes one attempt.
+            Event::Head | Event::Retry { .. } => {}
             Event::Block { block, ref errors } => {
                 if let (Some(series), &[error]) = (self.steps[self.current].series, errors.as_slice()) {
                     self.send(&Message::Point { series, block, error });
