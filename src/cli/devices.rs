@@ -1,11 +1,11 @@
-//! `aquatint devices`.
+//! `aquatint devices`: a table of the GPU adapters.
 
 use aquatint::Result;
 use aquatint::device::{Choice, Precision, adapters, select};
 use comfy_table::{Table, presets};
 use indicatif::HumanBytes;
 
-/// Prints the adapters and the choice of `auto`.
+/// Prints the adapters and which one `auto` takes.
 pub fn run() -> Result<()> {
     let adapters = pollster::block_on(adapters());
     let mut table = Table::new();

@@ -1,4 +1,4 @@
-//! `aquatint eval`.
+//! `aquatint eval`: perplexity on a text and accuracy in tasks, of one model or beside another.
 
 use aquatint::checkpoint::read_text_file;
 use aquatint::device::{Precision, Recorder};
@@ -39,7 +39,7 @@ struct Answered {
     against: Option<TaskResult>,
 }
 
-/// Evaluates and prints.
+/// Evaluates and prints the results.
 pub fn run(args: EvalArgs) -> Result<()> {
     let model = open_model(args.model.as_deref())?;
     let against = args.against.as_deref().map(|path| open_model(Some(path))).transpose()?;

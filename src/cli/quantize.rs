@@ -1,4 +1,4 @@
-//! `aquatint quantize`.
+//! `aquatint quantize`: one model into a checkpoint, with progress, a summary and records.
 
 use std::path::{Path, PathBuf};
 
@@ -41,7 +41,7 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     let format = format(args.format, &options, &model)?;
     let run = CheckpointRun::new(&model, &options, format)?;
     let command = Quantization { args: &args, model: &model, options: &options, windows: &windows, run: &run };
-    // The output is checked before the device is opened: it costs less.
+    // The output is checked before the device is opened, since that is quicker.
     let writer = command.writer()?;
     if let (Format::Gptq(_), Some(layers)) = (format, unequal_parts(&options, model.config())) {
         eprintln!(

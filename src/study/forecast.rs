@@ -200,3 +200,26 @@ impl Observer for Silent<'_> {
         self.0.cancelled()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::executor::block_on;
+
+    use super::*;
+
+    #[test]
+    fn a_narrower_model_keeps_its_kind_and_its_heads() {
+        let config = json!({
+            "architectures": ["Qwen3ForCausalLM"], "hidden_size": 640, "intermediate_size": 1000, "num_attention_heads": 10,
+            "num_key_value_heads": 2, "head_dim": 16, "num_hidden_layers": 3, "vocab_size": 3000, "rms_norm_eps": 1e-5,
+            "layer_types": ["full_attention", "full_attention", "full_attention"], "max_position_embeddings": 512
+        });
+        let model = block_on(random("a model", &config, 0)).unwrap();
+        let expected = json!({
+            "architectures": ["Qwen3ForCausalLM"], "hidden_size": 160, "intermediate_size": 250, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 2, "vocab_size": 256, "rms_norm_eps": 1e-5,
+            "layer_types": ["full_attention", "full_attention"], "max_position_embeddings": 64, "tie_word_embeddings": true
+        });
+        assert_eq!(Value::Object(narrowed(&model, 4, 64)), expected);
+    }
+}
