@@ -201,7 +201,7 @@ impl Bench {
                 let flops = if kernel == "gram accumulate" { flops / 2.0 } else { flops };
                 let (mut rates, mut errors) = (Vec::new(), Vec::new());
                 for least in [usize::MAX, 0] {
-                    self.rec.fast_from(least);
+                    self.rec.set_fast_from(least);
                     eprintln!("{kernel} {shape}");
                     let (seconds, error) = self.tier(kernel, [m, n, k])?;
                     rates.push(format!("{:.1} GFLOP/s", flops / seconds / 1e9));

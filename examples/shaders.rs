@@ -1,5 +1,5 @@
-//! Prints every shader permutation of the portable tier as JSON, `[{"name", "source"}]`: for compilers other than naga, such as a browser's, whose
-//! rules on uniform control flow are stricter.
+//! Prints every kernel of the portable tier as JSON, `[{"name", "source"}]`. Other compilers than naga can be tried on it, such as a
+//! browser's, whose rules on uniform control flow are stricter.
 
 use aquatint::device::shader;
 use serde_json::json;

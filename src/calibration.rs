@@ -7,6 +7,7 @@ use rand::seq::index;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Setting, phrase};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
@@ -71,9 +72,9 @@ impl Calibration {
     ///
     /// Errors where the text is too short to give as many.
     pub fn windows(&self, samples: usize, seq_len: usize, sampling: Sampling, seed: u64) -> Result<Vec<Vec<u32>>> {
-        for (option, value) in [("--samples", samples), ("--seq-len", seq_len)] {
+        for (setting, value) in [(Setting::Samples, samples), (Setting::SeqLen, seq_len)] {
             if value == 0 {
-                return Err(Error::input(option, "0", "at least 1", "choose a larger number"));
+                return Err(Error::input(setting, "0", "at least 1", "choose a larger number"));
             }
         }
         let needed = match sampling {
@@ -124,7 +125,7 @@ impl Calibration {
             subject,
             format!("{} tokens", self.tokens.len()),
             format!("at least {needed} for {samples} samples of {seq_len}"),
-            "give more text, or smaller --samples or --seq-len",
+            phrase!["give more text, or smaller ", Setting::Samples, " or ", Setting::SeqLen],
         )
     }
 }

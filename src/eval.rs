@@ -5,8 +5,8 @@ pub mod tasks;
 use serde::Serialize;
 
 use crate::device::Recorder;
-use crate::engine::block::widest_activation;
 use crate::engine::network::{Head, Network, SLAB_ROWS};
+use crate::error::Setting;
 use crate::observer::{Event, Observer};
 use crate::ops::{kl, nll};
 use crate::tensor::Tensor;
@@ -100,7 +100,7 @@ pub async fn evaluate(
     if !nll.is_finite() {
         return Err(Error::NotFinite {
             place: "the model's log-likelihood".to_string(),
-            remedy: "check the checkpoint, its weights overflow in this text".to_string(),
+            remedy: "check the checkpoint, its weights overflow in this text".into(),
         });
     }
     let against = against.map(|_| Against {
@@ -144,9 +144,9 @@ fn chunks_at_a_time(rec: &Recorder, networks: &[&Network<'_>], tokens: usize) ->
     let mut taken = if rec.is_gpu() { 0 } else { rec.memory().beside };
     let (mut largest, mut states) = (0, 0);
     for config in networks.iter().map(|network| network.config()) {
-        let weights: usize = config.block_linears(0).iter().map(|linear| linear.rows * linear.columns).sum();
+        let weights = config.largest_block();
         let head = config.vocab_size * config.hidden_size;
-        let within = tokens * (2 * config.hidden_size + 3 * widest_activation(config));
+        let within = tokens * (2 * config.hidden_size + 3 * config.widest());
         taken += 4 * (head + 2 * HEAD_TOKENS * SLAB_ROWS.min(config.vocab_size)) as u64;
         largest = largest.max(4 * (weights + within) as u64);
         states += 4 * (tokens * config.hidden_size) as u64;
@@ -159,7 +159,7 @@ fn chunks_at_a_time(rec: &Recorder, networks: &[&Network<'_>], tokens: usize) ->
 
 fn vocabularies_differ(network: &Network<'_>, other: &Network<'_>) -> Error {
     Error::input(
-        "--against",
+        Setting::Against,
         format!("a vocabulary of {}", other.config().vocab_size),
         format!("the evaluated model's {}", network.config().vocab_size),
         "compare models that share a tokenizer",
@@ -189,10 +189,10 @@ async fn through_blocks(
     lengths: &[usize],
     observer: &mut dyn Observer,
 ) -> Result<Vec<Tensor>> {
-    let blocks = network.config().num_hidden_layers;
+    let blocks = network.config().blocks.len();
     for index in 0..blocks {
         observer.go_on()?;
-        let (block, weights) = network.block(rec, index).await?;
+        let (block, weights) = (network.block(rec, index).await?, network.all_weights(rec, index).await?);
         for (chunk, &length) in chunks.iter_mut().zip(lengths) {
             let hidden = std::mem::replace(chunk, rec.empty(&[0])?);
             *chunk = block.forward(rec, &weights, &mut network.context_of(length), hidden)?;

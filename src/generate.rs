@@ -26,6 +26,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::checkpoint::Checkpoint;
 use crate::device::Recorder;
 use crate::engine::Decoder;
+use crate::error::{Phrase, Setting, phrase};
 use crate::stored::Replacements;
 use crate::tokenizer::TextStream;
 use crate::tokenizer::Tokenizer;
@@ -49,16 +50,17 @@ impl Default for GenerateOptions {
 }
 
 impl GenerateOptions {
-    /// Errors: an option outside its range, by its name on the command line.
+    /// Errors: `Error::Input` naming an option outside its range.
     pub fn validate(&self) -> Result<()> {
         if self.tokens == 0 {
-            return Err(Error::input("--tokens", "0", "at least 1", "choose a larger number"));
+            return Err(Error::input(Setting::Tokens, "0", "at least 1", "choose a larger number"));
         }
         if self.temperature >= 0.0 && self.temperature.is_finite() {
             return Ok(());
         }
         let expected = "0 or a finite number above it";
-        Err(Error::input("--temperature", self.temperature.to_string(), expected, "use 0, or 0.7 for varied text"))
+        let remedy = "use 0, or 0.7 for varied text";
+        Err(Error::input(Setting::Temperature, self.temperature.to_string(), expected, remedy))
     }
 }
 
@@ -205,19 +207,19 @@ impl Generator {
         }
         let (context, vocab_size) = (self.decoder.context(), self.decoder.vocab_size());
         let refuse =
-            |found: String, expected: &str, remedy: &str| Err(Error::input("--prompt", found, expected, remedy));
+            |found: String, expected: &str, remedy: Phrase| Err(Error::input(Setting::Prompt, found, expected, remedy));
         if ids.is_empty() {
             let expected = "some text, since the model has no beginning-of-text token";
-            return refuse("no text".to_owned(), expected, "give the beginning of a text");
+            return refuse("no text".to_owned(), expected, "give the beginning of a text".into());
         }
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
             let expected = format!("ids below the vocabulary of {vocab_size} in config.json");
             let remedy = "use the tokenizer.json that belongs to the model";
-            return refuse(format!("token {id} from tokenizer.json"), &expected, remedy);
+            return refuse(format!("token {id} from tokenizer.json"), &expected, remedy.into());
         }
         if ids.len() >= context {
             let expected = format!("at most {}, to leave room in a context of {context}", context - 1);
-            let remedy = "shorten it, or raise --context if the model has more positions";
+            let remedy = phrase!["shorten it, or raise ", Setting::Context, " if the model has more positions"];
             return refuse(format!("{} tokens", ids.len()), &expected, remedy);
         }
         Ok(ids)

@@ -1,9 +1,22 @@
 //! What a run tells the program around it, and what it asks of it: a clock and whether to stop.
 
 use crate::device::Place;
-use crate::engine::block::Stage;
+use crate::error::Phrase;
 use crate::record::{Phase, Plan};
 use crate::{Error, Result};
+
+/// A group of linear layers that read the same input.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Block, from 0.
+    pub block: usize,
+    /// Place among the groups of the block, from 0.
+    pub index: usize,
+    /// Groups of the block.
+    pub groups: usize,
+    /// Its layers in a few words, such as `gate, up`.
+    pub label: String,
+}
 
 /// Something happened.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,6 +27,8 @@ pub enum Event {
         runs: usize,
         /// Blocks of the model.
         blocks: usize,
+        /// Groups of linear layers in all of them.
+        groups: usize,
         /// Calibration tokens, held-out ones included.
         tokens: usize,
         /// Tokens held out.
@@ -25,19 +40,17 @@ pub enum Event {
     },
     /// A phase of a group begins.
     Phase {
-        /// Block, from 0.
-        block: usize,
-        /// Group of linears.
-        stage: Stage,
+        /// The group.
+        group: Group,
         /// What begins.
         phase: Phase,
     },
     /// A group is quantized in every run, and all streams have passed it.
-    Group {
+    Group(Group),
+    /// The layers of a block are handed to the output.
+    Write {
         /// Block, from 0.
         block: usize,
-        /// Group of linears.
-        stage: Stage,
     },
     /// A block is done.
     Block {
@@ -51,7 +64,7 @@ pub enum Event {
     /// The device ran out of memory, and the run begins again with less.
     Retry {
         /// The error that ended the attempt, as a sentence.
-        reason: String,
+        reason: Phrase,
         /// Tokens that are processed together from now on.
         chunk_tokens: usize,
         /// Where hidden states are from now on.

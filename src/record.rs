@@ -7,7 +7,6 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::device::{Place, Precision};
-use crate::engine::block::Stage;
 use crate::quant::{Alpha, QuantizeOptions};
 
 /// What a run spends its time on.
@@ -144,9 +143,4 @@ impl Report {
     pub fn guarded(&self) -> impl Iterator<Item = &str> {
         self.layers.iter().filter(|layer| layer.guarded).map(|layer| layer.name.as_str())
     }
-}
-
-/// A group of a block, as a phrase.
-pub fn group_name(block: usize, stage: Stage) -> String {
-    format!("block {block}, {}", stage.label())
 }

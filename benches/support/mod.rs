@@ -4,11 +4,13 @@
 #![allow(dead_code)] // each bench uses a part of this
 
 use std::process::ExitCode;
+use std::sync::LazyLock;
 use std::time::Instant;
 
 use aquatint::Result;
-use aquatint::device::{Choice, Device, Precision, Recorder, adapters, select};
+use aquatint::device::{Choice, Clock, Device, Precision, Recorder, adapters};
 use aquatint::ops::matmul::{Orientation, matmul};
+use aquatint::ops::tier::{self, FrontEnd};
 use aquatint::tensor::Tensor;
 use faer::linalg::matmul::matmul as product;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -26,10 +28,21 @@ const BUDGET_SECONDS: f64 = 1.0;
 /// Bytes copied to measure the copy rate: more than any cache holds.
 const COPY_BYTES: usize = 256 << 20;
 
-/// Opens the device called `name` with these kernels and says on standard output what it is.
+/// A bench as a front end: it has a clock, and times the shapes of the fast tier each time.
+struct Bench;
+
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+impl FrontEnd for Bench {
+    fn clock(&self) -> Option<Clock> {
+        Some(|| START.elapsed().as_secs_f64())
+    }
+}
+
+/// Opens the device called `name` with these kernels, and prints what it is.
 pub fn open(name: &str, precision: Precision) -> Result<Device> {
     let Ok(choice) = name.parse::<Choice>();
-    let (device, _) = block_on(select(&choice, precision))?;
+    let (device, _) = block_on(tier::open(&choice, precision, &Bench))?;
     let threads = rayon::current_num_threads();
     let driver = block_on(adapters()).into_iter().find(|adapter| adapter.name == device.name());
     match (&device, driver) {

@@ -6,6 +6,7 @@ use safetensors::Dtype;
 use serde_json::{Value, json};
 
 use super::bits;
+use crate::error::{Setting, phrase};
 use crate::family::{LinearSpec, ZeroPointFormat};
 use crate::stored::QuantizedLinear;
 use crate::{Error, Result};
@@ -48,7 +49,7 @@ impl QuantizedLinear {
         } else if self.symmetric && self.zeros.iter().any(|&z| u16::from(z) != limit / 2 + 1) {
             format!("a symmetric layer whose zero point is not {}", limit / 2 + 1)
         } else if !self.scales.iter().all(|s| s.is_finite()) {
-            let remedy = "use a smaller --rounding-damping or more samples".to_owned();
+            let remedy = phrase!["use a smaller ", Setting::RoundingDamping, " or more samples"];
             return Err(Error::NotFinite { place: format!("scales of {}", self.name), remedy });
         } else {
             return Ok(());
@@ -80,7 +81,7 @@ impl QuantizedLinear {
 /// Clients need whole 32-bit words along both sides and groups that divide the inputs (formats.md, fact 8).
 pub fn storable(module: &str, rows: usize, columns: usize, bits: u32, group_size: usize) -> Result<()> {
     if !matches!(bits, 2 | 3 | 4 | 8) {
-        return Err(Error::input("--bits", bits.to_string(), "2, 3, 4 or 8", "choose one of these"));
+        return Err(Error::input(Setting::Bits, bits.to_string(), "2, 3, 4 or 8", "choose one of these"));
     }
     for (side, count) in [("inputs", columns), ("outputs", rows)] {
         if !(count * bits as usize).is_multiple_of(32) {
@@ -88,7 +89,7 @@ pub fn storable(module: &str, rows: usize, columns: usize, bits: u32, group_size
                 module,
                 format!("{count} {side} at {bits} bits"),
                 "whole 32-bit words, as the GPTQ format stores codes",
-                "choose other --bits, or --format float",
+                phrase!["choose other ", Setting::Bits, ", or ", Setting::Format.set_to("float")],
             ));
         }
     }
@@ -96,10 +97,10 @@ pub fn storable(module: &str, rows: usize, columns: usize, bits: u32, group_size
         let fitting = [128, 64, 32].into_iter().find(|&g| columns.is_multiple_of(g));
         let fitting = fitting.map_or("-1".to_owned(), |g| g.to_string());
         return Err(Error::input(
-            "--group-size",
+            Setting::GroupSize,
             format!("{group_size} for the {columns} inputs of {module}"),
             "a group size that divides them, as the GPTQ format demands",
-            format!("choose --group-size {fitting}"),
+            phrase!["choose ", Setting::GroupSize.set_to(fitting)],
         ));
     }
     Ok(())

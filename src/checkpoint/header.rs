@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 
 use super::source::Source;
+use crate::error::Phrase;
 use crate::{Error, Result};
 
 /// Longest header that the safetensors library itself accepts.
@@ -91,7 +92,7 @@ fn check_disjoint(subject: &str, entries: &mut [TensorEntry]) -> Result<()> {
     Ok(())
 }
 
-fn damaged(subject: &str, found: impl Into<String>, expected: &str) -> Error {
+fn damaged(subject: &str, found: impl Into<Phrase>, expected: &str) -> Error {
     Error::input(subject, found, expected, "download the file again; it is truncated or damaged")
 }
 

@@ -207,7 +207,7 @@ fn units(source: &Checkpoint, format: Format, chosen: &BTreeMap<String, Chosen>)
     names
         .map(|name| match chosen.get(name) {
             Some(chosen) if name == HEAD_WEIGHT => {
-                linear_unit(chosen, format, source.dtype(source.config().output_weight())?)
+                linear_unit(chosen, format, source.dtype(&source.config().output_weight())?)
             }
             Some(chosen) => linear_unit(chosen, format, source.dtype(name)?),
             None => copy_unit(source, name),
@@ -298,7 +298,9 @@ fn header(units: &[Unit]) -> Result<(Vec<u8>, u64)> {
 fn documents(source: &Checkpoint, format: Format, chosen: &BTreeMap<String, Chosen>) -> Vec<(String, String)> {
     let mut config = source.raw_config().clone();
     config.remove("quantization_config");
-    state_both_forms(&mut config, &source.config().rope);
+    if let Some(rope) = source.config().ropes.first() {
+        state_both_forms(&mut config, rope);
+    }
     let mut documents = Vec::new();
     if let Format::Gptq(settings) = format {
         let mut quantization = settings.to_json();
@@ -333,7 +335,7 @@ fn exceptions(source: &Checkpoint, bits: u32, chosen: &BTreeMap<String, Chosen>,
         Some(own) if own != bits => rules.insert(format!("+:^{module}$"), json!({ "bits": own })),
         Some(_) => None,
     };
-    let blocks: Vec<Vec<LinearSpec>> = (0..config.num_hidden_layers).map(|layer| config.block_linears(layer)).collect();
+    let blocks: Vec<Vec<LinearSpec>> = (0..config.blocks.len()).map(|layer| config.block_linears(layer)).collect();
     for (position, linear) in blocks[0].iter().enumerate() {
         if blocks.iter().all(|block| treatment(&block[position]) == first[position]) {
             let inside = linear.name.trim_start_matches("model.layers.0.");

@@ -61,7 +61,7 @@ impl Checkpoint {
     #[cfg(not(target_arch = "wasm32"))]
     pub async fn open(path: &Path) -> Result<Self> {
         let refuse = |source| {
-            let remedy = "give the directory of a model, with config.json and safetensors files".to_owned();
+            let remedy = "give the directory of a model, with config.json and safetensors files".into();
             Error::Io { path: path.to_owned(), action: "read", source, remedy }
         };
         let mut sources: Vec<Box<dyn Source>> = Vec::new();
@@ -408,7 +408,7 @@ impl Checkpoint {
     /// The error of a tensor that holds a NaN or an infinity.
     pub(super) fn not_finite(&self, floats: &Floats<'_>) -> Error {
         let place = format!("{}, tensor {}", self.files.label_at(floats.file), floats.name);
-        let remedy = "download the file again; if it stays so, the model itself is broken".to_owned();
+        let remedy = "download the file again; if it stays so, the model itself is broken".into();
         Error::NotFinite { place, remedy }
     }
 }

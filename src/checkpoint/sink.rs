@@ -31,6 +31,7 @@ pub use native::{DirectorySink, Existing};
 #[cfg(not(target_arch = "wasm32"))]
 mod native {
     use super::*;
+    use crate::error::{Phrase, Setting, phrase};
     use crate::{Error, Result};
     use std::fs::{self, File};
     use std::io::Write;
@@ -64,36 +65,25 @@ mod native {
         /// a file, or if it has files in it and `existing` does not allow to replace them.
         pub fn new(out: &Path, existing: Existing, model: Option<&Path>) -> Result<Self> {
             let name = out.display().to_string();
-            let refuse = |found: &str, expected: &str, remedy: &str| Err(Error::input(&name, found, expected, remedy));
+            let refuse = |found: &str, expected: &str| Err(Error::input(&name, found, expected, choose_another()));
             let target = resolve(out).map_err(|source| io_error(out, source))?;
             let (Some(parent), Some(file_name)) = (target.parent(), target.file_name()) else {
-                return refuse(
-                    "a path without a last name",
-                    "the path of a directory to create",
-                    "choose another --out",
-                );
+                return refuse("a path without a last name", "the path of a directory to create");
             };
             if let Some(model) = model {
                 let model = resolve(model).map_err(|source| io_error(model, source))?;
                 if target.starts_with(&model) || model.starts_with(&target) {
                     let expected = "a directory apart from the model's";
-                    return refuse(
-                        "the model's own directory, or one inside or around it",
-                        expected,
-                        "choose another --out",
-                    );
+                    return refuse("the model's own directory, or one inside or around it", expected);
                 }
             }
             if target.exists() && !target.is_dir() {
-                return refuse("a file", "a directory, or nothing", "choose another --out");
+                return refuse("a file", "a directory, or nothing");
             }
             if existing == Existing::Refuse && !is_vacant(&target).map_err(|source| io_error(out, source))? {
-                let expected = "an empty directory, or nothing";
-                return refuse(
-                    "a directory with files in it",
-                    expected,
-                    "choose another --out, or add --force to replace it",
-                );
+                let (found, expected) = ("a directory with files in it", "an empty directory, or nothing");
+                let remedy = choose_another().then(phrase![", or add ", Setting::Replace, " to replace it"]);
+                return Err(Error::input(name, found, expected, remedy));
             }
             let hidden = format!(".{}.aquatint-{}", file_name.to_string_lossy(), std::process::id());
             let missing = parent.ancestors().take_while(|ancestor| !ancestor.exists()).map(Path::to_owned).collect();
@@ -192,6 +182,10 @@ mod native {
     }
 
     fn io_error(path: &Path, source: io::Error) -> Error {
-        Error::Io { path: path.to_owned(), action: "use", source, remedy: "choose another --out".to_owned() }
+        Error::Io { path: path.to_owned(), action: "use", source, remedy: choose_another() }
+    }
+
+    fn choose_another() -> Phrase {
+        phrase!["choose another ", Setting::Out]
     }
 }

@@ -168,7 +168,7 @@ mod native {
     }
 
     fn read_error(path: &Path, source: std::io::Error) -> Error {
-        let remedy = "check the path and its permissions".to_owned();
+        let remedy = "check the path and its permissions".into();
         Error::Io { path: path.to_owned(), action: "read", source, remedy }
     }
 }

@@ -12,6 +12,7 @@ use super::plan::{DueLinear, Format, Item, WritePlan};
 use super::reader::Checkpoint;
 use super::sink::Sink;
 use super::source::{Source, pieces};
+use crate::error::{Advice, Setting, phrase};
 use crate::stored::StoredLinear;
 use crate::{Error, Result};
 
@@ -56,7 +57,7 @@ impl<'a> CheckpointWriter<'a> {
         }
         let bytes = encode_floats(values, dtype).ok_or_else(|| Error::NotFinite {
             place: format!("{name} in {dtype}"),
-            remedy: "use another --method".to_owned(),
+            remedy: phrase!["use another ", Setting::Method],
         })?;
         self.replaced.insert(name, bytes);
         Ok(())
@@ -159,7 +160,12 @@ fn float_bytes(linear: &StoredLinear, dtype: Dtype) -> Result<Vec<u8>> {
     }
     encode_floats(&linear.dequantize(), dtype).ok_or_else(|| Error::NotFinite {
         place: format!("{}.weight in {dtype}", linear.name()),
-        remedy: "its weights are too large, use --format gptq or another --method".to_owned(),
+        remedy: phrase![
+            "its weights are too large, use ",
+            Setting::Format.set_to("gptq"),
+            " or another ",
+            Setting::Method,
+        ],
     })
 }
 
@@ -215,7 +221,7 @@ impl Output {
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => self.no_space(),
             _ => {
-                let remedy = "check its permissions, or choose another --out".to_owned();
+                let remedy = phrase!["check its permissions, or choose another ", Setting::Out];
                 Error::Io { path: PathBuf::from(self.sink.name()), action, source, remedy }
             }
         }
@@ -226,7 +232,7 @@ impl Output {
             self.sink.name(),
             "no space left",
             format!("room for {:.1} MB", self.planned as f64 / 1e6),
-            "make room, or choose --out on another disk",
+            Advice::MoreRoom,
         )
     }
 }

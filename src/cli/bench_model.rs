@@ -122,7 +122,7 @@ fn quantize_blocks(
     let mut console = Traced::new(console);
     let attempt = async |rec: &mut Recorder, observer: &mut dyn Observer| {
         if args.profile.is_some() {
-            rec.profile()?;
+            rec.start_profile()?;
         }
         let report = quantize(rec, model, &windows, options, &mut NoOutput, observer).await?;
         Ok((report, rec.kernel_times().await?))
@@ -190,7 +190,7 @@ fn shape(name: &str) -> Result<Value> {
                 path: path.to_owned(),
                 action: "read",
                 source,
-                remedy: "give llama-2-7b, llama-3-8b, llama-2-70b or a config.json".to_string(),
+                remedy: "give llama-2-7b, llama-3-8b, llama-2-70b or a config.json".into(),
             })?;
             serde_json::from_slice(&bytes).map_err(|error| {
                 Error::input(file, error.to_string(), "a config.json", "give the config.json of a Hugging Face model")

@@ -5,12 +5,12 @@ use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use aquatint::engine::block::Stage;
-use aquatint::observer::{Event, Observer};
+use aquatint::observer::{Event, Group, Observer};
 use aquatint::record::Phase;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use super::memory::{describe, place};
+use super::names::OptionNames;
 
 /// Whether Ctrl-C was pressed. A process has one handler, so all consoles share the flag.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -24,6 +24,8 @@ pub struct Console {
     terminal: bool,
     quiet: bool,
     blocks: usize,
+    /// Groups of linear layers in all blocks.
+    groups: usize,
     /// The error of each current run after its last block, as text.
     errors: String,
 }
@@ -50,7 +52,16 @@ impl Console {
         });
         let terminal = std::io::stderr().is_terminal();
         let started = Instant::now();
-        Self { started, blocks_started: started, bar: None, terminal, quiet, blocks: 0, errors: String::new() }
+        Self {
+            started,
+            blocks_started: started,
+            bar: None,
+            terminal,
+            quiet,
+            blocks: 0,
+            groups: 0,
+            errors: String::new(),
+        }
     }
 
     fn bar(&mut self, length: usize) -> &ProgressBar {
@@ -71,8 +82,9 @@ impl Console {
     }
 
     fn planned(&mut self, event: &Event) {
-        let Event::Planned { runs, blocks, tokens, held_out, group_size, plan } = *event else { return };
+        let Event::Planned { runs, blocks, groups, tokens, held_out, group_size, plan } = *event else { return };
         self.start_over(blocks);
+        self.groups = groups;
         let groups = match (runs, group_size) {
             (1, None) => "one grid per row".to_string(),
             (1, Some(size)) => format!("groups of {size}"),
@@ -84,11 +96,10 @@ impl Console {
         );
     }
 
-    fn phase(&mut self, block: usize, stage: Stage, phase: Phase) {
+    fn phase(&mut self, block: usize, phase: Phase, label: &str) {
         let so_far = if self.errors.is_empty() { String::new() } else { format!(", error so far {}", self.errors) };
-        let message = format!("block {} of {}: {} {}{so_far}", block + 1, self.blocks, phase.label(), stage.label());
-        let length = self.blocks * Stage::ALL.len();
-        self.bar(length).set_message(message);
+        let message = format!("block {} of {}: {} {label}{so_far}", block + 1, self.blocks, phase.label());
+        self.bar(self.groups).set_message(message);
     }
 
     fn block(&mut self, block: usize, errors: &[f64]) {
@@ -109,9 +120,12 @@ impl Observer for Console {
         }
         match *event {
             Event::Planned { .. } => self.planned(event),
-            Event::Phase { block, stage, phase } if self.terminal => self.phase(block, stage, phase),
-            Event::Group { .. } if self.terminal => self.bar(self.blocks * Stage::ALL.len()).inc(1),
-            Event::Head if self.terminal => self.bar(self.blocks * Stage::ALL.len()).set_message("output matrix"),
+            Event::Phase { group: Group { block, ref label, .. }, phase } if self.terminal => {
+                self.phase(block, phase, label);
+            }
+            Event::Write { block } if self.terminal => self.phase(block, Phase::Write, "layers"),
+            Event::Group(_) if self.terminal => self.bar(self.groups).inc(1),
+            Event::Head if self.terminal => self.bar(self.groups).set_message("output matrix"),
             Event::Head => eprintln!("output matrix"),
             Event::Retry { ref reason, chunk_tokens, streams } => {
                 eprintln!("{reason}\ntrying again, {chunk_tokens} tokens at a time, hidden states {}", place(streams))

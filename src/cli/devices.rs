@@ -1,13 +1,17 @@
-//! `aquatint devices`: a table of the GPU adapters.
+//! `aquatint devices`: the list of adapters.
 
 use aquatint::Result;
-use aquatint::device::{Choice, Precision, adapters, select};
+use aquatint::device::{Choice, Precision};
+use aquatint::ops::tier;
 use comfy_table::{Table, presets};
 use indicatif::HumanBytes;
 
-/// Prints the adapters and which one `auto` takes.
+use super::names::OptionNames;
+use super::shapes::CommandLine;
+
+/// Prints the adapters, and which device `auto` takes.
 pub fn run() -> Result<()> {
-    let adapters = pollster::block_on(adapters());
+    let adapters = pollster::block_on(tier::adapters(&CommandLine));
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(vec![
         "",
@@ -27,7 +31,7 @@ pub fn run() -> Result<()> {
             a.name.clone(),
             a.backend.clone(),
             if a.software { "software" } else { "GPU" }.to_string(),
-            a.tier.clone(),
+            a.tier.with_names(&OptionNames),
             HumanBytes(a.largest_binding).to_string(),
             HumanBytes(a.largest_buffer).to_string(),
             HumanBytes(a.workgroup_memory.into()).to_string(),
@@ -37,7 +41,7 @@ pub fn run() -> Result<()> {
     }
     table.add_row(vec!["cpu".to_string(), format!("{} threads", rayon::current_num_threads())]);
     say!("{table}");
-    let (device, reason) = pollster::block_on(select(&Choice::Auto, Precision::Portable))?;
-    say!("auto takes {}: {reason}", device.name());
+    let (device, reason) = pollster::block_on(tier::open(&Choice::Auto, Precision::Portable, &CommandLine))?;
+    say!("auto takes {}: {}", device.name(), reason.with_names(&OptionNames));
     Ok(())
 }

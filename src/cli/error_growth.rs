@@ -14,6 +14,7 @@ use comfy_table::{CellAlignment, Table, presets};
 
 use super::args::ErrorGrowthArgs;
 use super::console::Console;
+use super::names::OptionNames;
 use super::quantize::calibration_tokens;
 use super::{check_writable, open_device, open_model, write_csv};
 
@@ -46,7 +47,7 @@ pub fn run(args: ErrorGrowthArgs) -> Result<()> {
     }
     let document = Document::new(format!("Error growth in {}", model.name()), "error-growth", runs.into());
     args.json.as_deref().map_or(Ok(()), |path| write_json(path, &document))?;
-    args.report.as_deref().map_or(Ok(()), |path| write_whole(path, html::html(&document)?.as_bytes()))
+    args.report.as_deref().map_or(Ok(()), |path| write_whole(path, html::html(&document, &OptionNames)?.as_bytes()))
 }
 
 /// For each block its number, the states of both runs, and the ratio of their errors.

@@ -48,7 +48,7 @@ fn read_prompt() -> Result<String> {
         path: "standard input".into(),
         action: "read",
         source,
-        remedy: "give the prompt as UTF-8 text".to_owned(),
+        remedy: "give the prompt as UTF-8 text".into(),
     })?;
     let end = text.strip_suffix('\n').map_or(text.len(), |line| line.strip_suffix('\r').unwrap_or(line).len());
     text.truncate(end);
@@ -62,6 +62,6 @@ fn write(piece: &str) -> Result<()> {
         path: "standard output".into(),
         action: "write",
         source,
-        remedy: "keep the reader of the text open".to_owned(),
+        remedy: "keep the reader of the text open".into(),
     })
 }

@@ -18,21 +18,26 @@ mod eval;
 mod forecast;
 mod generate;
 mod memory;
+mod names;
 mod profile;
 mod quantize;
 mod report;
+mod shapes;
 mod speed;
 mod sweep;
 
 use std::path::Path;
 use std::process::ExitCode;
 
-use aquatint::device::{Device, select};
+use aquatint::device::Device;
+use aquatint::ops::tier;
 use aquatint::study::files::{write_error, write_whole};
 use aquatint::{Checkpoint, Error, Result, bundled};
 use clap::Parser;
 
 use args::{Cli, Command, DeviceArg};
+use names::OptionNames;
+use shapes::CommandLine;
 
 /// Exit code of every error but an interruption.
 const FAILURE: u8 = 2;
@@ -55,7 +60,7 @@ pub fn run() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("aquatint: {error}");
+            eprintln!("aquatint: {}", error.sentence(&OptionNames));
             ExitCode::from(if matches!(error, Error::Cancelled) { INTERRUPTED } else { FAILURE })
         }
     }
@@ -71,9 +76,10 @@ fn open_model(path: Option<&Path>) -> Result<Checkpoint> {
     })
 }
 
-/// Opens the device that `--device` asks for and prints which one it is.
+/// Opens the device that `--device` asks for, and prints which one it is and which kernels it uses.
 fn open_device(arg: &DeviceArg) -> Result<Device> {
-    let (device, reason) = pollster::block_on(select(&arg.device, arg.precision))?;
+    let (device, reason) = pollster::block_on(tier::open(&arg.device, arg.precision, &CommandLine))?;
+    let reason = reason.with_names(&OptionNames);
     match &device {
         Device::Cpu => eprintln!("device: cpu ({reason})"),
         Device::Gpu(gpu) => eprintln!("device: {} ({reason}); kernels: {}", gpu.name(), gpu.tier()),

@@ -6,6 +6,7 @@ use std::path::Path;
 use aquatint::Result;
 use aquatint::device::KernelTime;
 use aquatint::observer::{Event, Observer};
+use aquatint::record::Phase;
 use aquatint::study::files::write_json;
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
@@ -32,9 +33,10 @@ impl Traced {
 impl Observer for Traced {
     fn event(&mut self, event: &Event) {
         match event {
-            Event::Phase { block, stage, phase } => {
-                self.mark(format!("{}: block {}, {}", phase.label(), block + 1, stage.label()));
+            Event::Phase { group, phase } => {
+                self.mark(format!("{}: block {}, {}", phase.label(), group.block + 1, group.label));
             }
+            Event::Write { block } => self.mark(format!("{}: block {}", Phase::Write.label(), block + 1)),
             Event::Block { .. } => self.mark("load".to_string()),
             Event::Head => self.mark("output matrix".to_string()),
             _ => {}

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use aquatint::calibration::TextFile;
 use aquatint::checkpoint::{CheckpointWriter, DirectorySink, Existing, Format, read_text_file};
 use aquatint::device::{Device, Memory, Recorder};
-use aquatint::engine::block::Stage;
 use aquatint::family::LinearSpec;
 use aquatint::family::ModelConfig;
 use aquatint::observer::Observer;
@@ -26,6 +25,7 @@ use super::console::Console;
 use super::eval::evaluation_text;
 use super::forecast::forecast;
 use super::memory::summary as memory_summary;
+use super::names::OptionNames;
 use super::profile::Traced;
 use super::{check_writable, open_device, open_model};
 
@@ -113,7 +113,7 @@ impl<'a> Quantization<'a> {
         let original = pollster::block_on(Fingerprint::new(self.model, device))?;
         let fingerprint = original.quantized(self.options, self.windows);
         let mut records = ResumeDirectory::open(&args.out, &fingerprint, earlier)?;
-        let blocks = self.model.config().num_hidden_layers;
+        let blocks = self.model.config().blocks.len();
         if args.resume {
             eprintln!("resuming: {} of {blocks} blocks are done", records.blocks());
         }
@@ -122,7 +122,7 @@ impl<'a> Quantization<'a> {
         let attempt = async |rec: &mut Recorder, observer: &mut dyn Observer| {
             let writer = first_writer.take().map_or_else(|| self.writer(), Ok)?;
             if args.profile.is_some() {
-                rec.profile()?;
+                rec.start_profile()?;
             }
             let report = self.run.quantize(rec, self.windows, writer, Some(records.journal()), observer).await?;
             Ok((report, rec.kernel_times().await?))
@@ -169,7 +169,7 @@ fn write_record(args: &QuantizeArgs, run: Run) -> Result<()> {
     }
     if let Some(path) = &args.report {
         let title = format!("{} at {} bits", file_name(&run.model), run.report.options.bits);
-        let page = html::html(&Document::new(title, "quantize", vec![run]))?;
+        let page = html::html(&Document::new(title, "quantize", vec![run]), &OptionNames)?;
         write_whole(path, page.as_bytes())?;
         say!("wrote {}", path.display());
     }
@@ -178,15 +178,14 @@ fn write_record(args: &QuantizeArgs, run: Run) -> Result<()> {
 
 /// Names of layers that vLLM joins into one matrix, if their bits differ or not all of them are quantized.
 fn unequal_parts(options: &QuantizeOptions, config: &ModelConfig) -> Option<String> {
-    let joined = (0..config.num_hidden_layers).flat_map(|block| {
-        let linears = config.block_linears(block);
-        [Stage::Attention, Stage::GateUp].map(|stage| linears[stage.linears()].to_vec())
+    let groups = config.blocks.iter().enumerate().flat_map(|(layer, block)| {
+        block.groups().map(move |group| group.iter().map(|linear| linear.at(layer)).collect::<Vec<LinearSpec>>())
     });
     let differ = |part: &Vec<LinearSpec>| {
         part.iter().any(|linear| options.bits_of(&linear.name) != options.bits_of(&part[0].name))
     };
     let names = |part: Vec<LinearSpec>| part.into_iter().map(|linear| linear.name).collect::<Vec<_>>().join(", ");
-    joined.into_iter().find(differ).map(names)
+    groups.into_iter().find(differ).map(names)
 }
 
 /// The last part of a path; `path` itself if it has none.

@@ -8,6 +8,7 @@ use aquatint::{Error, Result};
 
 use super::args::ReportArgs;
 use super::check_writable;
+use super::names::OptionNames;
 
 /// Reads all files, then writes the page.
 pub fn run(args: ReportArgs) -> Result<()> {
@@ -20,7 +21,7 @@ pub fn run(args: ReportArgs) -> Result<()> {
     if let Some(title) = args.title {
         document.title = title;
     }
-    write_whole(&args.out, html::html(&document)?.as_bytes())?;
+    write_whole(&args.out, html::html(&document, &OptionNames)?.as_bytes())?;
     let runs = document.runs.len();
     say!("wrote {runs} {} to {}", if runs == 1 { "run" } else { "runs" }, args.out.display());
     Ok(())
@@ -31,7 +32,7 @@ fn read(path: &Path) -> Result<Document> {
         path: path.to_owned(),
         action: "read",
         source,
-        remedy: "give a file that --json or --report wrote".to_string(),
+        remedy: "give a file that --json or --report wrote".into(),
     })?;
     Document::read(&path.display().to_string(), &bytes)
 }

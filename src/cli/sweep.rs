@@ -16,6 +16,7 @@ use aquatint::{Checkpoint, Error, Result, bundled};
 use super::args::SweepArgs;
 use super::console::Console;
 use super::eval::evaluation_text;
+use super::names::OptionNames;
 use super::quantize::calibration_tokens;
 use super::{check_writable, open_device, open_model, write_csv};
 
@@ -57,7 +58,7 @@ pub fn run(args: SweepArgs) -> Result<()> {
     let runs = rows.into_iter().filter_map(|row| row.finished.run).collect();
     let document = Document::new(format!("Sweep of {}", model.name()), "sweep", runs);
     write_json(&args.out.join("sweep.json"), &document)?;
-    args.report.as_deref().map_or(Ok(()), |path| write_whole(path, html::html(&document)?.as_bytes()))
+    args.report.as_deref().map_or(Ok(()), |path| write_whole(path, html::html(&document, &OptionNames)?.as_bytes()))
 }
 
 /// The cells that the options ask for; at least one.
@@ -103,6 +104,6 @@ impl SweepObserver for Console {
     }
 
     fn sentence(&self, error: &Error) -> String {
-        error.to_string()
+        error.sentence(&OptionNames)
     }
 }

@@ -1,59 +1,39 @@
-//! One wgpu device: its pipelines, its buffer pool, and the errors that arrive outside a call.
+//! An opened GPU: the wgpu device and queue, what they hold, and the errors that wgpu reports outside of a call.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 
-use super::fast::{self, Measured, Offer, Precision, Shape};
-use super::shader;
-use crate::ops::cooperative;
+use super::buffers::{Buffer, Pool, lock, size_class};
+use super::fast::{self, FastShape, FastTier, MatrixUnits, Precision};
+use super::pipelines::{Kernel, Pipeline, compile};
+use super::recorder::Pace;
+use super::{Clock, shader};
 use crate::{Error, Result};
 
-/// An opened GPU. Shared by the recorders that feed it.
+/// An opened GPU. All recorders of this GPU share it.
 #[derive(Debug)]
 pub struct Gpu {
     name: String,
+    driver: String,
+    software: bool,
+    memory: Option<u64>,
     limits: wgpu::Limits,
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
-    pipelines: Mutex<HashMap<&'static str, Arc<Pipeline>>>,
     pool: Arc<Pool>,
-    /// What the driver says it has, in bytes.
-    memory: Option<u64>,
-    /// Bytes that buffers may take in all, and bytes above which free ones are given back first.
-    limit: AtomicU64,
-    tidy_above: AtomicU64,
-    /// Bytes that they have taken at most.
-    peak: AtomicU64,
-    /// Operations per second of late, as the bits of an f64; 0 while unknown.
-    pace: AtomicU64,
+    /// Compiled kernels by their names.
+    pipelines: Mutex<HashMap<&'static str, Arc<Pipeline>>>,
+    /// How fast it has worked of late.
+    pub(super) pace: Pace,
+    /// The first error that wgpu reported and that no call has returned yet.
     fault: Arc<Mutex<Option<Fault>>>,
-    software: bool,
-    /// What the fast tier needs, or why it was not asked for.
-    offer: std::result::Result<Offer, String>,
-    /// What became of it, once it was checked.
-    fast: OnceLock<std::result::Result<Fast, String>>,
+    /// The matrix units that the device was opened with, or why it was opened without.
+    matrix_units: std::result::Result<MatrixUnits, String>,
+    /// The fast tier, or why it is not used. Unset until the check has run.
+    fast: OnceLock<std::result::Result<FastTier, String>>,
 }
 
-/// Operations that tell the pace of a GPU.
-const LEAST_MEASURED: f64 = 1e9;
-
-/// The fast tier of a device.
-#[derive(Debug, Clone, Copy)]
-struct Fast {
-    shape: &'static Shape,
-    /// The largest error of its check.
-    error: f64,
-}
-
-/// A compiled kernel and its single bind group layout: binding 0 is the uniform, then inputs, then outputs.
-#[derive(Debug)]
-pub(super) struct Pipeline {
-    pub(super) pipeline: wgpu::ComputePipeline,
-    pub(super) layout: wgpu::BindGroupLayout,
-}
-
-/// What a wgpu callback reported; becomes an [`Error`] at the next call that can return one.
+/// An error that wgpu reported through a callback. The next call that can fail returns it as an [`Error`].
 #[derive(Debug, Clone)]
 enum Fault {
     OutOfMemory,
@@ -61,72 +41,37 @@ enum Fault {
     Refused(String),
 }
 
-/// Free buffers by size class. A buffer comes back when its last owner drops it; commands recorded later run later,
-/// so handing it out again is safe.
-#[derive(Debug, Default)]
-struct Pool {
-    free: Mutex<HashMap<u64, Vec<wgpu::Buffer>>>,
-    /// Bytes of all buffers, free ones included.
-    held: AtomicU64,
-}
-
-/// A pooled storage buffer. `size` is what was asked for; the buffer itself may be larger.
-#[derive(Debug)]
-pub struct Buffer {
-    buffer: Option<wgpu::Buffer>,
-    size: u64,
-    pool: Arc<Pool>,
-}
-
-impl Buffer {
-    pub(super) fn raw(&self) -> &wgpu::Buffer {
-        self.buffer.as_ref().expect("the buffer is only taken by Drop")
-    }
-
-    pub(super) fn binding(&self) -> wgpu::BindingResource<'_> {
-        let size = wgpu::BufferSize::new(self.size);
-        wgpu::BindingResource::Buffer(wgpu::BufferBinding { buffer: self.raw(), offset: 0, size })
-    }
-}
-
-impl Drop for Buffer {
-    fn drop(&mut self) {
-        if let Some(buffer) = self.buffer.take() {
-            lock(&self.pool.free).entry(buffer.size()).or_default().push(buffer);
-        }
-    }
-}
-
-/// A poisoned lock only means that another thread panicked; the data are still whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
 impl Gpu {
-    /// Opens `adapter` with the limits that it has. Optional features are timestamps and, if `precision` asks for it, those of
-    /// the fast tier, which is then checked and set up.
-    pub(super) async fn open(adapter: &wgpu::Adapter, precision: Precision) -> Result<Arc<Self>> {
-        let offer = match precision {
-            Precision::Fast => Offer::of(adapter),
+    /// Opens `adapter` with all its limits, with timestamps where it has them, and with its matrix units if `precision` asks for
+    /// them. The matrix units are not used before [`Gpu::set_fast_tier`].
+    ///
+    /// Errors: `Error::Gpu` if the driver refuses.
+    pub(crate) async fn open(adapter: &wgpu::Adapter, precision: Precision, clock: Option<Clock>) -> Result<Arc<Self>> {
+        let matrix_units = match precision {
+            Precision::Fast => MatrixUnits::of(adapter),
             Precision::Portable => Err("as asked for".to_string()),
         };
-        let gpu = match Self::request(adapter, offer.clone()).await {
-            Err(error) if offer.is_ok() => Self::request(adapter, Err(one_line(&error.to_string()))).await,
+        let gpu = match Self::request(adapter, matrix_units.clone(), clock).await {
+            // A driver may refuse features that its adapter lists.
+            Err(error) if matrix_units.is_ok() => {
+                Self::request(adapter, Err(one_line(&error.to_string())), clock).await
+            }
             gpu => gpu,
         };
-        let gpu = Arc::new(gpu?);
-        gpu.settle(&adapter.get_info()).await;
-        Ok(gpu)
+        Ok(Arc::new(gpu?))
     }
 
-    /// Opens `adapter` with what the fast tier needs if there is an offer.
-    async fn request(adapter: &wgpu::Adapter, offer: std::result::Result<Offer, String>) -> Result<Self> {
-        let wgpu::AdapterInfo { name, device_type, .. } = adapter.get_info();
+    async fn request(
+        adapter: &wgpu::Adapter,
+        matrix_units: std::result::Result<MatrixUnits, String>,
+        clock: Option<Clock>,
+    ) -> Result<Self> {
+        let wgpu::AdapterInfo { name, device_type, backend, driver, driver_info, .. } = adapter.get_info();
         let limits = adapter.limits();
         let optional = adapter.features() & wgpu::Features::TIMESTAMP_QUERY;
-        let (required_features, experimental_features) = match offer {
-            // SAFETY: of what is experimental only cooperative matrices are used, in sizes that the adapter lists, and
-            // results are compared with the CPU's before they are relied on.
+        let (required_features, experimental_features) = match matrix_units {
+            // SAFETY: cooperative matrices are the only experimental feature in use. Their sizes are ones that the adapter lists,
+            // and their results are compared with the CPU's before anything relies on them.
             Ok(_) => (optional | fast::FEATURES, unsafe { wgpu::ExperimentalFeatures::enabled() }),
             Err(_) => (optional, wgpu::ExperimentalFeatures::disabled()),
         };
@@ -142,136 +87,151 @@ impl Gpu {
             .request_device(&descriptor)
             .await
             .map_err(|e| Error::Gpu { device: name.clone(), message: e.to_string() })?;
-        let fault = Arc::new(Mutex::new(None));
-        let on_error = fault.clone();
-        device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
-            let fault = match error {
-                wgpu::Error::OutOfMemory { .. } => Fault::OutOfMemory,
-                other => Fault::Refused(one_line(&other.to_string())),
-            };
-            lock(&on_error).get_or_insert(fault);
-        }));
-        let on_loss = fault.clone();
-        device.set_device_lost_callback(move |reason, message| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                *lock(&on_loss) = Some(Fault::Lost(one_line(&message)));
-            }
-        });
         Ok(Self {
+            driver: format!("{name} | {backend} | {driver} {driver_info}"),
             name,
+            software: device_type == wgpu::DeviceType::Cpu,
+            memory: memory(adapter),
             limits,
+            fault: collect_faults(&device),
             device,
             queue,
+            pool: Arc::new(Pool::new()),
             pipelines: Mutex::default(),
-            pool: Arc::default(),
-            memory: memory(adapter),
-            limit: AtomicU64::new(u64::MAX),
-            tidy_above: AtomicU64::new(u64::MAX),
-            peak: AtomicU64::new(0),
-            pace: AtomicU64::new(0),
-            fault,
-            software: device_type == wgpu::DeviceType::Cpu,
-            offer,
+            pace: Pace::new(clock),
+            matrix_units,
             fast: OnceLock::new(),
         })
     }
 
-    /// Decides on the fast tier: products in its shapes are compared with the CPU's, and the quickest shape is taken.
-    async fn settle(self: &Arc<Self>, adapter: &wgpu::AdapterInfo) {
-        let fast = match &self.offer {
-            Err(reason) => Err(reason.clone()),
-            Ok(offer) => {
-                let (shapes, measured) = (offer.shapes().collect(), Measured::new(adapter));
-                let known = measured.read();
-                let chosen = cooperative::choose(self, shapes, known).await;
-                if let Ok((shape, _)) = chosen
-                    && known != Some(shape)
-                {
-                    measured.write(shape);
-                }
-                chosen.map(|(shape, error)| Fast { shape, error })
-            }
-        };
-        // It is decided once, here.
-        let _ = self.fast.set(fast);
-        self.forget_peak();
+    /// The name that the driver gives the adapter.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
-    /// The shape of products of the fast tier, where it is used.
-    pub(crate) fn fast(&self) -> Option<&'static Shape> {
+    /// The adapter, its backend and its driver with its version: together they decide how fast a kernel is.
+    pub(crate) fn driver(&self) -> &str {
+        &self.driver
+    }
+
+    /// Whether the adapter is emulated on the CPU.
+    pub(crate) fn is_software(&self) -> bool {
+        self.software
+    }
+
+    /// The memory of the GPU in bytes, if the driver tells.
+    pub fn memory(&self) -> Option<u64> {
+        self.memory
+    }
+
+    /// The limits of the opened device.
+    pub(super) fn limits(&self) -> &wgpu::Limits {
+        &self.limits
+    }
+
+    /// The size in bytes of the largest array that a kernel can read or write.
+    pub(super) fn largest_array(&self) -> u64 {
+        self.limits.max_storage_buffer_binding_size.min(self.limits.max_buffer_size)
+    }
+
+    /// The shapes that could become the fast tier of this device. None where it was opened without matrix units.
+    pub(crate) fn fast_shapes(&self) -> Vec<&'static FastShape> {
+        self.matrix_units.iter().flat_map(|units| units.shapes()).collect()
+    }
+
+    /// Sets the fast tier of this device, or a phrase that says why it has none. It can be set once: kernels that are compiled
+    /// later depend on it. The peak of memory then counts anew, so that a check that ran before is not part of it.
+    pub(crate) fn set_fast_tier(&self, fast: std::result::Result<FastTier, String>) {
+        // A second value is not taken.
+        let _ = self.fast.set(fast);
+        self.pool.reset_peak();
+    }
+
+    /// The shape that large products use, if the device uses its fast tier.
+    pub(crate) fn fast_shape(&self) -> Option<&'static FastShape> {
         self.fast.get()?.as_ref().ok().map(|fast| fast.shape)
     }
 
     /// Which kernels large products use, and why, as a phrase.
     pub fn tier(&self) -> String {
-        match self.fast.get() {
-            Some(Ok(Fast { shape, error })) => {
+        match (&self.matrix_units, self.fast.get()) {
+            (Err(reason), _) | (_, Some(Err(reason))) => format!("portable, {reason}"),
+            (_, Some(Ok(FastTier { shape, error }))) => {
                 format!("fast, f16 in squares of {}, error {error:.1e} in its check", shape.extent)
             }
-            Some(Err(reason)) => format!("portable, {reason}"),
-            None => "portable".to_string(),
+            (Ok(_), None) => "portable".to_string(),
         }
     }
 
-    /// Whether it is emulated on the CPU.
-    pub(crate) fn is_software(&self) -> bool {
-        self.software
+    /// Sets how many bytes all buffers may have together, and counts their peak anew.
+    pub(super) fn set_limit(&self, bytes: u64) {
+        self.pool.set_limit(bytes);
     }
 
-    /// The adapter's name.
-    pub fn name(&self) -> &str {
-        &self.name
+    /// Sets above how many bytes free buffers are destroyed before another is made.
+    pub(super) fn set_trim_above(&self, bytes: u64) {
+        self.pool.set_trim_above(bytes);
     }
 
-    /// The limits of the opened device.
-    pub fn limits(&self) -> &wgpu::Limits {
-        &self.limits
-    }
-
-    /// The memory beside the processor in bytes, where the driver tells.
-    pub fn memory(&self) -> Option<u64> {
-        self.memory
-    }
-
-    /// The most bytes that buffers have taken at a time since the limit was set.
+    /// The most bytes of buffers that were held at one time since the limit was last set.
     pub fn peak_bytes(&self) -> u64 {
-        self.peak.load(Relaxed)
+        self.pool.peak()
     }
 
-    /// Operations per second of late, if anything is known.
-    pub(super) fn pace(&self) -> Option<f64> {
-        Some(f64::from_bits(self.pace.load(Relaxed))).filter(|&pace| pace > 0.0)
+    /// Destroys the buffers that are not in use.
+    pub(super) fn trim(&self) {
+        self.pool.trim();
     }
 
-    /// Takes note that `work` operations took `seconds`. A GPU that had to wait was faster than that, so a lower pace counts less.
-    pub(super) fn paced(&self, work: f64, seconds: f64) {
-        if work < LEAST_MEASURED || seconds <= 0.0 {
-            return;
+    /// A storage buffer of at least `size` bytes with undefined contents. `what` names it in errors.
+    ///
+    /// Errors: `Error::OutOfMemory` if it is too large to bind, if the limit leaves no room, or if the driver has no memory.
+    pub(super) fn allocate(&self, size: u64, what: &str) -> Result<Buffer> {
+        let size = size.max(4).next_multiple_of(4);
+        let out_of_memory = || Error::OutOfMemory { device: self.name.clone(), bytes: size, what: what.to_string() };
+        if size > self.largest_array() {
+            return Err(out_of_memory());
         }
-        let now = work / seconds;
-        let pace = self.pace().filter(|&pace| pace > now).map_or(now, |pace| 0.9 * pace + 0.1 * now);
-        self.pace.store(pace.to_bits(), Relaxed);
+        let class = size_class(size).min(self.limits.max_buffer_size);
+        let buffer = match self.pool.take(class) {
+            Some(buffer) => buffer,
+            None => {
+                if !self.pool.make_room(class) {
+                    return Err(out_of_memory());
+                }
+                let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+                let descriptor = wgpu::BufferDescriptor { label: None, size: class, usage, mapped_at_creation: false };
+                let buffer = self.device.create_buffer(&descriptor);
+                self.check_faults(class, what)?;
+                self.pool.count(class);
+                buffer
+            }
+        };
+        Ok(Buffer::new(buffer, size, self.pool.clone()))
     }
 
-    /// Sets how many bytes buffers may take in all from now on, and forgets what they took before.
-    pub(super) fn limit(&self, bytes: u64) {
-        self.limit.store(bytes, Relaxed);
-        self.forget_peak();
+    /// The pipeline of `kernel`, a name in `shaders/permutations`. It is compiled when it is first asked for.
+    ///
+    /// Errors: `Error::Gpu` if the driver refuses the shader.
+    pub(super) fn pipeline(&self, kernel: &'static str, inputs: usize, outputs: usize) -> Result<Arc<Pipeline>> {
+        if let Some(pipeline) = lock(&self.pipelines).get(kernel) {
+            return Ok(pipeline.clone());
+        }
+        let description = Kernel {
+            name: kernel,
+            source: shader::permutation(kernel).source(self.fast_shape().is_some()),
+            inputs,
+            outputs,
+            threads: self.matrix_units.as_ref().ok().and_then(|units| units.workgroup_size(kernel)),
+        };
+        let pipeline = Arc::new(compile(&self.device, &description));
+        self.check_faults(0, kernel)?;
+        lock(&self.pipelines).insert(kernel, pipeline.clone());
+        Ok(pipeline)
     }
 
-    /// Gives free buffers back; the peak is what is held now.
-    fn forget_peak(&self) {
-        self.trim();
-        self.peak.store(self.pool.held.load(Relaxed), Relaxed);
-    }
-
-    /// Sets above how many bytes no buffer is made before free ones are given back.
-    pub(super) fn tidy_above(&self, bytes: u64) {
-        self.tidy_above.store(bytes, Relaxed);
-    }
-
-    /// Turns what a callback reported into an error, once.
-    pub(super) fn check(&self, bytes: u64, what: &str) -> Result<()> {
+    /// Returns the error that wgpu reported since the last call, if any. `bytes` and `what` say what was being made.
+    pub(super) fn check_faults(&self, bytes: u64, what: &str) -> Result<()> {
         let device = self.name.clone();
         match lock(&self.fault).take() {
             None => Ok(()),
@@ -281,104 +241,38 @@ impl Gpu {
         }
     }
 
-    /// What wgpu says when it refuses something.
-    pub(super) fn refusal(&self, error: impl std::fmt::Display) -> Error {
+    /// An `Error::Gpu` with the words of wgpu.
+    pub(super) fn error(&self, error: impl std::fmt::Display) -> Error {
         Error::Gpu { device: self.name.clone(), message: error.to_string() }
-    }
-
-    /// A storage buffer of at least `size` bytes, its contents undefined.
-    pub(super) fn allocate(&self, size: u64, what: &str) -> Result<Buffer> {
-        let size = size.max(4).next_multiple_of(4);
-        if size > self.limits.max_storage_buffer_binding_size.min(self.limits.max_buffer_size) {
-            return Err(Error::OutOfMemory { device: self.name.clone(), bytes: size, what: what.to_string() });
-        }
-        let class = size_class(size).min(self.limits.max_buffer_size);
-        let reused = lock(&self.pool.free).get_mut(&class).and_then(Vec::pop);
-        let buffer = match reused {
-            Some(buffer) => buffer,
-            None => {
-                let tidy_above = self.tidy_above.load(Relaxed).min(self.limit.load(Relaxed));
-                if self.pool.held.load(Relaxed) + class > tidy_above {
-                    self.trim();
-                }
-                if self.pool.held.load(Relaxed) + class > self.limit.load(Relaxed) {
-                    return Err(Error::OutOfMemory { device: self.name.clone(), bytes: size, what: what.to_string() });
-                }
-                let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-                let descriptor = wgpu::BufferDescriptor { label: None, size: class, usage, mapped_at_creation: false };
-                let buffer = self.device.create_buffer(&descriptor);
-                self.check(class, what)?;
-                let held = self.pool.held.fetch_add(class, Relaxed) + class;
-                self.peak.fetch_max(held, Relaxed);
-                buffer
-            }
-        };
-        Ok(Buffer { buffer: Some(buffer), size, pool: self.pool.clone() })
-    }
-
-    /// Gives pooled buffers back to the driver.
-    pub(super) fn trim(&self) {
-        let free = std::mem::take(&mut *lock(&self.pool.free));
-        let bytes: u64 = free.values().flatten().map(wgpu::Buffer::size).sum();
-        self.pool.held.fetch_sub(bytes, Relaxed);
-    }
-
-    /// The pipeline of a permutation, compiled at first use.
-    pub(super) fn pipeline(&self, kernel: &'static str, inputs: usize, outputs: usize) -> Result<Arc<Pipeline>> {
-        if let Some(pipeline) = lock(&self.pipelines).get(kernel) {
-            return Ok(pipeline.clone());
-        }
-        let pipeline = Arc::new(self.compile(kernel, inputs, outputs));
-        self.check(0, kernel)?;
-        lock(&self.pipelines).insert(kernel, pipeline.clone());
-        Ok(pipeline)
-    }
-
-    fn compile(&self, kernel: &'static str, inputs: usize, outputs: usize) -> Pipeline {
-        let device = &self.device;
-        let source = wgpu::ShaderSource::Wgsl(shader::permutation(kernel).source(self.fast().is_some()).into());
-        let descriptor = wgpu::ShaderModuleDescriptor { label: Some(kernel), source };
-        let module = shader_module(device, descriptor);
-        let entry = |binding: usize, ty: wgpu::BufferBindingType| wgpu::BindGroupLayoutEntry {
-            binding: binding as u32,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: binding == 0, min_binding_size: None },
-            count: None,
-        };
-        let entries: Vec<_> = std::iter::once(entry(0, wgpu::BufferBindingType::Uniform))
-            .chain((1..=inputs).map(|b| entry(b, wgpu::BufferBindingType::Storage { read_only: true })))
-            .chain(
-                (inputs + 1..=inputs + outputs)
-                    .map(|b| entry(b, wgpu::BufferBindingType::Storage { read_only: false })),
-            )
-            .collect();
-        let layout = device
-            .create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(kernel), entries: &entries });
-        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(kernel),
-            bind_group_layouts: &[Some(&layout)],
-            immediate_size: 0,
-        });
-        let threads = self.offer.as_ref().ok().and_then(|offer| offer.threads(kernel));
-        let constants: Vec<_> = threads.map(|threads| ("threads", f64::from(threads))).into_iter().collect();
-        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(kernel),
-            layout: Some(&pipeline_layout),
-            module: &module,
-            entry_point: Some("main"),
-            compilation_options: wgpu::PipelineCompilationOptions { constants: &constants, ..Default::default() },
-            cache: None,
-        });
-        Pipeline { pipeline, layout }
     }
 }
 
-/// The largest heap beside the processor, which Vulkan tells.
+/// Has wgpu write the errors of `device` into the value that is returned. The first error stays, but a lost device replaces it.
+fn collect_faults(device: &wgpu::Device) -> Arc<Mutex<Option<Fault>>> {
+    let fault = Arc::new(Mutex::new(None));
+    let on_error = fault.clone();
+    device.on_uncaptured_error(Arc::new(move |error: wgpu::Error| {
+        let fault = match error {
+            wgpu::Error::OutOfMemory { .. } => Fault::OutOfMemory,
+            other => Fault::Refused(one_line(&other.to_string())),
+        };
+        lock(&on_error).get_or_insert(fault);
+    }));
+    let on_loss = fault.clone();
+    device.set_device_lost_callback(move |reason, message| {
+        if reason != wgpu::DeviceLostReason::Destroyed {
+            *lock(&on_loss) = Some(Fault::Lost(one_line(&message)));
+        }
+    });
+    fault
+}
+
+/// The memory of a GPU in bytes: its largest device-local heap, as Vulkan reports it.
 #[cfg(not(any(target_arch = "wasm32", target_vendor = "apple")))]
 fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
     /// `VK_MEMORY_HEAP_DEVICE_LOCAL_BIT`.
     const DEVICE_LOCAL: u32 = 1;
-    // SAFETY: the adapter is asked for a property and neither changed nor kept.
+    // SAFETY: the adapter is asked for a property. It is neither changed nor kept.
     let adapter = unsafe { adapter.as_hal::<wgpu::hal::api::Vulkan>() }?;
     let instance = adapter.shared_instance().raw_instance();
     // SAFETY: the physical device belongs to this instance, and the adapter keeps both alive.
@@ -387,28 +281,10 @@ fn memory(adapter: &wgpu::Adapter) -> Option<u64> {
     heaps.filter(|heap| heap.flags.as_raw() & DEVICE_LOCAL != 0).map(|heap| heap.size).max()
 }
 
-/// Neither Metal nor a browser is asked.
+/// Unknown: Metal and WebGPU are not asked.
 #[cfg(any(target_arch = "wasm32", target_vendor = "apple"))]
 fn memory(_: &wgpu::Adapter) -> Option<u64> {
     None
-}
-
-/// Debug builds keep every check of the shader compiler; release builds keep all but the bound on loop counts, which
-/// stops drivers from unrolling.
-fn shader_module(device: &wgpu::Device, descriptor: wgpu::ShaderModuleDescriptor<'_>) -> wgpu::ShaderModule {
-    if cfg!(debug_assertions) {
-        return device.create_shader_module(descriptor);
-    }
-    let mut checks = wgpu::ShaderRuntimeChecks::checked();
-    checks.force_loop_bounding = false;
-    // SAFETY: every loop of this crate's shaders runs over an extent given in the uniform, so all of them end.
-    unsafe { device.create_shader_module_trusted(descriptor, checks) }
-}
-
-/// Sizes are rounded up to eighths of a power of two, so that buffers of nearly equal size share a class.
-fn size_class(size: u64) -> u64 {
-    let step = (size.next_power_of_two() / 16).max(256);
-    size.next_multiple_of(step)
 }
 
 fn one_line(text: &str) -> String {

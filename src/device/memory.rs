@@ -1,4 +1,4 @@
-//! What a run may hold, and where it puts what does not fit.
+//! The memory that a run may use, and where it keeps hidden states that do not fit on the device.
 
 use std::path::PathBuf;
 
@@ -6,35 +6,37 @@ use serde::{Deserialize, Serialize};
 
 use super::Device;
 
-/// Where hidden states are between groups.
+/// Where the hidden states of the calibration tokens are kept while a group of linear layers is quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
     /// On the device.
     Device,
-    /// In host memory; each chunk goes to the device when it is its turn.
+    /// In host memory. One chunk of tokens at a time is on the device.
     Host,
-    /// In a file; likewise.
+    /// In a file. One chunk of tokens at a time is on the device.
     File,
 }
 
-/// How much of a machine a run may take.
+/// How much memory a run may use.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Memory {
-    /// Bytes of arrays on the device, on the CPU of the whole program; `None`: as many as there are. A GPU is never asked for more;
-    /// a plan for the CPU keeps to it.
+    /// Bytes of arrays on a GPU; on the CPU, bytes of the whole program. `None` is no limit. On a GPU an allocation beyond it fails.
+    /// On the CPU the plan of the run stays below it.
     pub device: Option<u64>,
-    /// Bytes that the program takes on the CPU before it has any arrays: itself, the tokenizer, the text.
+    /// Bytes that the program uses on the CPU besides arrays: for its code, the tokenizer and the calibration text.
     pub beside: u64,
-    /// Bytes of hidden states in host memory, for a GPU that cannot hold them; `None`: as many as it takes.
+    /// Bytes of host memory for hidden states that a GPU cannot hold. `None` is no limit.
     pub host: Option<u64>,
-    /// The directory of a file for hidden states that neither of the two can hold; `None`: the system's for temporary files.
+    /// The directory of the file for hidden states that host memory cannot hold either. `None` is the system's directory for
+    /// temporary files.
     pub scratch: Option<PathBuf>,
-    /// Where hidden states may be: there, or where the next best place is.
+    /// The fastest place that may hold hidden states. If they do not fit there, the next place is used.
     pub streams: Place,
-    /// Whether what down reads is computed again each time instead of kept; `None`: where that is cheaper than the next best place.
+    /// Whether to compute the inputs of the down projection again each time they are needed instead of keeping them. `None` does so
+    /// where that costs less than the next place.
     pub recompute: Option<bool>,
-    /// Tokens that are processed together at most, but a sequence at least.
+    /// Tokens that go through a block together. A whole sequence always does, even if it is longer.
     pub chunk_tokens: usize,
 }
 
@@ -52,14 +54,14 @@ impl Default for Memory {
     }
 }
 
-/// A program that has read no text.
+/// Bytes of a program that has read no text.
 const BESIDE: u64 = 64 << 20;
 
-/// Enough tokens to fill a GPU, few enough to fit any binding.
+/// Enough tokens to keep a GPU busy, and few enough that each array fits one binding.
 const CHUNK_TOKENS: usize = 4096;
 
 impl Place {
-    /// The places that `device` has, from this one on, best first. To the CPU host memory is the device; a browser has no files.
+    /// This place and all slower ones that `device` has, fastest first. The CPU has no separate host memory. A browser has no files.
     pub fn and_below(self, device: &Device) -> &'static [Self] {
         let all: &[Self] = match device {
             Device::Cpu => &[Self::Device, Self::File],
@@ -72,8 +74,8 @@ impl Place {
 }
 
 impl Memory {
-    /// What to try after `device` had less memory than it said: half the tokens at a time, hidden states in the next best place.
-    /// `None` where sequences of `seq_len` tokens leave nothing to give up.
+    /// What to try next after `device` ran out of memory: half as many tokens at a time, and hidden states in the next place.
+    /// `None` if neither is possible for sequences of `seq_len` tokens.
     pub fn less(&self, device: &Device, seq_len: usize) -> Option<Self> {
         let places = self.streams.and_below(device);
         if self.chunk_tokens <= seq_len && places.len() == 1 {

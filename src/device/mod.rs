@@ -1,35 +1,45 @@
-//! Everything that knows wgpu: which adapters there are, which one is taken and why, and the recorder that feeds it.
+//! Devices: where kernels run, and everything in this crate that calls wgpu.
+//!
+//! `select` lists the adapters and opens one. `gpu` is an opened GPU, with its `buffers` and `pipelines`. `recorder` takes the
+//! commands of the ops in `crate::ops` and submits them. `fast` says which matrix units an adapter has, `shader` holds the
+//! WGSL sources, and `memory` holds the limits of a run. This folder imports no op: [`crate::ops::tier`] opens a device for the
+//! rest of the program, because opening one includes a test of some kernels.
 
+mod buffers;
 mod fast;
 mod gpu;
 mod memory;
-mod profile;
+mod pipelines;
 mod recorder;
 mod select;
 pub mod shader;
 
 use std::sync::Arc;
 
+pub use buffers::Buffer;
 pub use fast::Precision;
-pub(crate) use fast::{BLOCK, Shape};
-pub use gpu::{Buffer, Gpu};
+pub(crate) use fast::{FastShape, FastTier, MatrixUnits};
+pub use gpu::Gpu;
 pub use memory::{Memory, Place};
-pub use profile::KernelTime;
 pub(crate) use recorder::Dispatch;
-pub use recorder::{Reading, Recorder};
-pub use select::{AdapterSummary, Choice, adapters, select};
+pub use recorder::{KernelTime, Reading, Recorder};
+pub use select::{AdapterSummary, Choice, adapters};
+pub(crate) use select::{compute_adapters, open};
 
-/// Where a run computes: the CPU twins of the kernels, or a GPU.
+/// Returns the seconds since some fixed moment. The library reads no clock of its own: whoever opens a device may give it one.
+pub type Clock = fn() -> f64;
+
+/// Where a run computes: on the CPU or on a GPU.
 #[derive(Debug, Clone)]
 pub enum Device {
-    /// The CPU twins, on all cores.
+    /// The CPU, with all its cores. It runs the CPU twin of each kernel.
     Cpu,
-    /// A GPU through wgpu.
+    /// A GPU, through wgpu.
     Gpu(Arc<Gpu>),
 }
 
 impl Device {
-    /// What to call this device in a report.
+    /// The name of this device in a report: `cpu`, or what the driver calls the GPU.
     pub fn name(&self) -> String {
         match self {
             Self::Cpu => "cpu".to_string(),
@@ -37,7 +47,7 @@ impl Device {
         }
     }
 
-    /// The memory of a GPU in bytes, where its driver tells.
+    /// The memory of a GPU in bytes. `None` for the CPU, and for a GPU whose driver does not say.
     pub fn memory(&self) -> Option<u64> {
         match self {
             Self::Cpu => None,
@@ -45,7 +55,7 @@ impl Device {
         }
     }
 
-    /// The most bytes of arrays that a GPU has held since it was opened; `None` for the CPU.
+    /// The most bytes of buffers that a GPU has held at one time since its limit was last set. `None` for the CPU.
     pub fn peak_bytes(&self) -> Option<u64> {
         match self {
             Self::Cpu => None,
@@ -53,19 +63,19 @@ impl Device {
         }
     }
 
-    /// Which kernels its large products use: fast only where they were found right.
+    /// Which kernels large products use on this device. `Fast` means that the fast kernels have passed their check here.
     pub fn precision(&self) -> Precision {
         match self {
-            Self::Gpu(gpu) if gpu.fast().is_some() => Precision::Fast,
+            Self::Gpu(gpu) if gpu.fast_shape().is_some() => Precision::Fast,
             _ => Precision::Portable,
         }
     }
 
-    /// The largest array, in bytes, that one kernel can be given.
+    /// The size in bytes of the largest array that a kernel can read or write.
     pub fn largest_array(&self) -> u64 {
         match self {
             Self::Cpu => u64::MAX,
-            Self::Gpu(gpu) => gpu.limits().max_storage_buffer_binding_size.min(gpu.limits().max_buffer_size),
+            Self::Gpu(gpu) => gpu.largest_array(),
         }
     }
 }

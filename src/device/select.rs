@@ -1,21 +1,22 @@
-//! Which adapter a run takes: what `--device` says, or the first real GPU, or the CPU.
+//! The adapters of this machine, and which of them a run uses.
 
-use super::fast::Offer;
-use super::{Device, Gpu, Precision};
+use super::fast::MatrixUnits;
+use super::{Clock, Device, Gpu, Precision};
+use crate::error::{Phrase, Setting, phrase};
 use crate::{Error, Result};
 
-/// What `--device` asks for.
+/// The device that a user asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Choice {
-    /// A real GPU if there is one, else the CPU.
+    /// The first real GPU, or the CPU if there is none.
     Auto,
     /// The CPU.
     Cpu,
-    /// A real GPU, or an error.
+    /// The first real GPU. It is an error if there is none.
     Gpu,
-    /// The adapter of this number in the list of `aquatint devices`.
+    /// The adapter with this [`AdapterSummary::index`].
     Index(usize),
-    /// The first adapter whose name contains this text, whatever its case. Software adapters count here.
+    /// The first adapter whose name contains this text, in upper or lower case. It may be a software adapter.
     Name(String),
 }
 
@@ -32,21 +33,22 @@ impl std::str::FromStr for Choice {
     }
 }
 
-/// One adapter, as `aquatint devices` shows it.
+/// An adapter, described for a user who has to choose one.
 #[derive(Debug, Clone)]
 pub struct AdapterSummary {
-    /// Number for `--device`.
+    /// Its number, by which [`Choice::Index`] finds it.
     pub index: usize,
-    /// Name for `--device`.
+    /// Its name, by which [`Choice::Name`] finds it.
     pub name: String,
     /// Vulkan, Metal or WebGPU.
     pub backend: String,
     /// Driver name and version.
     pub driver: String,
-    /// Whether it is a software adapter, which `auto` never takes.
+    /// Whether it is emulated on the CPU. [`Choice::Auto`] and [`Choice::Gpu`] never take such an adapter.
     pub software: bool,
-    /// Which kernels large products would use there, and why, as a phrase.
-    pub tier: String,
+    /// Which kernels large products would use there, and why, as a phrase. `fast, unchecked` where the fast kernels would have to
+    /// pass their check first.
+    pub tier: Phrase,
     /// Largest storage binding in bytes.
     pub largest_binding: u64,
     /// Largest buffer in bytes.
@@ -57,11 +59,11 @@ pub struct AdapterSummary {
     pub workgroup_invocations: u32,
 }
 
-/// The adapters that can run compute shaders, in the order in which wgpu lists them. GL is never asked.
-async fn compute_adapters() -> Vec<wgpu::Adapter> {
+/// The adapters that can run compute shaders, in the order in which wgpu lists them. OpenGL is not asked for any.
+pub(crate) async fn compute_adapters() -> Vec<wgpu::Adapter> {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::BROWSER_WEBGPU;
-    // The default flags cap buffers at 4 GiB; the environment may still ask for validation.
+    // With wgpu's default flags buffers end at 4 GiB. The environment may still turn validation on.
     descriptor.flags = wgpu::InstanceFlags::empty().with_env();
     let instance = wgpu::Instance::new(descriptor);
     let adapters = instance.enumerate_adapters(wgpu::Backends::all()).await;
@@ -70,48 +72,48 @@ async fn compute_adapters() -> Vec<wgpu::Adapter> {
     adapters.into_iter().filter(computes).collect()
 }
 
-fn summary(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
-    let info = adapter.get_info();
-    let limits = adapter.limits();
-    AdapterSummary {
-        index,
-        name: info.name,
-        backend: info.backend.to_string(),
-        driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
-        software: info.device_type == wgpu::DeviceType::Cpu,
-        tier: Offer::of(adapter).map_or_else(|reason| format!("portable, {reason}"), |_| "fast, unchecked".to_string()),
-        largest_binding: limits.max_storage_buffer_binding_size,
-        largest_buffer: limits.max_buffer_size,
-        workgroup_memory: limits.max_compute_workgroup_storage_size,
-        workgroup_invocations: limits.max_compute_invocations_per_workgroup,
-    }
-}
-
-/// All adapters that could be named. What offers the fast tier is opened to see whether it passes its check.
-pub async fn adapters() -> Vec<AdapterSummary> {
-    let mut summaries = Vec::new();
-    for (index, adapter) in compute_adapters().await.iter().enumerate() {
-        let mut summary = summary(index, adapter);
-        if Offer::of(adapter).is_ok() {
-            summary.tier = match Gpu::open(adapter, Precision::Fast).await {
-                Ok(gpu) => gpu.tier(),
-                Err(error) => error.to_string(),
-            };
+impl AdapterSummary {
+    /// Describes `adapter`, which is number `index` of [`compute_adapters`].
+    pub(crate) fn new(index: usize, adapter: &wgpu::Adapter) -> Self {
+        let info = adapter.get_info();
+        let limits = adapter.limits();
+        let tier = match MatrixUnits::of(adapter) {
+            Ok(_) => "fast, unchecked".into(),
+            Err(reason) => format!("portable, {reason}").into(),
+        };
+        Self {
+            index,
+            name: info.name,
+            backend: info.backend.to_string(),
+            driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+            software: info.device_type == wgpu::DeviceType::Cpu,
+            tier,
+            largest_binding: limits.max_storage_buffer_binding_size,
+            largest_buffer: limits.max_buffer_size,
+            workgroup_memory: limits.max_compute_workgroup_storage_size,
+            workgroup_invocations: limits.max_compute_invocations_per_workgroup,
         }
-        summaries.push(summary);
     }
-    summaries
 }
 
-/// Opens what `choice` asks for, with the kernels that `precision` asks for, and says in a phrase why it was taken.
+/// All adapters that [`Choice`] can name. None of them is opened.
+pub async fn adapters() -> Vec<AdapterSummary> {
+    summaries(&compute_adapters().await)
+}
+
+fn summaries(adapters: &[wgpu::Adapter]) -> Vec<AdapterSummary> {
+    adapters.iter().enumerate().map(|(index, adapter)| AdapterSummary::new(index, adapter)).collect()
+}
+
+/// Opens the device that `choice` asks for, as [`Gpu::open`] does, and says in a phrase why it was chosen.
 ///
-/// Errors: `Error::Input` naming `--device` if nothing fits; `Error::Gpu` if the adapter cannot be opened.
-pub async fn select(choice: &Choice, precision: Precision) -> Result<(Device, String)> {
+/// Errors: `Error::Input` if no device fits the choice, `Error::Gpu` if the adapter cannot be opened.
+pub(crate) async fn open(choice: &Choice, precision: Precision, clock: Option<Clock>) -> Result<(Device, Phrase)> {
     if *choice == Choice::Cpu {
-        return Ok((Device::Cpu, "--device cpu".to_string()));
+        return Ok((Device::Cpu, Setting::Device.set_to("cpu")));
     }
     let adapters = compute_adapters().await;
-    let summaries: Vec<_> = adapters.iter().enumerate().map(|(index, adapter)| summary(index, adapter)).collect();
+    let summaries = summaries(&adapters);
     let found = match choice {
         Choice::Auto | Choice::Gpu => summaries.iter().find(|s| !s.software),
         Choice::Index(index) => summaries.get(*index),
@@ -120,13 +122,16 @@ pub async fn select(choice: &Choice, precision: Precision) -> Result<(Device, St
     };
     match found {
         Some(s) => {
-            let reason = if *choice == Choice::Auto { "the first real GPU" } else { "named by --device" };
-            Ok((Device::Gpu(Gpu::open(&adapters[s.index], precision).await?), reason.to_string()))
+            let reason = match choice {
+                Choice::Auto => "the first real GPU".into(),
+                _ => phrase!["named by ", Setting::Device],
+            };
+            Ok((Device::Gpu(Gpu::open(&adapters[s.index], precision, clock).await?), reason))
         }
         None if *choice == Choice::Auto => {
             let reason =
                 if summaries.is_empty() { "no GPU adapter was found" } else { "only software adapters were found" };
-            Ok((Device::Cpu, reason.to_string()))
+            Ok((Device::Cpu, reason.into()))
         }
         None => Err(no_such_device(choice, &summaries)),
     }
@@ -141,7 +146,7 @@ fn no_such_device(choice: &Choice, summaries: &[AdapterSummary]) -> Error {
         _ => "a real GPU".to_string(),
     };
     Error::input(
-        "--device",
+        Setting::Device,
         format!("no adapter that is {asked} among {there}"),
         "auto, cpu, gpu, or a number or name that `aquatint devices` lists",
         "choose one of those, or install the GPU's Vulkan driver",

@@ -1,17 +1,18 @@
-//! The WGSL sources of `shaders/`, their imports, and the list of variants in `shaders/permutations`.
+//! The WGSL sources in `shaders/`, and the preprocessor that makes kernels of them.
 //!
-//! A line of that list is `variant: file DEFINE …`. The text that comes out goes unchanged to naga and to a browser.
+//! `shaders/permutations` lists the kernels, one per line, as `name: file DEFINE …`. The preprocessor takes the file, resolves
+//! `#import` and `#ifdef`, and gives the text to naga, or to the browser.
 
 use std::collections::HashSet;
 
-/// Declares the embedded sources, so that the binary needs no files.
+/// Embeds the sources in the binary.
 macro_rules! sources {
     ($($path:literal),* $(,)?) => {
         &[$(($path, include_str!(concat!("../../shaders/", $path, ".wgsl")))),*]
     };
 }
 
-/// Every shader file by its path below `shaders/`, without the extension.
+/// Each shader file: its path below `shaders/` without the extension, and its text.
 const SOURCES: &[(&str, &str)] = sources![
     "add",
     "attention",
@@ -58,26 +59,26 @@ const SOURCES: &[(&str, &str)] = sources![
 
 const PERMUTATIONS: &str = include_str!("../../shaders/permutations");
 
-/// One compiled form of a shader file.
+/// A kernel: one variant of a shader file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Permutation {
-    /// The name that an op asks for.
+    /// The name by which ops dispatch it.
     pub name: &'static str,
-    /// The file below `shaders/`, without extension.
+    /// The file below `shaders/`, without the extension.
     pub file: &'static str,
-    /// The rest of the line: the defines, separated by spaces.
+    /// The defines, separated by spaces.
     defines: &'static str,
 }
 
 impl Permutation {
-    /// Whether it is of the fast tier: compiled only where the device has cooperative matrices of f16.
+    /// Whether it belongs to the fast tier. Such a kernel is compiled only where the device has cooperative matrices of f16.
     pub fn is_fast(&self) -> bool {
         self.file == "cooperative"
     }
 
-    /// The WGSL text of this variant, imports and conditions resolved. `subgroups`: whether reductions may use them.
+    /// The WGSL text, with imports and conditions resolved. `subgroups` says whether reductions may use subgroup operations.
     ///
-    /// Panics if a file is missing or a condition is not closed: tests expand every permutation.
+    /// Panics if a file is missing or a condition is not closed. A test expands every kernel.
     pub fn source(&self, subgroups: bool) -> String {
         let mut text = String::new();
         let defines = self.defines.split_whitespace().chain(subgroups.then_some("SUBGROUPS"));
@@ -86,7 +87,7 @@ impl Permutation {
     }
 }
 
-/// All variants, in the order of the list.
+/// All kernels, in the order of `shaders/permutations`.
 pub fn permutations() -> impl Iterator<Item = Permutation> {
     PERMUTATIONS.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')).map(|line| {
         let (name, rest) = line.split_once(':').unwrap_or_else(|| panic!("shaders/permutations: no colon in '{line}'"));
@@ -95,12 +96,12 @@ pub fn permutations() -> impl Iterator<Item = Permutation> {
     })
 }
 
-/// The texts that all kernels come from, each with its path below `shaders/`: every source file, then the list of variants.
+/// The texts that all kernels come from, each with its path below `shaders/`: every source file, then `permutations`.
 pub fn texts() -> impl Iterator<Item = (&'static str, &'static str)> {
     SOURCES.iter().copied().chain([("permutations", PERMUTATIONS)])
 }
 
-/// The variant of that name. Panics on an unknown name, which is a bug in an op.
+/// The kernel of this name. Panics on an unknown name, which is a bug in an op.
 pub(super) fn permutation(name: &str) -> Permutation {
     permutations().find(|p| p.name == name).unwrap_or_else(|| panic!("shaders/permutations has no variant '{name}'"))
 }
@@ -109,7 +110,8 @@ fn source(path: &str) -> &'static str {
     SOURCES.iter().find(|(name, _)| *name == path).unwrap_or_else(|| panic!("shaders/{path}.wgsl is not embedded")).1
 }
 
-/// Appends `path` to `out`: `#import file` once each, `#ifdef NAME` … `#else` … `#endif` by `defines`.
+/// Appends the text of `path` to `out`. `#import file` inserts a file of `shaders/shared/` unless it was inserted before.
+/// `#ifdef NAME` … `#else` … `#endif` keeps the lines that `defines` selects.
 fn expand(path: &str, defines: &HashSet<&str>, imported: &mut HashSet<String>, out: &mut String) {
     let mut conditions: Vec<bool> = Vec::new();
     for line in source(path).lines() {

@@ -1,12 +1,14 @@
-//! A transformer block as four stages: each a group of linears that read one tensor, and the ops up to the next.
+//! Runs the line of nodes of one block: takes each node's operands from a lane, calls the op, and drops what nobody reads again.
 //!
-//! The pipeline stops between `project` and `fold`, and between stages, to measure and to quantize; evaluation runs
-//! straight through. So every linear runs once per stream and token, and between stages a stream is two tensors.
-//! Text is generated with the same stages; its tokens come in pieces, and a cache keeps their keys and values.
+//! The pipeline runs a block in pieces, from one group of linear layers to the next; evaluation and generation run it whole. No
+//! op here knows a family, and nothing here knows a method.
+
+use std::ops::Deref;
+use std::sync::Arc;
 
 use crate::Result;
 use crate::device::Recorder;
-use crate::family::ModelConfig;
+use crate::family::{self, Activation, Attention, Node, Norm, Op, Value};
 use crate::ops::Positions;
 use crate::ops::add::{add_assign, add_bias};
 use crate::ops::attention::{Heads, attention};
@@ -16,217 +18,237 @@ use crate::ops::rope::rope;
 use crate::ops::silu_mul::silu_mul;
 use crate::tensor::Tensor;
 
-/// A group of linears with the same input, in execution order (algorithms.md §2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Stage {
-    /// q, k, v: read the normalised hidden state.
-    Attention,
-    /// o: reads the heads' outputs.
-    Output,
-    /// gate, up: read the normalised hidden state.
-    GateUp,
-    /// down: reads SiLU(gate)·up.
-    Down,
-}
-
-impl Stage {
-    /// All stages, in execution order.
-    pub const ALL: [Self; 4] = [Self::Attention, Self::Output, Self::GateUp, Self::Down];
-
-    /// Which of the block's seven linears belong here, as indices into `ModelConfig::block_linears`.
-    pub fn linears(self) -> std::ops::Range<usize> {
-        match self {
-            Self::Attention => 0..3,
-            Self::Output => 3..4,
-            Self::GateUp => 4..6,
-            Self::Down => 6..7,
-        }
-    }
-
-    /// Whether what its linears make is added to the residual stream.
-    pub fn changes_hidden(self) -> bool {
-        matches!(self, Self::Output | Self::Down)
-    }
-
-    /// What makes the input of this stage; `None` where one channel of it comes from several places, or feeds several.
-    pub fn source(self, config: &ModelConfig) -> Option<InputSource> {
-        match self {
-            Self::Attention => Some(InputSource::Norm("input_layernorm")),
-            // Attention mixes the rows of one head over the tokens; but heads that share values would share channels.
-            Self::Output if config.num_key_value_heads == config.num_attention_heads => Some(InputSource::Linear(2)),
-            Self::Output => None,
-            Self::GateUp => Some(InputSource::Norm("post_attention_layernorm")),
-            Self::Down => Some(InputSource::Linear(5)),
-        }
-    }
-
-    /// Whether its linears read the residual stream through a norm, rather than what the stage before has made.
-    pub fn begins_with_norm(self) -> bool {
-        matches!(self, Self::Attention | Self::GateUp)
-    }
-
-    /// A short name for progress lines.
-    pub fn label(self) -> &'static str {
-        match self {
-            Self::Attention => "q, k, v",
-            Self::Output => "o",
-            Self::GateUp => "gate, up",
-            Self::Down => "down",
-        }
-    }
-}
-
-/// What has one number, or one row, for each input channel of a stage: divided by s, it divides the channel by s.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum InputSource {
-    /// The norm of that name in the block.
-    Norm(&'static str),
-    /// A linear with its bias, as an index into `ModelConfig::block_linears`.
-    Linear(usize),
-}
-
-/// What a block holds beside its linear weights: both streams share it.
+/// A block on a device but for the weights of its linear layers: what all streams through it share.
 #[derive(Debug)]
 pub struct Block {
-    pub(super) attention_norm: Tensor,
-    pub(super) mlp_norm: Tensor,
-    /// Qwen3: norms of each head's query and key.
-    pub(super) head_norms: Option<[Tensor; 2]>,
-    pub(super) biases: [Option<Tensor>; 7],
-    pub(super) heads: Heads,
-    pub(super) epsilon: f32,
+    line: Arc<family::Block>,
+    /// Of each node: gains and bias of a norm, the biases of linear layers in their order.
+    vectors: Vec<Vec<Option<Tensor>>>,
+    /// For each value the last node that reads it.
+    last_readers: Vec<usize>,
 }
 
-/// One stream's tokens of one chunk, between two stages.
+/// The weights of a block's linear layers, `[rows, columns]` each: those of every node, none for a node that is no stop.
+pub type Weights = Vec<Vec<Tensor>>;
+
+/// A tensor that the lane owns, or one that stays where it is kept.
 #[derive(Debug)]
-pub struct Lane {
-    /// The residual stream, `[tokens, hidden]`.
-    pub hidden: Tensor,
-    /// What the next stage's linears read, `[tokens, columns]`; of no meaning before a stage that begins with a norm.
-    pub input: Tensor,
+pub enum Held<'a> {
+    /// It stays.
+    Kept(&'a Tensor),
+    /// The lane's own.
+    Own(Tensor),
 }
 
-/// What attention needs beside the tokens in hand.
+impl Deref for Held<'_> {
+    type Target = Tensor;
+
+    fn deref(&self) -> &Tensor {
+        match self {
+            Self::Kept(tensor) => tensor,
+            Self::Own(tensor) => tensor,
+        }
+    }
+}
+
+/// The values of a chunk of tokens inside a block, as far as they are there, `[tokens, width]` each.
+#[derive(Debug)]
+pub struct Lane<'a>(Vec<Option<Held<'a>>>);
+
+impl<'a> Lane<'a> {
+    /// The value is there from now on.
+    pub fn put(&mut self, value: Value, tensor: Held<'a>) {
+        self.0[value.0] = Some(tensor);
+    }
+
+    /// A value that is there.
+    pub fn get(&self, value: Value) -> &Tensor {
+        self.0[value.0].as_ref().expect("a value is made before it is read")
+    }
+
+    /// Takes a value out; a copy of one that is kept elsewhere.
+    pub fn take(&mut self, rec: &mut Recorder, value: Value) -> Result<Tensor> {
+        match self.0[value.0].take().expect("a value is made before it is taken") {
+            Held::Own(tensor) => Ok(tensor),
+            Held::Kept(tensor) => rec.duplicate(tensor),
+        }
+    }
+}
+
+/// What the nodes need beside their operands.
 #[derive(Debug)]
 pub struct Context<'a> {
-    /// Of [`super::rope::table`], uploaded.
-    pub rope_table: &'a Tensor,
+    /// The model's tables of rotary angles, uploaded.
+    pub ropes: &'a [Tensor],
     /// Where the tokens stand.
     pub positions: Positions,
-    /// The block's keys and values of all earlier positions, which those of the tokens in hand join; `None` where every
-    /// sequence is in hand from its beginning.
-    pub cache: Option<&'a mut Cache>,
+    /// What the block remembers of all earlier positions, which the tokens in hand join; `None` where every sequence is in hand
+    /// from its beginning.
+    pub state: Option<&'a mut State>,
 }
 
-/// Keys and values of one sequence in one block, `[capacity, kv_heads·head_dim]` each: a row per position.
+/// What a block remembers of one sequence between pieces of it: the keys and values of each attention node,
+/// `[capacity, kv_heads·head_dim]` with a row per position.
 #[derive(Debug)]
-pub struct Cache {
-    keys: Tensor,
-    values: Tensor,
-}
+pub struct State(Vec<(usize, [Tensor; 2])>);
 
 impl Block {
-    /// An empty cache for sequences of up to `capacity` tokens.
-    pub fn cache(&self, rec: &mut Recorder, capacity: usize) -> Result<Cache> {
-        let shape = [capacity, self.heads.kv_heads * self.heads.head_dim];
-        Ok(Cache { keys: rec.empty(&shape)?, values: rec.empty(&shape)? })
+    /// `line`, with the `vectors` of each of its nodes.
+    pub(super) fn new(line: Arc<family::Block>, vectors: Vec<Vec<Option<Tensor>>>) -> Self {
+        let last_readers = line.last_readers();
+        Self { line, vectors, last_readers }
     }
 
-    /// The residual stream through the norm of the half of the block that `stage` is in, `[tokens, hidden]` like `hidden`: what the
-    /// linears of a stage read that begins with a norm.
-    pub fn normalise(&self, rec: &mut Recorder, stage: Stage, hidden: &Tensor) -> Result<Tensor> {
-        let norm = match stage {
-            Stage::Attention | Stage::Output => &self.attention_norm,
-            Stage::GateUp | Stage::Down => &self.mlp_norm,
-        };
-        rms_norm(rec, hidden, norm, self.epsilon)
+    /// The description that is run.
+    pub fn line(&self) -> &family::Block {
+        &self.line
     }
 
-    /// What down reads, `[tokens, inner]`, from the residual stream. `weights`: of gate and up.
-    pub fn down_input(&self, rec: &mut Recorder, weights: &[Tensor], hidden: &Tensor) -> Result<Tensor> {
-        let input = self.normalise(rec, Stage::GateUp, hidden)?;
-        let mut outputs = self.project(rec, weights, &input)?;
-        self.add_biases(rec, Stage::GateUp, &mut outputs)?;
-        silu_mul(rec, &outputs[0], &outputs[1])
+    /// No values yet.
+    pub fn lane<'a>(&self) -> Lane<'a> {
+        Lane(self.line.widths.iter().map(|_| None).collect())
     }
 
-    /// X·Wᵀ for each linear of a stage, biases left out. `weights`: those of the stage, `[rows, columns]` each; `input`: X.
+    /// An empty state for sequences of up to `capacity` tokens.
+    pub fn state(&self, rec: &mut Recorder, capacity: usize) -> Result<State> {
+        let mut state = Vec::new();
+        for (node, Attention { kv_heads, head_dim, .. }) in self.line.attentions() {
+            let shape = [capacity, kv_heads * head_dim];
+            state.push((node, [rec.empty(&shape)?, rec.empty(&shape)?]));
+        }
+        Ok(State(state))
+    }
+
+    /// X·Wᵀ for each linear layer, biases left out. `weights`: `[rows, columns]` each; `input`: X, `[tokens, columns]`.
     pub fn project(&self, rec: &mut Recorder, weights: &[Tensor], input: &Tensor) -> Result<Vec<Tensor>> {
         weights.iter().map(|weight| matmul(rec, Orientation::Nt, input, weight)).collect()
     }
 
-    fn add_biases(&self, rec: &mut Recorder, stage: Stage, outputs: &mut [Tensor]) -> Result<()> {
-        let biases = outputs.iter_mut().zip(&self.biases[stage.linears()]);
-        biases.filter_map(|(output, bias)| Some((output, bias.as_ref()?))).try_for_each(|(y, b)| add_bias(rec, y, b))
-    }
-
-    /// From the outputs of `project` to the input of the next stage, unless that begins with a norm.
-    ///
-    /// Stages that do not change the residual stream do not look at it. After [`Stage::Down`], `lane.hidden` is the block's output.
-    pub fn fold(
+    /// Completes the linear layers of `node` with their biases, and puts their `products`, as of [`Block::project`], into the lane.
+    pub fn finish_linears(
         &self,
         rec: &mut Recorder,
-        stage: Stage,
-        mut outputs: Vec<Tensor>,
-        context: &mut Context<'_>,
-        lane: &mut Lane,
+        node: usize,
+        products: Vec<Tensor>,
+        lane: &mut Lane<'_>,
     ) -> Result<()> {
-        self.add_biases(rec, stage, &mut outputs)?;
-        match (stage, outputs.as_mut_slice()) {
-            (Stage::Attention, [q, k, v]) => {
-                self.rotate(rec, q, 0, context)?;
-                self.rotate(rec, k, 1, context)?;
-                let (k, v) = match &mut context.cache {
-                    None => (&*k, &*v),
-                    Some(cache) => {
-                        rec.write_rows(k, &mut cache.keys, context.positions.first)?;
-                        rec.write_rows(v, &mut cache.values, context.positions.first)?;
-                        (&cache.keys, &cache.values)
-                    }
-                };
-                lane.input = attention(rec, q, k, v, self.heads, context.positions)?;
+        let made = &self.line.nodes[node].makes;
+        for ((&value, mut output), bias) in made.iter().zip(products).zip(&self.vectors[node]) {
+            if let Some(bias) = bias {
+                add_bias(rec, &mut output, bias)?;
             }
-            (Stage::GateUp, [gate, up]) => lane.input = silu_mul(rec, gate, up)?,
-            (Stage::Output | Stage::Down, [output]) => add_assign(rec, &mut lane.hidden, output)?,
-            (stage, outputs) => unreachable!("{} outputs for {stage:?}", outputs.len()),
+            lane.put(value, Held::Own(output));
+        }
+        self.drop_read(node, lane);
+        Ok(())
+    }
+
+    /// Runs these nodes in order. `weights`: those of the linear layers of a node.
+    pub fn run<'w>(
+        &self,
+        rec: &mut Recorder,
+        nodes: impl IntoIterator<Item = usize>,
+        weights: impl Fn(usize) -> &'w [Tensor],
+        lane: &mut Lane<'_>,
+        context: &mut Context<'_>,
+    ) -> Result<()> {
+        for node in nodes {
+            if let Op::Linears(_) = self.line.nodes[node].op {
+                let products = self.project(rec, weights(node), lane.get(self.line.nodes[node].reads[0]))?;
+                self.finish_linears(rec, node, products, lane)?;
+            } else {
+                self.step(rec, node, lane, context)?;
+            }
         }
         Ok(())
     }
 
-    /// The whole block with one set of weights.
+    /// The whole block on its one input, the residual stream: `[tokens, width]`, like the result.
     pub fn forward(
         &self,
         rec: &mut Recorder,
-        weights: &[Tensor],
+        weights: &Weights,
         context: &mut Context<'_>,
         hidden: Tensor,
     ) -> Result<Tensor> {
-        let mut lane = Lane { input: rec.empty(&[0])?, hidden };
-        for stage in Stage::ALL {
-            if stage.begins_with_norm() {
-                lane.input = self.normalise(rec, stage, &lane.hidden)?;
+        let mut lane = self.lane();
+        lane.put(Value(0), Held::Own(hidden));
+        self.run(rec, 0..self.line.nodes.len(), |node| &weights[node], &mut lane, context)?;
+        lane.take(rec, self.line.outputs[0])
+    }
+
+    /// What the last linear layer reads, from the block's one input.
+    pub(super) fn last_input(&self, rec: &mut Recorder, hidden: &Tensor) -> Result<Tensor> {
+        let last = self.line.stops().last().unwrap_or(0);
+        let mut lane = self.lane();
+        lane.put(Value(0), Held::Kept(hidden));
+        let mut context = Context { ropes: &[], positions: Positions::whole(hidden.shape()[0]), state: None };
+        self.run(rec, 0..last, |_| &[], &mut lane, &mut context)?;
+        lane.take(rec, self.line.nodes[last].reads[0])
+    }
+
+    /// Runs a node that has no linear layers.
+    fn step(&self, rec: &mut Recorder, node: usize, lane: &mut Lane<'_>, context: &mut Context<'_>) -> Result<()> {
+        let Node { op, reads, makes } = &self.line.nodes[node];
+        let made = match op {
+            Op::Linears(_) => unreachable!("linear layers are run with their weights"),
+            Op::Norm(norm) => self.norm(rec, node, norm, lane)?,
+            &Op::Rope { table, head_dim } => {
+                let mut x = self.operand(rec, node, reads[0], lane)?;
+                rope(rec, &mut x, &context.ropes[table], head_dim, context.positions)?;
+                x
             }
-            let outputs = self.project(rec, &weights[stage.linears()], &lane.input)?;
-            self.fold(rec, stage, outputs, context, &mut lane)?;
-        }
-        Ok(lane.hidden)
+            Op::Attention(heads) => self.attention(rec, node, heads, lane, context)?,
+            Op::Gate(Activation::Silu) => silu_mul(rec, lane.get(reads[0]), lane.get(reads[1]))?,
+            Op::Add => {
+                let mut sum = self.operand(rec, node, reads[0], lane)?;
+                add_assign(rec, &mut sum, lane.get(reads[1]))?;
+                sum
+            }
+        };
+        lane.put(makes[0], Held::Own(made));
+        self.drop_read(node, lane);
+        Ok(())
     }
 
-    /// Normalises (Qwen3) and rotates queries (`which` 0) or keys (1) in place.
-    fn rotate(&self, rec: &mut Recorder, x: &mut Tensor, which: usize, context: &Context<'_>) -> Result<()> {
-        let head_dim = self.heads.head_dim;
-        if let Some(norms) = &self.head_norms {
-            let shape = x.shape().to_vec();
-            let per_head = std::mem::replace(x, rec.empty(&[0])?)
-                .reshape(&[shape.iter().product::<usize>() / head_dim, head_dim])?;
-            *x = rms_norm(rec, &per_head, &norms[which], self.epsilon)?.reshape(&shape)?;
-        }
-        rope(rec, x, context.rope_table, head_dim, context.positions)
+    /// An operand to be overwritten: itself where `node` reads it last, else a copy.
+    fn operand(&self, rec: &mut Recorder, node: usize, value: Value, lane: &mut Lane<'_>) -> Result<Tensor> {
+        if self.last_readers[value.0] == node { lane.take(rec, value) } else { rec.duplicate(lane.get(value)) }
     }
-}
 
-/// The most columns that any activation of the model has: what decides how many tokens fit an array.
-pub fn widest_activation(config: &ModelConfig) -> usize {
-    config.hidden_size.max(config.intermediate_size).max(config.num_attention_heads * config.head_dim)
+    /// Drops what `node` was the last to read.
+    fn drop_read(&self, node: usize, lane: &mut Lane<'_>) {
+        let reads = self.line.nodes[node].reads.iter();
+        reads.filter(|value| self.last_readers[value.0] == node).for_each(|value| lane.0[value.0] = None);
+    }
+
+    fn norm(&self, rec: &mut Recorder, node: usize, norm: &Norm, lane: &mut Lane<'_>) -> Result<Tensor> {
+        let [Some(weight)] = self.vectors[node].as_slice() else { unreachable!("a norm has gains") };
+        let value = self.line.nodes[node].reads[0];
+        if norm.width == self.line.widths[value.0] {
+            return rms_norm(rec, lane.get(value), weight, norm.epsilon);
+        }
+        let x = self.operand(rec, node, value, lane)?;
+        let shape = x.shape().to_vec();
+        let rows = [x.len() / norm.width, norm.width];
+        rms_norm(rec, &x.reshape(&rows)?, weight, norm.epsilon)?.reshape(&shape)
+    }
+
+    fn attention(
+        &self,
+        rec: &mut Recorder,
+        node: usize,
+        &Attention { heads, kv_heads, head_dim, window }: &Attention,
+        lane: &Lane<'_>,
+        context: &mut Context<'_>,
+    ) -> Result<Tensor> {
+        let [q, k, v] = [0, 1, 2].map(|operand| lane.get(self.line.nodes[node].reads[operand]));
+        let heads = Heads { heads, kv_heads, head_dim, window };
+        let Some(state) = &mut context.state else { return attention(rec, q, k, v, heads, context.positions) };
+        let cache = state.0.iter_mut().find(|(number, _)| *number == node);
+        let (_, [keys, values]) = cache.expect("a state has a cache for every attention node");
+        rec.write_rows(k, keys, context.positions.first)?;
+        rec.write_rows(v, values, context.positions.first)?;
+        attention(rec, q, keys, values, heads, context.positions)
+    }
 }

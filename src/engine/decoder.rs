@@ -2,10 +2,12 @@
 //!
 //! Token ids go in, in pieces of any length; the logits of what follows the last of them come out. Knows no text.
 
-use super::block::{Block, Cache, Context};
+use super::block::{Block, Context, State, Weights};
 use super::network::{Head, Network, Vocabulary};
 use crate::checkpoint::Checkpoint;
 use crate::device::Recorder;
+use crate::error::{Setting, phrase};
+use crate::family;
 use crate::ops::Positions;
 use crate::stored::Replacements;
 use crate::tensor::Tensor;
@@ -21,7 +23,8 @@ pub struct Decoder {
     embedding: Option<Vocabulary>,
     layers: Vec<Layer>,
     head: Head,
-    rope_table: Tensor,
+    ropes: Vec<Tensor>,
+    context: usize,
     vocab_size: usize,
     /// Tokens whose keys and values are in the caches.
     len: usize,
@@ -30,8 +33,8 @@ pub struct Decoder {
 #[derive(Debug)]
 struct Layer {
     block: Block,
-    weights: Vec<Tensor>,
-    cache: Cache,
+    weights: Weights,
+    state: State,
 }
 
 impl Decoder {
@@ -47,24 +50,25 @@ impl Decoder {
     ) -> Result<Self> {
         let config = checkpoint.config();
         let context = context.min(config.max_position_embeddings);
-        check_context(rec, context, config.num_key_value_heads * config.head_dim)?;
+        let caches = config.distinct_blocks().flat_map(family::Block::attentions);
+        check_context(rec, context, caches.map(|(_, heads)| heads.kv_heads * heads.head_dim).max().unwrap_or(0))?;
         let network = Network::new(rec, checkpoint, replacements, context)?;
         let mut layers = Vec::new();
-        for index in 0..config.num_hidden_layers {
-            let (block, weights) = network.block(rec, index).await?;
-            let cache = block.cache(rec, context)?;
-            layers.push(Layer { block, weights, cache });
+        for layer in 0..config.blocks.len() {
+            let block = network.block(rec, layer).await?;
+            let state = block.state(rec, context)?;
+            layers.push(Layer { block, weights: network.all_weights(rec, layer).await?, state });
         }
         let (embedding, head) = (network.embedding(rec).await?, network.head(rec).await?);
         // A GPU says now, not at the first token, whether all of the weights are finite.
         rec.finish().await?;
-        let rope_table = network.rope_table;
-        Ok(Self { embedding, layers, head, rope_table, vocab_size: config.vocab_size, len: 0 })
+        let ropes = network.ropes;
+        Ok(Self { embedding, layers, head, ropes, context, vocab_size: config.vocab_size, len: 0 })
     }
 
     /// The most tokens that a sequence can have.
     pub fn context(&self) -> usize {
-        self.rope_table.shape()[0]
+        self.context
     }
 
     /// Number of tokens read so far.
@@ -109,7 +113,7 @@ impl Decoder {
         if !logits.iter().all(|logit| logit.is_finite()) {
             return Err(Error::NotFinite {
                 place: format!("the logits after {end} tokens"),
-                remedy: "check the checkpoint, its weights overflow in this text".to_owned(),
+                remedy: "check the checkpoint, its weights overflow in this text".into(),
             });
         }
         self.len = end;
@@ -120,8 +124,8 @@ impl Decoder {
     fn through_blocks(&mut self, rec: &mut Recorder, ids: &[u32], first: usize) -> Result<Tensor> {
         let mut hidden = self.embedding.as_ref().unwrap_or(&self.head.output).gather(rec, ids)?;
         let positions = Positions { first, seq_len: ids.len() };
-        for Layer { block, weights, cache } in &mut self.layers {
-            let mut context = Context { rope_table: &self.rope_table, positions, cache: Some(cache) };
+        for Layer { block, weights, state } in &mut self.layers {
+            let mut context = Context { ropes: &self.ropes, positions, state: Some(state) };
             hidden = block.forward(rec, weights, &mut context, hidden)?;
         }
         Ok(hidden)
@@ -139,5 +143,6 @@ fn check_context(rec: &Recorder, context: usize, width: usize) -> Result<()> {
         let found = format!("{context} tokens, whose keys take {bytes} bytes per block");
         (found, format!("at most {largest} bytes on this device"))
     };
-    Err(Error::input("--context", found, expected, "choose another number, or use --device cpu"))
+    let remedy = phrase!["choose another number, or use ", Setting::Device.set_to("cpu")];
+    Err(Error::input(Setting::Context, found, expected, remedy))
 }

@@ -1,40 +1,37 @@
 //! A checkpoint on a device: its embedding, its blocks one at a time, its head in slabs of the vocabulary.
 
-use super::block::{Block, Context, widest_activation};
+use std::sync::Arc;
+
+use super::block::{Block, Context, Weights};
 use super::rope;
 use crate::checkpoint::Checkpoint;
 use crate::device::Recorder;
-use crate::family::{LinearSpec, ModelConfig};
+use crate::error::{Advice, Setting, phrase};
+use crate::family::{self, Linear, LinearSpec, ModelConfig, Name, Op, Rope};
 use crate::ops::Positions;
-use crate::ops::attention::Heads;
 use crate::ops::embedding;
 use crate::ops::matmul::{Orientation, matmul};
-use crate::ops::rms_norm::rms_norm;
 use crate::stored::{Replacements, StoredLinear};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// How many sequences of `length` tokens are processed together on the recorder's device.
 ///
-/// Errors: `Error::Input` naming `--seq-len` if it cannot bind the widest activation of one.
+/// Errors: `Error::Input` naming `Setting::SeqLen` if it cannot bind the widest activation of one.
 pub fn sequences_per_chunk(config: &ModelConfig, rec: &Recorder, length: usize) -> Result<usize> {
-    let bytes_per_sequence = (length * widest_activation(config) * 4) as u64;
+    let bytes_per_sequence = (length * config.widest() * 4) as u64;
     let fitting = rec.device().largest_array() / bytes_per_sequence;
     if fitting == 0 {
         return Err(Error::input(
-            "--seq-len",
+            Setting::SeqLen,
             format!("{length} tokens, whose widest activation takes {bytes_per_sequence} bytes"),
             format!("at most {} bytes on this device", rec.device().largest_array()),
-            "use shorter sequences or --device cpu",
+            Advice::ShorterSequences,
         ));
     }
     Ok((rec.memory().chunk_tokens / length).clamp(1, usize::try_from(fitting).unwrap_or(usize::MAX)))
 }
 
-/// Name of the embedding matrix.
-const EMBEDDING: &str = "model.embed_tokens.weight";
-/// Name of the last norm's weight.
-const FINAL_NORM: &str = "model.norm.weight";
 /// Vocabulary entries per slab, about.
 pub(crate) const SLAB_ROWS: usize = 16384;
 
@@ -43,32 +40,18 @@ pub struct Network<'a> {
     checkpoint: &'a Checkpoint,
     replacements: Option<&'a Replacements>,
     seq_len: usize,
-    /// The rotary table for `seq_len` positions.
-    pub(super) rope_table: Tensor,
+    /// The tables of rotary angles for `seq_len` positions.
+    pub(super) ropes: Vec<Tensor>,
 }
 
 /// A `[vocab, hidden]` matrix on a device, in slabs that fit a binding, each with its first entry.
 #[derive(Debug)]
 pub struct Vocabulary(Vec<(usize, Tensor)>);
 
-/// What normalises the last hidden state.
-#[derive(Debug)]
-pub struct FinalNorm {
-    weight: Tensor,
-    epsilon: f32,
-}
-
-impl FinalNorm {
-    /// The normalised state, `[tokens, hidden]` like `hidden`.
-    pub fn apply(&self, rec: &mut Recorder, hidden: &Tensor) -> Result<Tensor> {
-        rms_norm(rec, hidden, &self.weight, self.epsilon)
-    }
-}
-
-/// The final norm and the output matrix.
+/// The head on a device: from the residual stream after the last block to the logits.
 #[derive(Debug)]
 pub struct Head {
-    norm: FinalNorm,
+    block: Block,
     /// The output matrix; of a tied model also the embedding.
     pub(super) output: Vocabulary,
 }
@@ -81,10 +64,10 @@ impl<'a> Network<'a> {
         replacements: Option<&'a Replacements>,
         seq_len: usize,
     ) -> Result<Self> {
-        let config = checkpoint.config();
-        let table = rope::table(&config.rope, config.head_dim, seq_len);
-        let rope_table = rec.upload(&[seq_len, config.head_dim], table)?;
-        Ok(Self { checkpoint, replacements, seq_len, rope_table })
+        let ropes = &checkpoint.config().ropes;
+        let mut upload = |rope: &Rope| rec.upload(&[seq_len, rope.rotated], rope::table(rope, seq_len));
+        let ropes = ropes.iter().map(&mut upload).collect::<Result<_>>()?;
+        Ok(Self { checkpoint, replacements, seq_len, ropes })
     }
 
     /// The configuration.
@@ -97,14 +80,19 @@ impl<'a> Network<'a> {
         self.checkpoint
     }
 
-    /// What a block is given with sequences of `seq_len` tokens.
-    pub fn context(&self) -> Context<'_> {
-        self.context_of(self.seq_len)
+    /// The tables of rotary angles.
+    pub fn ropes(&self) -> &[Tensor] {
+        &self.ropes
     }
 
-    /// The same with shorter sequences, of `length` tokens each.
+    /// Where the tokens of whole sequences stand.
+    pub fn positions(&self) -> Positions {
+        Positions::whole(self.seq_len)
+    }
+
+    /// What a block is given with sequences of `length` tokens, from their beginning.
     pub fn context_of(&self, length: usize) -> Context<'_> {
-        Context { rope_table: &self.rope_table, positions: Positions::whole(length), cache: None }
+        Context { ropes: &self.ropes, positions: Positions::whole(length), state: None }
     }
 
     /// How many sequences go into one chunk on the recorder's device.
@@ -132,42 +120,54 @@ impl<'a> Network<'a> {
         }
     }
 
-    /// Has the system read block `index` while something else is done; nothing if there is no such block.
-    pub fn prefetch(&self, index: usize) {
-        self.checkpoint.prefetch(&format!("model.layers.{index}."));
+    /// Has the system read the weights of the stop at `node` of block `layer` while something else is done.
+    pub fn prefetch(&self, layer: usize, node: usize) {
+        for linear in self.config().blocks[layer].group(node) {
+            self.checkpoint.prefetch(&linear.at(layer).name);
+        }
     }
 
-    /// Block `index` and its seven linear weights. Errors: as [`Checkpoint::load`], and so for all that is read here.
-    pub async fn block(&self, rec: &mut Recorder, index: usize) -> Result<(Block, Vec<Tensor>)> {
-        let config = self.config();
-        let at = |name: &str| format!("model.layers.{index}.{name}.weight");
-        let (mut weights, mut biases) = (Vec::new(), [const { None }; 7]);
-        for (linear, bias) in config.block_linears(index).iter().zip(&mut biases) {
-            weights.push(self.weight(rec, linear).await?);
-            if linear.bias {
-                *bias = Some(self.vector(rec, &format!("{}.bias", linear.name)).await?);
+    /// Block `layer` without the weights of its linear layers. Errors: as [`Checkpoint::load`], and so for all that is read here.
+    pub async fn block(&self, rec: &mut Recorder, layer: usize) -> Result<Block> {
+        self.vectors(rec, &self.config().blocks[layer], layer).await
+    }
+
+    async fn vectors(&self, rec: &mut Recorder, line: &Arc<family::Block>, layer: usize) -> Result<Block> {
+        let mut vectors = Vec::new();
+        for node in &line.nodes {
+            let names: Vec<Option<Name>> = match &node.op {
+                Op::Linears(linears) => linears.iter().map(Linear::bias).collect(),
+                Op::Norm(norm) => vec![Some(norm.weight())],
+                Op::Rope { .. } | Op::Attention(_) | Op::Gate(_) | Op::Add => Vec::new(),
+            };
+            let mut loaded = Vec::new();
+            for name in names {
+                loaded.push(match name {
+                    Some(name) => Some(self.vector(rec, &name.at(layer)).await?),
+                    None => None,
+                });
             }
+            vectors.push(loaded);
         }
-        let head_norms = if config.qk_norm {
-            let query = self.checkpoint.load(rec, &at("self_attn.q_norm")).await?;
-            Some([query, self.checkpoint.load(rec, &at("self_attn.k_norm")).await?])
-        } else {
-            None
-        };
-        let block = Block {
-            attention_norm: self.vector(rec, &at("input_layernorm")).await?,
-            mlp_norm: self.vector(rec, &at("post_attention_layernorm")).await?,
-            head_norms,
-            biases,
-            heads: Heads {
-                heads: config.num_attention_heads,
-                kv_heads: config.num_key_value_heads,
-                head_dim: config.head_dim,
-                window: config.sliding_window,
-            },
-            epsilon: config.rms_norm_eps,
-        };
-        Ok((block, weights))
+        Ok(Block::new(line.clone(), vectors))
+    }
+
+    /// The weights of the linear layers of the stop at `node` of block `layer`, `[rows, columns]` each; none for another node.
+    pub async fn weights(&self, rec: &mut Recorder, layer: usize, node: usize) -> Result<Vec<Tensor>> {
+        let mut weights = Vec::new();
+        for linear in self.config().blocks[layer].group(node) {
+            weights.push(self.weight(rec, &linear.at(layer)).await?);
+        }
+        Ok(weights)
+    }
+
+    /// The weights of all linear layers of block `layer`.
+    pub async fn all_weights(&self, rec: &mut Recorder, layer: usize) -> Result<Weights> {
+        let mut all = Weights::new();
+        for node in 0..self.config().blocks[layer].nodes.len() {
+            all.push(self.weights(rec, layer, node).await?);
+        }
+        Ok(all)
     }
 
     fn slab_rows(&self, rec: &Recorder) -> usize {
@@ -192,7 +192,7 @@ impl<'a> Network<'a> {
         }
         let rows = self.slab_rows(rec);
         for first in (0..self.config().vocab_size).step_by(rows) {
-            let slab = self.slab(rec, EMBEDDING, first, rows).await?;
+            let slab = self.slab(rec, &self.config().embedding, first, rows).await?;
             for (ids, hidden) in &mut chunks {
                 embedding::gather(rec, &slab, first, ids, hidden)?;
             }
@@ -203,11 +203,11 @@ impl<'a> Network<'a> {
     /// Reads what [`Network::embed`] leaves of the head and keeps nothing: a run that quantizes never needs it, but its
     /// numbers go into the result.
     pub async fn check_head(&self, rec: &mut Recorder) -> Result<()> {
-        self.checkpoint.load(rec, FINAL_NORM).await?;
+        self.head_block(rec).await?;
         if !self.config().tie_word_embeddings {
             let rows = self.slab_rows(rec);
             for first in (0..self.config().vocab_size).step_by(rows) {
-                self.slab(rec, self.config().output_weight(), first, rows).await?;
+                self.slab(rec, &self.config().output_weight(), first, rows).await?;
             }
         }
         Ok(())
@@ -217,26 +217,27 @@ impl<'a> Network<'a> {
     pub async fn head(&self, rec: &mut Recorder) -> Result<Head> {
         let output = match self.replaced_output() {
             Some(linear) => self.cut(rec, &linear.dequantize())?,
-            None => self.vocabulary(rec, self.config().output_weight()).await?,
+            None => self.vocabulary(rec, &self.config().output_weight()).await?,
         };
-        Ok(Head { norm: self.final_norm(rec).await?, output })
+        Ok(Head { block: self.head_block(rec).await?, output })
     }
 
-    /// What normalises the last hidden state.
-    pub async fn final_norm(&self, rec: &mut Recorder) -> Result<FinalNorm> {
-        Ok(FinalNorm { weight: self.checkpoint.load(rec, FINAL_NORM).await?, epsilon: self.config().rms_norm_eps })
+    /// The head without the output matrix.
+    pub async fn head_block(&self, rec: &mut Recorder) -> Result<Block> {
+        self.vectors(rec, &self.config().head, 0).await
     }
 
-    /// The output matrix in one piece, `[vocab, hidden]`. Errors: `Error::Input` naming `--lm-head` if the device cannot bind it.
+    /// The output matrix in one piece, `[vocab, hidden]`. Errors: `Error::Input` naming `Setting::LmHead` if the device cannot bind it.
     pub async fn output_matrix(&self, rec: &mut Recorder) -> Result<Tensor> {
         let LinearSpec { rows, columns, .. } = self.config().head_linear();
         let (bytes, most) = ((rows * columns * 4) as u64, rec.device().largest_array());
         if bytes > most {
             let found = format!("an output matrix of {bytes} bytes");
             let expected = format!("at most {most}, which this device can bind");
-            return Err(Error::input("--lm-head", found, expected, "leave it out, or use --device cpu"));
+            let remedy = phrase!["leave it out, or use ", Setting::Device.set_to("cpu")];
+            return Err(Error::input(Setting::LmHead, found, expected, remedy));
         }
-        self.checkpoint.load(rec, self.config().output_weight()).await
+        self.checkpoint.load(rec, &self.config().output_weight()).await
     }
 
     fn replaced_output(&self) -> Option<&StoredLinear> {
@@ -248,7 +249,7 @@ impl<'a> Network<'a> {
         if self.config().tie_word_embeddings && self.replaced_output().is_none() {
             return Ok(None);
         }
-        self.vocabulary(rec, EMBEDDING).await.map(Some)
+        self.vocabulary(rec, &self.config().embedding).await.map(Some)
     }
 
     /// Slabs of a `[vocab, hidden]` matrix on the host.
@@ -288,9 +289,9 @@ impl Vocabulary {
 }
 
 impl Head {
-    /// The normalised hidden state that [`Head::logits`] takes.
+    /// What the output matrix reads, which [`Head::logits`] takes: `[tokens, width]` from `hidden`, of the last block.
     pub fn normalise(&self, rec: &mut Recorder, hidden: &Tensor) -> Result<Tensor> {
-        self.norm.apply(rec, hidden)
+        self.block.last_input(rec, hidden)
     }
 
     /// First vocabulary entry of each slab.

@@ -4,10 +4,10 @@ use std::f64::consts::TAU;
 
 use crate::family::{Rope, RopeScaling};
 
-/// cos and sin of every position: `[positions, head_dim]`, the cosines of the head_dim/2 angles first, then the sines.
-pub fn table(rope: &Rope, head_dim: usize, positions: usize) -> Vec<f32> {
-    let frequencies = frequencies(rope, head_dim);
-    let mut table = Vec::with_capacity(positions * head_dim);
+/// cos and sin of every position: `[positions, rotated]`, the cosines of the rotated/2 angles first, then the sines.
+pub fn table(rope: &Rope, positions: usize) -> Vec<f32> {
+    let frequencies = frequencies(rope);
+    let mut table = Vec::with_capacity(positions * rope.rotated);
     for position in 0..positions {
         let angle = |frequency: &f64| position as f64 * frequency;
         table.extend(frequencies.iter().map(|f| angle(f).cos() as f32));
@@ -16,10 +16,10 @@ pub fn table(rope: &Rope, head_dim: usize, positions: usize) -> Vec<f32> {
     table
 }
 
-/// Radians per position of each of the head_dim/2 pairs.
-fn frequencies(rope: &Rope, head_dim: usize) -> Vec<f64> {
+/// Radians per position of each of the rotated/2 pairs.
+fn frequencies(rope: &Rope) -> Vec<f64> {
     let theta = f64::from(rope.theta);
-    let plain = (0..head_dim / 2).map(|i| theta.powf(-2.0 * i as f64 / head_dim as f64));
+    let plain = (0..rope.rotated / 2).map(|i| theta.powf(-2.0 * i as f64 / rope.rotated as f64));
     plain.map(|frequency| scaled(&rope.scaling, frequency)).collect()
 }
 

@@ -251,7 +251,7 @@ async fn score(
     }
     Err(Error::NotFinite {
         place: "the model's log-likelihood".to_string(),
-        remedy: "check the checkpoint, its weights overflow in this text".to_string(),
+        remedy: "check the checkpoint, its weights overflow in this text".into(),
     })
 }
 

@@ -7,13 +7,13 @@ use crate::device::{Dispatch, Recorder};
 use crate::ops::spread_elements;
 use crate::tensor::Tensor;
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    count: u32,
-    stride: u32,
-    width: u32,
-    factor: f32,
+uniform! {
+    struct Params of "add" {
+        count: u32,
+        stride: u32,
+        width: u32,
+        factor: f32,
+    }
 }
 
 /// `a += b`. Both of one shape. Errors: `Error::Shape` if the shapes differ.

@@ -51,20 +51,20 @@ impl Heads {
     }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    count: u32,
-    stride: u32,
-    tiles: u32,
-    heads: u32,
-    kv_heads: u32,
-    head_dim: u32,
-    seq_len: u32,
-    first: u32,
-    capacity: u32,
-    window: u32,
-    scale: f32,
+uniform! {
+    struct Params of "attention" {
+        count: u32,
+        stride: u32,
+        tiles: u32,
+        heads: u32,
+        kv_heads: u32,
+        head_dim: u32,
+        seq_len: u32,
+        first: u32,
+        capacity: u32,
+        window: u32,
+        scale: f32,
+    }
 }
 
 /// `out[i] = Σ_j softmax_j(q[i]·k[j] / √head_dim)·v[j]` per head, over the keys `i − window < j ≤ i` of i's sequence,

@@ -74,21 +74,27 @@ fn check_order(order: &[u32], n: usize) -> Result<()> {
     Err(Error::shape("cholesky", format!("an order of {} entries is no permutation of 0..{n}", order.len())))
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct GatherParams {
-    n: u32,
-    count: u32,
-    stride: u32,
-    ridge: f32,
+uniform! {
+    struct GatherParams of "cholesky_gather" {
+        n: u32,
+        count: u32,
+        stride: u32,
+        ridge: f32,
+    }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct StepParams {
-    tile: u32,
-    tiles: u32,
-    stride: u32,
+uniform! {
+    struct TileParams of "cholesky_diagonal", "cholesky_panel" {
+        tile: u32,
+    }
+}
+
+uniform! {
+    struct TrailingParams of "cholesky_trailing" {
+        tile: u32,
+        tiles: u32,
+        stride: u32,
+    }
 }
 
 /// Right-looking over tile columns. Says whether all pivots are positive.
@@ -112,7 +118,7 @@ async fn factor_gpu(rec: &mut Recorder, h: &Packed, ridge: f32, factor: &Factor)
         let below = tile_rows - tile - 1;
         let tiles = gram::tile_count(below * TILE);
         let workgroups = spread(tiles);
-        let params = StepParams { tile: tile as u32, tiles: tiles as u32, stride: workgroups[0] as u32 };
+        let params = TileParams { tile: tile as u32 };
         let params = bytemuck::bytes_of(&params);
         let (outputs, work) = (&[m, inverse, failed.buffer()], tile_work);
         let kernel = "cholesky_diagonal";
@@ -120,6 +126,8 @@ async fn factor_gpu(rec: &mut Recorder, h: &Packed, ridge: f32, factor: &Factor)
         let (kernel, work) = ("cholesky_panel", tile_work * below as f64);
         rec.dispatch(Dispatch { kernel, params, inputs: &[inverse], outputs: &[m], workgroups: [below, 1, 1], work })?;
         let (kernel, work) = ("cholesky_trailing", tile_work * tiles as f64);
+        let params = TrailingParams { tile: tile as u32, tiles: tiles as u32, stride: workgroups[0] as u32 };
+        let params = bytemuck::bytes_of(&params);
         rec.dispatch(Dispatch { kernel, params, inputs: &[], outputs: &[m], workgroups, work })?;
     }
     Ok(rec.read(&failed).await? == [0])
@@ -190,14 +198,14 @@ pub fn normalised_columns(rec: &mut Recorder, factor: &Factor, start: usize, cou
     Ok(slab)
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct ColumnsParams {
-    n: u32,
-    start: u32,
-    count: u32,
-    elements: u32,
-    stride: u32,
+uniform! {
+    struct ColumnsParams of "cholesky_columns" {
+        n: u32,
+        start: u32,
+        count: u32,
+        elements: u32,
+        stride: u32,
+    }
 }
 
 fn columns_gpu(rec: &mut Recorder, factor: &Factor, start: usize, slab: &Tensor) -> Result<()> {

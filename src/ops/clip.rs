@@ -30,14 +30,14 @@ pub struct Candidate<'a> {
     pub curved: &'a Tensor,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    n: u32,
-    group_size: u32,
-    groups: u32,
-    count: u32,
-    stride: u32,
+uniform! {
+    struct Params of "clip" {
+        n: u32,
+        group_size: u32,
+        groups: u32,
+        count: u32,
+        stride: u32,
+    }
 }
 
 impl Best {

@@ -8,14 +8,14 @@ use crate::ops::grid::Grid;
 use crate::ops::spread_elements;
 use crate::tensor::Tensor;
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    count: u32,
-    columns: u32,
-    groups: u32,
-    group_size: u32,
-    stride: u32,
+uniform! {
+    struct Params of "dequantize" {
+        count: u32,
+        columns: u32,
+        groups: u32,
+        group_size: u32,
+        stride: u32,
+    }
 }
 
 /// `s·(q − z)`, `[m, n]`.

@@ -69,17 +69,17 @@ pub fn descend_block(rec: &mut Recorder, block: Block<'_>, errors: &mut Tensor, 
     Ok(())
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    m: u32,
-    n: u32,
-    start: u32,
-    count: u32,
-    group_size: u32,
-    groups: u32,
-    top: f32,
-    ridge: f32,
+uniform! {
+    struct Params of "descent" {
+        m: u32,
+        n: u32,
+        start: u32,
+        count: u32,
+        group_size: u32,
+        groups: u32,
+        top: f32,
+        ridge: f32,
+    }
 }
 
 fn descend_gpu(

@@ -7,14 +7,14 @@ use crate::device::{Dispatch, Recorder};
 use crate::ops::spread;
 use crate::tensor::Tensor;
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    tokens: u32,
-    width: u32,
-    first_row: u32,
-    rows: u32,
-    stride: u32,
+uniform! {
+    struct Params of "embedding" {
+        tokens: u32,
+        width: u32,
+        first_row: u32,
+        rows: u32,
+        stride: u32,
+    }
 }
 
 /// `out[t] = table[ids[t] − first_row]` for the tokens whose id lies in the table; the other rows of `out` stay.

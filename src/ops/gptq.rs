@@ -108,14 +108,14 @@ pub fn updated_group(
     Ok(out)
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    m: u32,
-    start: u32,
-    count: u32,
-    groups: u32,
-    top: f32,
+uniform! {
+    struct Params of "gptq" {
+        m: u32,
+        start: u32,
+        count: u32,
+        groups: u32,
+        top: f32,
+    }
 }
 
 impl Params {

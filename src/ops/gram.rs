@@ -1,13 +1,13 @@
 //! Sums over calibration tokens: the Hessian `H = X̂ᵀX̂` of a layer and its error correlation `D = (X − X̂)ᵀX̂`.
 //!
-//! A symmetric matrix is kept as the lower triangle in tiles, half the memory of a dense one, so that the widest
-//! layers fit one storage binding.
+//! A symmetric matrix is stored as the tiles of its lower triangle. That takes half the memory of a dense matrix, so the Hessian of
+//! a wide layer still fits one storage binding. On a device with a fast tier large sums go to `cooperative`.
 
 use faer::linalg::matmul::matmul as product;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use crate::device::{Buffer, Dispatch, Recorder, Shape};
+use crate::device::{Buffer, Dispatch, FastShape, Recorder};
 use crate::ops::add;
 use crate::ops::cooperative::{self, Operand, Output};
 use crate::ops::matmul::{self, Orientation};
@@ -20,10 +20,10 @@ pub const TILE: usize = 64;
 /// Elements of a tile.
 pub(crate) const AREA: usize = TILE * TILE;
 
-/// A symmetric (or lower triangular) `[n, n]` matrix as tiles of its lower triangle.
+/// A symmetric (or lower triangular) `[n, n]` matrix, stored as the tiles of its lower triangle.
 ///
-/// Tile (I, J), J ≤ I, holds rows 64·I… and columns 64·J…, row-major, at index I(I+1)/2 + J. A tile on the diagonal is
-/// stored whole. What lies beyond row or column n is zero.
+/// Tile (I, J), J ≤ I, has index I(I+1)/2 + J. It holds rows from 64·I on and columns from 64·J on, in row-major order. A tile on
+/// the diagonal is stored whole. Elements beyond row or column n are zero.
 #[derive(Debug)]
 pub struct Packed {
     n: usize,
@@ -41,17 +41,17 @@ impl Packed {
         Ok(Self { n, tiles: rec.empty(&[tile_count(n), AREA])? })
     }
 
-    /// Rows, and columns, of the matrix.
+    /// Number of rows, and of columns.
     pub fn n(&self) -> usize {
         self.n
     }
 
-    /// `[tiles, 4096]`.
+    /// The tiles, `[tiles, 4096]`.
     pub(crate) fn tiles(&self) -> &Tensor {
         &self.tiles
     }
 
-    /// As [`Packed::tiles`], writable.
+    /// The tiles, to be changed.
     pub(crate) fn tiles_mut(&mut self) -> &mut Tensor {
         &mut self.tiles
     }
@@ -91,28 +91,28 @@ pub(crate) fn offset(row: usize, column: usize) -> usize {
     tile_index(row / TILE, column / TILE) * AREA + row % TILE * TILE + column % TILE
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    n: u32,
-    first: u32,
-    last: u32,
-    tiles: u32,
-    stride: u32,
-    start: u32,
-    rows: u32,
+uniform! {
+    struct Params of "gram" {
+        n: u32,
+        first: u32,
+        last: u32,
+        tiles: u32,
+        stride: u32,
+        start: u32,
+        rows: u32,
+    }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct ConvertParams {
-    n: u32,
-    count: u32,
-    stride: u32,
-    start: u32,
+uniform! {
+    struct ConvertParams of "packed" {
+        n: u32,
+        count: u32,
+        stride: u32,
+        start: u32,
+    }
 }
 
-/// One of the kernels that go over `count` elements of a matrix of extent n, from row `start` on.
+/// Dispatches a kernel that converts `count` elements of a matrix of extent n, from row `start` on.
 fn convert(
     rec: &mut Recorder,
     kernel: &'static str,
@@ -132,16 +132,16 @@ fn convert(
     })
 }
 
-/// Tokens of one dispatch: few enough for one running sum and for no watchdog to bite on a slow GPU.
+/// Divides tokens into ranges, one per dispatch: short enough for a running sum in f32, and for the watchdog of a slow GPU.
 fn token_ranges(tokens: usize, n: usize) -> impl Iterator<Item = [u32; 2]> {
     let most = (1e11 / (n as f64).powi(2).max(1.0)).clamp(256.0, 2048.0) as usize;
     (0..tokens).step_by(most).map(move |first| [first as u32, tokens.min(first + most) as u32])
 }
 
-/// The shape of the fast tier for sums over that many tokens, if they should go there, and the tokens of one dispatch.
-fn fast(rec: &Recorder, tokens: usize, n: usize) -> Option<(&'static Shape, usize)> {
-    let most = cooperative::longest(n, rec.device().largest_array()).min(2048);
-    rec.fast([n, n, tokens]).filter(|_| most >= 256).map(|shape| (shape, most))
+/// The fast shape for a sum over this many tokens, and the most tokens per dispatch. `None` if the portable kernel should be used.
+fn fast_shape(rec: &Recorder, tokens: usize, n: usize) -> Option<(&'static FastShape, usize)> {
+    let most = cooperative::largest_depth(n, rec.device().largest_array()).min(2048);
+    rec.fast_shape([n, n, tokens]).filter(|_| most >= 256).map(|shape| (shape, most))
 }
 
 /// `H += XᵀX`. `x`: `[T, n]`. Errors: `Error::Shape` if `h` has another extent.
@@ -150,7 +150,7 @@ pub fn accumulate(rec: &mut Recorder, x: &Tensor, h: &mut Packed) -> Result<()> 
     if n != h.n {
         return Err(Error::shape("gram", format!("tokens of {n} channels into a matrix of extent {}", h.n)));
     }
-    if let Some((shape, most)) = fast(rec, tokens, n) {
+    if let Some((shape, most)) = fast_shape(rec, tokens, n) {
         for first in (0..tokens).step_by(most) {
             let depth = most.min(tokens - first);
             let x = Operand { depth, start: first * n, ..cooperative::columns_of(x) };
@@ -186,9 +186,9 @@ pub fn accumulate(rec: &mut Recorder, x: &Tensor, h: &mut Packed) -> Result<()> 
     Ok(())
 }
 
-/// Rows `start…` of `D += (X − X̂)ᵀX̂`, the error on the rows. `x`, `x_hat`: `[T, n]`; `d`: `[rows, n]`, those rows.
+/// Rows from `start` on of `D += (X − X̂)ᵀX̂`, which has a row per channel of X − X̂. `x`, `x_hat`: `[T, n]`; `d`: `[rows, n]`.
 ///
-/// Errors: `Error::Shape`.
+/// Errors: `Error::Shape` if the shapes do not fit.
 pub fn cross(rec: &mut Recorder, x: &Tensor, x_hat: &Tensor, start: usize, d: &mut Tensor) -> Result<()> {
     let ([tokens, n], [rows, _]) = (x.matrix("cross")?, d.matrix("cross")?);
     x_hat.expect_shape("cross", &[tokens, n])?;
@@ -196,7 +196,7 @@ pub fn cross(rec: &mut Recorder, x: &Tensor, x_hat: &Tensor, start: usize, d: &m
     if start + rows > n {
         return Err(Error::shape("cross", format!("rows {start}..{} of {n}", start + rows)));
     }
-    if let Some((shape, most)) = fast(rec, tokens, n) {
+    if let Some((shape, most)) = fast_shape(rec, tokens, n) {
         let out = Output { c: d.buffer(), start: 0, stride: n, accumulate: true };
         for first in (0..tokens).step_by(most) {
             let depth = most.min(tokens - first);
@@ -253,7 +253,7 @@ pub fn unpack(rec: &mut Recorder, h: &Packed) -> Result<Tensor> {
     unpack_rows(rec, h, 0, h.n)
 }
 
-/// Rows `start..start + count` of the dense symmetric matrix, `[count, n]`. Errors: `Error::Shape` if there are not as many.
+/// Rows `start..start + count` of the dense symmetric matrix, `[count, n]`. Errors: `Error::Shape` if there are no such rows.
 pub fn unpack_rows(rec: &mut Recorder, h: &Packed, start: usize, count: usize) -> Result<Tensor> {
     let n = h.n;
     if start + count > n {
@@ -274,7 +274,7 @@ pub fn unpack_rows(rec: &mut Recorder, h: &Packed, start: usize, count: usize) -
     Ok(dense)
 }
 
-/// The tiles of a dense symmetric matrix `[n, n]`, of which the lower triangle is read.
+/// Packs a dense symmetric matrix `[n, n]`. Only its lower triangle is read.
 ///
 /// Errors: `Error::Shape` if it is not square.
 pub fn pack(rec: &mut Recorder, dense: &Tensor) -> Result<Packed> {
@@ -290,7 +290,7 @@ pub fn pack(rec: &mut Recorder, dense: &Tensor) -> Result<Packed> {
     Ok(packed)
 }
 
-/// Sets every element (row, column) of every tile to `value`, and to zero beyond the edge.
+/// Sets each element of each tile to `value(row, column)`, and those beyond row or column n to zero.
 pub(crate) fn fill_tiles(tiles: &mut [f32], n: usize, value: impl Fn(usize, usize) -> f32 + Sync) {
     tiles.par_chunks_mut(AREA).zip(tile_positions(n)).for_each(|(tile, (tile_row, tile_column))| {
         for (i, row) in tile.chunks_mut(TILE).enumerate() {
@@ -302,19 +302,19 @@ pub(crate) fn fill_tiles(tiles: &mut [f32], n: usize, value: impl Fn(usize, usiz
     });
 }
 
-/// A rectangle of tiles below (or square on) the diagonal: one product of the CPU twin.
+/// A block of tiles that the CPU twin computes as one product: a rectangle below the diagonal or a square on it.
 #[derive(Debug, Clone, Copy)]
 struct Block {
     rows: [usize; 2],
     columns: [usize; 2],
 }
 
-/// Diagonal squares of at most this many tiles are computed whole, their upper half in vain.
+/// Squares on the diagonal have at most this many tiles each way. They are computed whole, though the upper half is not used.
 const DIAGONAL_TILES: usize = 2;
-/// Largest rectangle of one product, in tiles: large enough that packing the operands is cheap.
+/// Rows and columns of the largest rectangle, in tiles: large enough that packing the operands costs little.
 const BLOCK_TILES: [usize; 2] = [8, 16];
 
-/// Covers tile rows lo..hi of the triangle: halves, the square between them cut into blocks.
+/// Covers tile rows lo..hi of the triangle with blocks: each half by recursion, the square below the first half by rectangles.
 fn cover(lo: usize, hi: usize, out: &mut Vec<Block>) {
     if hi - lo <= DIAGONAL_TILES {
         out.push(Block { rows: [lo, hi], columns: [lo, hi] });
@@ -331,7 +331,7 @@ fn cover(lo: usize, hi: usize, out: &mut Vec<Block>) {
     cover(middle, hi, out);
 }
 
-/// The twin: rectangles of the lower triangle as products, which the cores share, then added to their tiles.
+/// The CPU twin: computes blocks of the lower triangle on all cores and adds them to their tiles.
 fn accumulate_cpu(x: MatRef<'_, f32>, tiles: &mut [f32]) {
     let n = x.ncols();
     if n == 0 {
@@ -354,7 +354,7 @@ fn accumulate_cpu(x: MatRef<'_, f32>, tiles: &mut [f32]) {
     tasks.into_par_iter().for_each(|(block, own)| add_products(x, block, own));
 }
 
-/// Adds the block's part of XᵀX to its tiles, given with their rows and columns.
+/// Adds a block of XᵀX to its tiles, which are given with their rows and columns.
 fn add_products(x: MatRef<'_, f32>, block: Block, tiles: Vec<(usize, usize, &mut [f32])>) {
     let n = x.ncols();
     let [r0, r1] = block.rows.map(|tile| n.min(tile * TILE));

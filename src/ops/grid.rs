@@ -132,19 +132,19 @@ fn padded_groups(weights: &[f32], group_size: usize) -> Vec<Vec<f32>> {
     weights.chunks(group_size).map(padded).collect()
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    n: u32,
-    group_size: u32,
-    groups: u32,
-    count: u32,
-    stride: u32,
-    factors: u32,
-    percent: u32,
-    symmetric: u32,
-    half: u32,
-    top: f32,
+uniform! {
+    struct Params of "grid" {
+        n: u32,
+        group_size: u32,
+        groups: u32,
+        count: u32,
+        stride: u32,
+        factors: u32,
+        percent: u32,
+        symmetric: u32,
+        half: u32,
+        top: f32,
+    }
 }
 
 fn find_gpu(

@@ -14,12 +14,12 @@ const ROWS: usize = 96;
 /// Rows and columns of the tile of a workgroup.
 const TILE: usize = 64;
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    m: u32,
-    n: u32,
-    group_size: u32,
+uniform! {
+    struct Params of "grouped_product" {
+        m: u32,
+        n: u32,
+        group_size: u32,
+    }
 }
 
 /// `out[r, j] = Σ a[r, i]·b[i, j]` over the i that are in the same group as j.

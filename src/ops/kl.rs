@@ -12,12 +12,12 @@ use crate::tensor::Tensor;
 /// Floats per token of a running state.
 const STATE: usize = 3;
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    tokens: u32,
-    entries: u32,
-    stride: u32,
+uniform! {
+    struct Params of "kl" {
+        tokens: u32,
+        entries: u32,
+        stride: u32,
+    }
 }
 
 /// The running state of `tokens` tokens that have seen no logits: `[tokens, 3]`, a row holding the maximum of p,

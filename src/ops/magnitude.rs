@@ -11,12 +11,12 @@ const TOKENS: usize = 2048;
 /// Channels of a workgroup.
 const CHANNELS: usize = 32;
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    n: u32,
-    first: u32,
-    last: u32,
+uniform! {
+    struct Params of "magnitude" {
+        n: u32,
+        first: u32,
+        last: u32,
+    }
 }
 
 /// `sums[i] += Σ |x[t, i]|` over all t. `x`: `[tokens, n]`; `sums`: `[n]`. Errors: `Error::Shape`.

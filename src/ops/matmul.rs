@@ -1,7 +1,7 @@
 //! Matrix products in the three orientations that the pipeline needs.
 //!
-//! NT is the forward pass (`Y = X·Wᵀ`), NN applies `D` to a weight (`W·D`), TN sums outer products over tokens
-//! (`δᵀ·X̂`) and carries the lazy update of the GPTQ loop.
+//! NT is the forward pass of a linear layer (`Y = X·Wᵀ`). NN multiplies a weight by the error correlation (`W·D`). TN sums outer
+//! products over tokens (`δᵀ·X̂`) and does the lazy update of GPTQ. On a device with a fast tier large products go to `cooperative`.
 
 use faer::linalg::matmul::matmul as product;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -12,7 +12,7 @@ use crate::ops::cooperative::{self, Operand, Output};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
-/// Which operand is read transposed. The letters stand for A and B.
+/// Which operand is read transposed: one letter for A, one for B, N for no and T for transposed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Orientation {
     /// `C = A·Bᵀ`, A `[m, k]`, B `[n, k]`.
@@ -49,13 +49,13 @@ impl<'a> Rows<'a> {
         Ok([self.count, columns])
     }
 
-    /// As the rows of a product on matrix units.
+    /// These rows as an operand for matrix units.
     fn rows(self, rows: usize, depth: usize) -> Operand<'a> {
         let stride = self.tensor.shape()[1];
         Operand { rows, depth, start: self.start * stride, ..cooperative::rows_of(self.tensor) }
     }
 
-    /// The same of the columns.
+    /// The columns of these rows as an operand for matrix units.
     fn columns(self, rows: usize, depth: usize) -> Operand<'a> {
         let stride = self.tensor.shape()[1];
         Operand { rows, depth, start: self.start * stride, ..cooperative::columns_of(self.tensor) }
@@ -68,18 +68,18 @@ impl<'a> Rows<'a> {
     }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    m: u32,
-    n: u32,
-    k: u32,
-    accumulate: u32,
-    a_start: u32,
-    b_start: u32,
-    c_start: u32,
-    a_stride: u32,
-    b_stride: u32,
+uniform! {
+    struct Params of "matmul" {
+        m: u32,
+        n: u32,
+        k: u32,
+        accumulate: u32,
+        a_start: u32,
+        b_start: u32,
+        c_start: u32,
+        a_stride: u32,
+        b_stride: u32,
+    }
 }
 
 /// The product as a new matrix `[m, n]`. Errors: `Error::Shape` if the inner extents differ.
@@ -119,7 +119,7 @@ pub fn accumulate_columns(rec: &mut Recorder, a: &Tensor, first: usize, b: &Tens
         cpu(Orientation::Nn, view, b, c.host_mut(), Accum::Add);
         return Ok(());
     }
-    if let Some(shape) = rec.fast([m, width, k]) {
+    if let Some(shape) = rec.fast_shape([m, width, k]) {
         let out = Output { c: c.buffer(), start: 0, stride: width, accumulate: true };
         let left = Operand { depth: k, start: first, ..cooperative::rows_of(a) };
         return cooperative::product(rec, shape, left, cooperative::columns_of(b), &out);
@@ -170,7 +170,7 @@ fn run(
         cpu(orientation, a.view(), b.view(), out, if accumulate { Accum::Add } else { Accum::Replace });
         return Ok(());
     }
-    if let Some(shape) = rec.fast([m, n, k]) {
+    if let Some(shape) = rec.fast_shape([m, n, k]) {
         let out = Output { c: c.buffer(), start: c_start * n, stride: n, accumulate };
         let left = if orientation == Orientation::Tn { a.columns(m, k) } else { a.rows(m, k) };
         let right = if orientation == Orientation::Nt { b.rows(n, k) } else { b.columns(n, k) };
@@ -213,9 +213,9 @@ fn dispatch(
     })
 }
 
-/// The twin: `c`, row-major `[m, n]`, is replaced by the product or has it added.
+/// The CPU twin: replaces `c`, row-major `[m, n]`, by the product, or adds the product to it.
 ///
-/// Rows of C go to the cores in a few pieces each, so that one slow core does not hold up the others at a barrier.
+/// Each core gets a few pieces of C's rows, so that a slow core does not hold up the others.
 pub(crate) fn cpu(orientation: Orientation, a: MatRef<'_, f32>, b: MatRef<'_, f32>, c: &mut [f32], accum: Accum) {
     let a = if orientation == Orientation::Tn { a.transpose() } else { a };
     let b = if orientation == Orientation::Nt { b.transpose() } else { b };

@@ -1,12 +1,17 @@
-//! The kernels: one file each, holding shape checks, the dispatch of the shader of the same stem, and the CPU twin.
+//! The kernels: one file each, with the checks of shapes, the dispatch of the shader of the same name, and the CPU twin.
 //!
-//! An op takes the recorder first. On the CPU it computes at once; on a GPU it records a dispatch. Ops know no model.
+//! An op takes the recorder first. On the CPU it computes at once. On a GPU it records a dispatch. Ops know no model. `tier` opens a
+//! device and decides which kernels it uses.
+
+// Its macro declares the uniform blocks of the modules after it.
+#[macro_use]
+pub mod uniform;
 
 pub mod add;
 pub mod attention;
 pub mod cholesky;
 pub mod clip;
-pub mod cooperative;
+pub(crate) mod cooperative;
 pub mod dequantize;
 pub mod descent;
 pub mod embedding;
@@ -29,6 +34,7 @@ pub mod rtn;
 pub mod scale;
 pub mod silu_mul;
 pub mod solve;
+pub mod tier;
 mod walk;
 pub mod widen;
 

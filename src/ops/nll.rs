@@ -25,13 +25,13 @@ pub struct TokenScore {
     pub argmax: u32,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    tokens: u32,
-    entries: u32,
-    first: u32,
-    stride: u32,
+uniform! {
+    struct Params of "nll" {
+        tokens: u32,
+        entries: u32,
+        first: u32,
+        stride: u32,
+    }
 }
 
 /// The running state of `tokens` tokens that have seen no logits: `[tokens, 4]`, a row holding the maximum,

@@ -42,11 +42,11 @@ pub fn from_columns<T: Element>(rec: &mut Recorder, x: &Tensor<T>, order: &Tenso
     Ok(out)
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    m: u32,
-    n: u32,
+uniform! {
+    struct Params of "permute" {
+        m: u32,
+        n: u32,
+    }
 }
 
 fn permute_gpu(

@@ -12,11 +12,11 @@ const PARTIALS: usize = 256;
 /// Elements per partial sum at least.
 const SHORTEST: usize = 4096;
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    count: u32,
-    chunk: u32,
+uniform! {
+    struct Params of "reduce" {
+        count: u32,
+        chunk: u32,
+    }
 }
 
 /// What is added up.

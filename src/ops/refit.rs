@@ -62,16 +62,16 @@ pub fn refit(rec: &mut Recorder, group: Group<'_>, grid: &mut Grid, errors: &mut
     Ok(())
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    m: u32,
-    start: u32,
-    count: u32,
-    group: u32,
-    groups: u32,
-    half: u32,
-    ridge: f32,
+uniform! {
+    struct Params of "refit" {
+        m: u32,
+        start: u32,
+        count: u32,
+        group: u32,
+        groups: u32,
+        half: u32,
+        ridge: f32,
+    }
 }
 
 fn refit_gpu(rec: &mut Recorder, group: Group<'_>, grid: &Grid, errors: &Tensor) -> Result<()> {

@@ -6,13 +6,13 @@ use crate::ops::spread;
 use crate::tensor::Tensor;
 use rayon::prelude::*;
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    tokens: u32,
-    width: u32,
-    epsilon: f32,
-    stride: u32,
+uniform! {
+    struct Params of "rms_norm" {
+        tokens: u32,
+        width: u32,
+        epsilon: f32,
+        stride: u32,
+    }
 }
 
 /// `out[t, i] = x[t, i] / √(mean_i x[t, i]² + ε) · weight[i]`.

@@ -7,15 +7,15 @@ use crate::ops::{Positions, spread_elements};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    pairs: u32,
-    pairs_per_token: u32,
-    pairs_per_head: u32,
-    seq_len: u32,
-    first: u32,
-    stride: u32,
+uniform! {
+    struct Params of "rope" {
+        pairs: u32,
+        pairs_per_token: u32,
+        pairs_per_head: u32,
+        seq_len: u32,
+        first: u32,
+        stride: u32,
+    }
 }
 
 /// Rotates every head of every token by the angles of the token's position, in place.

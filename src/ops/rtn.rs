@@ -8,15 +8,15 @@ use crate::ops::{self, bounded, spread_elements};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    n: u32,
-    group_size: u32,
-    groups: u32,
-    count: u32,
-    stride: u32,
-    top: f32,
+uniform! {
+    struct Params of "rtn" {
+        n: u32,
+        group_size: u32,
+        groups: u32,
+        count: u32,
+        stride: u32,
+        top: f32,
+    }
 }
 
 /// `q = clamp(round_half_even(w / s) + z, 0, 2^b − 1)`; returns the codes and `s(q − z)`, both `[m, n]`.

@@ -7,12 +7,12 @@ use crate::device::{Dispatch, Recorder};
 use crate::ops::spread_elements;
 use crate::tensor::Tensor;
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    n: u32,
-    count: u32,
-    stride: u32,
+uniform! {
+    struct Params of "scale_columns" {
+        n: u32,
+        count: u32,
+        stride: u32,
+    }
 }
 
 /// `w[r, i] *= factors[i]`. `w`: `[m, n]`; `factors`: `[n]`. Errors: `Error::Shape`.

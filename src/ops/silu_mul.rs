@@ -8,11 +8,11 @@ use crate::ops::math::{exp, vectorised};
 use crate::ops::spread_elements;
 use crate::tensor::Tensor;
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    count: u32,
-    stride: u32,
+uniform! {
+    struct Params of "silu_mul" {
+        count: u32,
+        stride: u32,
+    }
 }
 
 /// `out[t, i] = gate[t, i]·σ(gate[t, i])·up[t, i]`, σ(x) = 1 / (1 + e⁻ˣ).

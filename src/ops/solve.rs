@@ -27,24 +27,24 @@ pub fn solve_rows(rec: &mut Recorder, factor: &Factor, b: Tensor) -> Result<Tens
     Ok(b)
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct OrderParams {
-    n: u32,
-    width: u32,
-    count: u32,
-    stride: u32,
+uniform! {
+    struct OrderParams of "solve_order" {
+        n: u32,
+        width: u32,
+        count: u32,
+        stride: u32,
+    }
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    m: u32,
-    width: u32,
-    tile: u32,
-    first: u32,
-    last: u32,
-    finish: u32,
+uniform! {
+    struct Params of "solve" {
+        m: u32,
+        width: u32,
+        tile: u32,
+        first: u32,
+        last: u32,
+        finish: u32,
+    }
 }
 
 /// Tile columns that are solved before the columns after them are brought up to date, in one large product.

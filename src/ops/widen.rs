@@ -24,13 +24,13 @@ pub enum Encoding {
     Bf16,
 }
 
-#[repr(C)]
-#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
-    words: u32,
-    count: u32,
-    first: u32,
-    stride: u32,
+uniform! {
+    struct Params of "widen" {
+        words: u32,
+        count: u32,
+        first: u32,
+        stride: u32,
+    }
 }
 
 /// `out[i] = the stored element as f32`, exactly, for the elements `i` in `range` of `out`, whatever its shape.

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 
 use crate::Result;
 use crate::checkpoint::{Checkpoint, Dtype};
-use crate::engine::block::{InputSource, Stage};
+use crate::family::Fold;
 use crate::stored::{QuantizedLinear, StoredLinear};
 
 /// What a block has ready for the output.
@@ -22,12 +22,12 @@ pub struct Finished {
     pub linears: Vec<StoredLinear>,
 }
 
-/// What makes the input of a stage, as it is stored.
+/// What makes the input of a group of linear layers, as it is stored.
 #[derive(Debug)]
 pub struct Producer {
-    /// A norm's weight or a linear's bias.
-    tensor: Option<Stored>,
-    /// The linear with a row per channel: its place in [`Finished::linears`], and the least and greatest scale of each row that
+    /// Gains and biases.
+    tensors: Vec<Stored>,
+    /// The linear layer with a row per channel: its place in [`Finished::linears`], and the least and greatest scale of each row that
     /// leave the scales of its grids normal f16.
     linear: Option<(usize, Vec<[f32; 2]>)>,
 }
@@ -41,26 +41,25 @@ struct Stored {
 }
 
 impl Producer {
-    /// What makes the input of `stage` of block `index`; `None` where nothing can be divided.
-    pub async fn of(checkpoint: &Checkpoint, index: usize, stage: Stage, finished: &Finished) -> Result<Option<Self>> {
-        match stage.source(checkpoint.config()) {
-            None => Ok(None),
-            Some(InputSource::Norm(norm)) => {
-                let tensor = Stored::read(checkpoint, format!("model.layers.{index}.{norm}.weight")).await?;
-                Ok(Some(Self { tensor: Some(tensor), linear: None }))
-            }
-            Some(InputSource::Linear(linear)) => {
-                let spec = &checkpoint.config().block_linears(index)[linear];
-                let Some(place) = finished.linears.iter().position(|linear| linear.name() == spec.name) else {
+    /// What `fold` names in block `layer`; `None` where its linear layer is not quantized, or lies on no grid.
+    pub async fn of(checkpoint: &Checkpoint, layer: usize, fold: &Fold, finished: &Finished) -> Result<Option<Self>> {
+        let linear = match &fold.linear {
+            None => None,
+            Some(path) => {
+                let name = path.at(layer);
+                let place = finished.linears.iter().position(|linear| linear.name() == name);
+                let Some((place, StoredLinear::Codes(codes))) = place.map(|place| (place, &finished.linears[place]))
+                else {
                     return Ok(None);
                 };
-                let tensor =
-                    if spec.bias { Some(Stored::read(checkpoint, format!("{}.bias", spec.name)).await?) } else { None };
-                let StoredLinear::Codes(linear) = &finished.linears[place] else { return Ok(None) };
-                let bounds = row_bounds(linear);
-                Ok(Some(Self { tensor, linear: Some((place, bounds)) }))
+                Some((place, row_bounds(codes)))
             }
+        };
+        let mut tensors = Vec::new();
+        for name in &fold.tensors {
+            tensors.push(Stored::read(checkpoint, name.at(layer)).await?);
         }
+        Ok(Some(Self { tensors, linear }))
     }
 
     /// The scales nearest to `wanted` that the stored numbers can be divided by.
@@ -69,7 +68,7 @@ impl Producer {
         if let Some((_, bounds)) = &self.linear {
             scales.iter_mut().zip(bounds).for_each(|(s, [least, greatest])| *s = s.max(*least).min(*greatest));
         }
-        if let Some(tensor) = &self.tensor {
+        for tensor in &self.tensors {
             scales.iter_mut().zip(&tensor.values).for_each(|(s, &value)| *s = feasible(value, *s, tensor.dtype));
         }
         scales
@@ -80,7 +79,7 @@ impl Producer {
         if scales.iter().all(|&s| s == 1.0) {
             return;
         }
-        if let Some(Stored { name, dtype, values }) = &self.tensor {
+        for Stored { name, dtype, values } in &self.tensors {
             let divided = values.iter().zip(scales).map(|(value, s)| round_to(value / s, *dtype)).collect();
             finished.tensors.push((name.clone(), divided));
         }

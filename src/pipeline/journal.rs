@@ -201,6 +201,7 @@ mod native {
     use std::path::{Path, PathBuf};
 
     use super::*;
+    use crate::error::{Phrase, Setting, phrase};
 
     /// A file per block in a directory, each whole or not there.
     #[derive(Debug)]
@@ -235,7 +236,7 @@ mod native {
                 path: path.clone(),
                 action: "read",
                 source,
-                remedy: "leave --resume out to start again".to_string(),
+                remedy: start_again(),
             })?;
             let record = BlockRecord::from_bytes(&bytes).and_then(|record| match record.block.block {
                 found if found == block => Ok(record),
@@ -243,7 +244,7 @@ mod native {
             });
             record.map_err(|found| {
                 let expected = format!("the record of block {block}");
-                Error::input(path.display().to_string(), found, expected, "leave --resume out to start again")
+                Error::input(path.display().to_string(), found, expected, start_again())
             })
         }
 
@@ -260,11 +261,15 @@ mod native {
             write().map_err(|source| {
                 // Nothing is lost with it, and the first error is the one to report.
                 let _ = fs::remove_file(&temporary);
-                let remedy = "make room, then add --resume to go on".to_string();
+                let remedy = phrase!["make room, then add ", Setting::Journal, " to go on"];
                 Error::Io { path: path.clone(), action: "write", source, remedy }
             })?;
             self.blocks += 1;
             Ok(())
         }
+    }
+
+    fn start_again() -> Phrase {
+        phrase!["leave ", Setting::Journal, " out to start again"]
     }
 }

@@ -1,15 +1,16 @@
-//! The block loop of algorithms.md §2: two streams of hidden states, one through original weights only, one through
-//! what has been quantized so far; group by group, statistics, correction, rounding, and both streams step on.
+//! The block loop of algorithms.md §2: two streams of hidden states, one through original weights only, one through those
+//! quantized so far. At each stop of a block: statistics, correction, rounding, then both streams go on to the next stop.
 //!
-//! Between groups a stream is two tensors per chunk (`Lane`), so each linear runs once per stream and token. Several runs
-//! over the same text go through the blocks together and share the first of the two streams.
+//! What a stream keeps between stops follows from the description of the block (`family::Cut`), so each linear layer runs once
+//! per stream and token. Several runs over the same text go through the blocks together and share the first of the two streams.
 
 pub mod fold;
 mod group;
 mod journal;
-
-mod plan;
+mod planner;
 mod run;
+mod scratch;
+mod stop;
 mod stream;
 mod sums;
 mod work;
@@ -20,25 +21,25 @@ use futures::future::LocalBoxFuture;
 
 use crate::checkpoint::{Checkpoint, CheckpointWriter};
 use crate::device::{Place, Recorder};
-use crate::engine::block::{Block, Stage, widest_activation};
+use crate::engine::block::Block;
 use crate::engine::network::Network;
-use crate::family::ModelConfig;
-use crate::observer::{Event, Observer};
-use crate::ops::gram;
+use crate::error::{Setting, phrase};
+use crate::family::{Cut, LinearSpec};
+use crate::observer::{Event, Group, Observer};
 use crate::ops::reduce::sum_squares;
 use crate::quant::QuantizeOptions;
-use crate::record::Report;
-use crate::record::{Phase, Plan};
-use crate::stored::Replacements;
-use crate::stored::StoredLinear;
+use crate::record::{Phase, Report};
+use crate::stored::{Replacements, StoredLinear};
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 #[cfg(not(target_arch = "wasm32"))]
 pub use journal::DirectoryJournal;
 pub use journal::{BlockRecord, Journal};
-
-use run::{Group, Open, Run, Step};
-use stream::{Origin, Stream};
+use planner::chunks_before_blocks;
+pub use planner::{largest_array, plan, roomy_plan};
+use run::{QuantizedGroup, Run};
+use stop::{Stop, WeightsByNode};
+use stream::Stream;
 use sums::Sums;
 pub use work::work;
 
@@ -130,32 +131,76 @@ pub async fn quantize_together<'a>(
     }
     let started = observer.seconds();
     let network = Network::new(rec, checkpoint, None, seq_len)?;
-    let mut session = Session::start(rec, network, windows, jobs, observer).await?;
-    for index in 0..session.network.config().num_hidden_layers {
-        session.block(rec, index, observer).await?;
+    let mut session = Session::start(rec, &network, windows, jobs, observer).await?;
+    for layer in 0..session.network.config().blocks.len() {
+        session.block(rec, layer, observer).await?;
     }
     session.head(rec, observer).await?;
     Ok(session.finish(observer.seconds() - started, rec.device().peak_bytes()))
 }
 
 /// The full-precision stream, and the runs that it serves.
-struct Session<'a> {
-    network: Network<'a>,
+struct Session<'n, 'a> {
+    network: &'n Network<'a>,
     /// S.
     full: Stream,
     /// The chunks from this one on are held out.
     held_out_from: usize,
+    /// Whether streams keep less and compute more, as planned.
+    remake: bool,
     runs: Vec<Run<'a>>,
-    /// The next block and its weights, if they are on their way to a GPU.
-    next: Option<(Block, Vec<Tensor>)>,
+    /// The weights of the next stop, if they are on their way to a GPU.
+    next: Option<Vec<Tensor>>,
     /// Whether every block of every run has a record and nothing follows, so that no stream is needed.
     recorded: bool,
 }
 
-impl<'a> Session<'a> {
+/// A block that is being quantized, with what all streams share in it.
+struct OpenBlock {
+    layer: usize,
+    block: Block,
+    cuts: Vec<Cut>,
+    specs: Vec<LinearSpec>,
+    /// Original weights of stops that chunks go through again later in the block.
+    earlier: WeightsByNode,
+}
+
+impl OpenBlock {
+    fn new(layer: usize, block: Block, remake: bool) -> Self {
+        let (cuts, specs) = (block.line().cuts(remake), Vec::new());
+        let mut open = Self { layer, block, cuts, specs, earlier: WeightsByNode::new() };
+        open.specs = open.block.line().groups().flatten().map(|linear| linear.at(layer)).collect();
+        open
+    }
+
+    /// How many stops there are.
+    fn stops(&self) -> usize {
+        self.cuts.len() - 1
+    }
+
+    fn group(&self, stop: usize) -> Group {
+        let label = self.block.line().label(self.cuts[stop].node);
+        Group { block: self.layer, index: stop, groups: self.stops(), label }
+    }
+
+    /// The linear layers of a stop.
+    fn specs(&self, stop: usize) -> &[LinearSpec] {
+        let mut groups = self.block.line().groups().map(<[_]>::len);
+        let first: usize = groups.by_ref().take(stop).sum();
+        &self.specs[first..first + groups.next().unwrap_or(0)]
+    }
+
+    /// Whether chunks go through the linear layers of a stop again at a later one.
+    fn comes_again(&self, stop: usize) -> bool {
+        let node = self.cuts[stop].node;
+        self.cuts.iter().any(|cut| cut.remade.contains(&node))
+    }
+}
+
+impl<'n, 'a> Session<'n, 'a> {
     async fn start(
         rec: &mut Recorder,
-        network: Network<'a>,
+        network: &'n Network<'a>,
         windows: &[Vec<u32>],
         jobs: Vec<Job<'a>>,
         observer: &mut dyn Observer,
@@ -163,8 +208,8 @@ impl<'a> Session<'a> {
         let config = network.config();
         let options = jobs[0].options;
         let runs: Vec<&QuantizeOptions> = jobs.iter().map(|job| job.options).collect();
-        let plan = Plan::new(config, &runs, rec)?;
-        rec.keep_to(plan.device_bytes, plan.spare_bytes);
+        let plan = plan(config, &runs, rec)?;
+        rec.limit_unused(plan.device_bytes, plan.spare_bytes);
         let per_chunk = plan.sequences_per_chunk;
         let (fitting, held_out) = windows.split_at(windows.len() - options.held_out());
         let chunks: Vec<&[Vec<u32>]> = fitting.chunks(per_chunk).chain(held_out.chunks(per_chunk)).collect();
@@ -172,15 +217,14 @@ impl<'a> Session<'a> {
         let held_out_tokens = held_out.len() * options.seq_len;
         observer.event(&Event::Planned {
             runs: jobs.len(),
-            blocks: config.num_hidden_layers,
+            blocks: config.blocks.len(),
+            groups: config.blocks.iter().map(|block| block.stops().count()).sum(),
             tokens,
             held_out: held_out_tokens,
             group_size: options.grid_columns(config),
             plan,
         });
         network.check_head(rec).await?;
-        let chunk_elements = per_chunk * options.seq_len * plan.kept_columns(config);
-        let stream = |rec: &Recorder| Stream::new(rec, plan.streams, chunk_elements, plan.recompute);
         let mut runs = Vec::new();
         for job in jobs {
             let report = Report {
@@ -198,13 +242,12 @@ impl<'a> Session<'a> {
                 plan: Some(plan),
                 peak_device_bytes: None,
             };
-            runs.push(Run::new(job, stream(rec)?, report));
+            runs.push(Run::new(job, Stream::new(rec, plan.streams)?, report));
         }
-        let mut full = stream(rec)?;
+        let mut full = Stream::new(rec, plan.streams)?;
         let together = match plan.streams {
             Place::Device => chunks.len(),
-            // As many as take the place of a block, which is not there yet.
-            Place::Host | Place::File => Plan::chunks_like_a_block(config, per_chunk * options.seq_len),
+            Place::Host | Place::File => chunks_before_blocks(config, per_chunk * options.seq_len),
         };
         for chunks in chunks.chunks(together) {
             for hidden in network.embed(rec, chunks).await? {
@@ -215,11 +258,11 @@ impl<'a> Session<'a> {
                 full.push(rec, hidden).await?;
             }
         }
-        arrive(rec, [&mut full].into_iter().chain(runs.iter_mut().map(|run| &mut run.stream))).await?;
+        wait_for_transfers(rec, [&mut full].into_iter().chain(runs.iter_mut().map(|run| &mut run.stream))).await?;
         let held_out_from = fitting.chunks(per_chunk).len();
-        let blocks = config.num_hidden_layers;
+        let blocks = config.blocks.len();
         let recorded = runs.iter().all(|run| run.recorded() >= blocks && !run.quantizes_head());
-        Ok(Self { network, full, held_out_from, runs, next: None, recorded })
+        Ok(Self { network, full, held_out_from, remake: plan.recompute, runs, next: None, recorded })
     }
 
     /// The records, for a session that took `seconds` and at most `peak` bytes on the device.
@@ -234,94 +277,105 @@ impl<'a> Session<'a> {
         self.runs.iter_mut().filter(|run| run.goes_on())
     }
 
-    async fn block(&mut self, rec: &mut Recorder, index: usize, observer: &mut dyn Observer) -> Result<()> {
+    async fn block(&mut self, rec: &mut Recorder, layer: usize, observer: &mut dyn Observer) -> Result<()> {
         if self.running().next().is_none() {
             return Ok(());
         }
         for run in self.running() {
-            run.recall(index)?;
+            run.begin_block(layer)?;
         }
-        if self.recorded {
-            return self.close(rec, index, observer).await;
+        if !self.recorded {
+            let since = observer.seconds();
+            let block = self.network.block(rec, layer).await?;
+            self.book_since(rec, Phase::Load, since, observer).await?;
+            let mut open = OpenBlock::new(layer, block, self.remake);
+            for stop in 0..open.stops() {
+                self.group(rec, &mut open, stop, observer).await?;
+            }
+            let outputs = &open.block.line().outputs;
+            self.full.leave_block(outputs);
+            self.runs.iter_mut().for_each(|run| run.stream.leave_block(outputs));
         }
-        let since = observer.seconds();
-        let (block, weights) = match self.next.take() {
-            Some(next) => next,
-            None => self.network.block(rec, index).await?,
-        };
-        self.network.prefetch(index + 1);
-        let specs = self.network.config().block_linears(index);
-        self.spent(rec, Phase::Load, since, observer).await?;
-        let full = std::mem::take(&mut self.full);
-        let held_out_from = self.held_out_from;
-        let checkpoint = self.network.checkpoint();
-        let mut open = Open { index, checkpoint, block: &block, specs: &specs, weights: &weights, full, held_out_from };
-        for stage in Stage::ALL {
-            self.stage(rec, &mut open, stage, observer).await?;
-            observer.event(&Event::Group { block: index, stage });
-        }
-        self.full = open.full;
-        self.close(rec, index, observer).await
+        self.close(rec, layer, observer).await
     }
 
-    /// Quantizes the linears of `stage` in every run, and takes all streams past them.
-    async fn stage(
+    /// Quantizes the linear layers of a stop in every run, and takes all streams past them.
+    async fn group(
         &mut self,
         rec: &mut Recorder,
-        open: &mut Open<'_>,
-        stage: Stage,
+        open: &mut OpenBlock,
+        index: usize,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        let mut steps = Vec::new();
+        let since = observer.seconds();
+        let node = open.cuts[index].node;
+        let weights = match self.next.take() {
+            Some(weights) => weights,
+            None => self.network.weights(rec, open.layer, node).await?,
+        };
+        let next = self.next_stop(open, index);
+        if let Some((layer, node)) = next {
+            self.network.prefetch(layer, node);
+        }
+        self.book_since(rec, Phase::Load, since, observer).await?;
+        let (network, group) = (self.network, open.group(index));
+        let stop = Stop {
+            checkpoint: network.checkpoint(),
+            place: format!("block {}, {}", group.block, group.label),
+            group: Some(group.clone()),
+            layer: open.layer,
+            block: &open.block,
+            cut: &open.cuts[index],
+            next: &open.cuts[index + 1],
+            specs: open.specs(index),
+            weights: &weights,
+            earlier: &open.earlier,
+            ropes: network.ropes(),
+            positions: network.positions(),
+            chunks: self.full.chunks(),
+            held_out_from: self.held_out_from,
+        };
+        let mut quantized = Vec::new();
         for run in &mut self.runs {
             observer.go_on()?;
-            let step = if run.goes_on() { run.quantize(rec, open, stage, observer).await } else { Ok(Step::default()) };
-            steps.push(run.survive(step)?);
+            let group = match run.goes_on() {
+                true => run.quantize(rec, &stop, &self.full, observer).await,
+                false => Ok(QuantizedGroup::default()),
+            };
+            quantized.push(run.absorb_failure(group)?);
         }
-        observer.event(&Event::Phase { block: open.index, stage, phase: Phase::Forward });
+        stop.begin(Phase::Forward, observer);
         let since = observer.seconds();
-        let norms = self.advance(rec, open, stage, &mut steps, observer).await?;
-        self.spent(rec, Phase::Forward, since, observer).await?;
-        for (run, step) in self.runs.iter_mut().zip(steps).filter(|(run, _)| run.goes_on()) {
-            let settled = run.settle(rec, open, stage, step, &norms).await;
-            run.survive(settled)?;
+        let (errors, norms) = advance(rec, &stop, (&mut self.full, &mut self.runs), &quantized, observer).await?;
+        if let Some((layer, node)) = next.filter(|_| rec.is_gpu()) {
+            // While the GPU is busy with the last of this group.
+            self.next = Some(self.network.weights(rec, layer, node).await?);
         }
+        let streams = self.runs.iter_mut().map(|run| &mut run.stream);
+        wait_for_transfers(rec, [&mut self.full].into_iter().chain(streams)).await?;
+        let norms = norms.read(rec, stop.specs.len()).await?;
+        self.book_since(rec, Phase::Forward, since, observer).await?;
+        let again = open.comes_again(index);
+        for ((run, group), errors) in
+            self.runs.iter_mut().zip(quantized).zip(errors).filter(|((run, _), _)| run.goes_on())
+        {
+            let finished = run.finish_group(rec, &stop, group, (errors, &norms), again).await;
+            run.absorb_failure(finished)?;
+        }
+        if again {
+            open.earlier.insert(node, weights);
+        }
+        observer.event(&Event::Group(group));
         Ok(())
     }
 
-    /// All streams past the linears of `stage`, each through its own weights.
-    async fn advance(
-        &mut self,
-        rec: &mut Recorder,
-        open: &mut Open<'_>,
-        stage: Stage,
-        steps: &mut [Step],
-        observer: &dyn Observer,
-    ) -> Result<Vec<[f64; 2]>> {
-        let originals = &open.weights[stage.linears()];
-        let origin = open.origin(stage);
-        let mut norms = Sums::default();
-        for chunk in 0..open.full.chunks() {
-            observer.go_on()?;
-            let mut lane = open.full.take(rec, chunk, stage, origin)?;
-            let exact = open.block.project(rec, originals, &lane.input)?;
-            for (linear, exact) in exact.iter().enumerate() {
-                norms.add(linear, open.part(chunk), sum_squares(rec, exact)?);
-            }
-            for (run, step) in self.runs.iter_mut().zip(&mut *steps).filter(|(run, _)| run.goes_on()) {
-                let mut context = self.network.context();
-                run.advance(rec, open, (stage, chunk), &exact, step, &mut context).await?;
-            }
-            open.block.fold(rec, stage, exact, &mut self.network.context(), &mut lane)?;
-            open.full.put_back(rec, chunk, stage, lane).await?;
+    /// The stop after number `index` of the block in hand: its block and node.
+    fn next_stop(&self, open: &OpenBlock, index: usize) -> Option<(usize, usize)> {
+        if index + 1 < open.stops() {
+            return Some((open.layer, open.cuts[index + 1].node));
         }
-        if stage == Stage::Down && rec.is_gpu() && open.index + 1 < self.network.config().num_hidden_layers {
-            // While the GPU is busy with the last of this block.
-            self.next = Some(self.network.block(rec, open.index + 1).await?);
-        }
-        let runs = self.runs.iter_mut().map(|run| &mut run.stream);
-        arrive(rec, [&mut open.full].into_iter().chain(runs)).await?;
-        norms.read(rec, originals.len()).await
+        let next = open.layer + 1;
+        Some((next, self.network.config().blocks.get(next)?.stops().next()?))
     }
 
     /// Quantizes the output matrix in every run that asks for it.
@@ -330,20 +384,35 @@ impl<'a> Session<'a> {
             return Ok(());
         }
         observer.event(&Event::Head);
-        let norm = self.network.final_norm(rec).await?;
-        let weight = self.network.output_matrix(rec).await?;
-        let (place, origin) = (self.network.config().head_linear().name, Origin::Head(&norm));
-        let group = Group { place, at: None, full: &self.full, origin, held_out_from: self.held_out_from };
+        let network = self.network;
+        let open = OpenBlock::new(network.config().blocks.len(), network.head_block(rec).await?, false);
+        let spec = network.config().head_linear();
+        let stop = Stop {
+            checkpoint: network.checkpoint(),
+            place: spec.name.clone(),
+            group: None,
+            layer: open.layer,
+            block: &open.block,
+            cut: &open.cuts[0],
+            next: &open.cuts[1],
+            specs: &[spec],
+            weights: &[network.output_matrix(rec).await?],
+            earlier: &open.earlier,
+            ropes: network.ropes(),
+            positions: network.positions(),
+            chunks: self.full.chunks(),
+            held_out_from: self.held_out_from,
+        };
         for run in self.runs.iter_mut().filter(|run| run.goes_on()) {
             observer.go_on()?;
-            let done = run.head(rec, &group, &weight, observer).await;
-            run.survive(done)?;
+            let done = run.quantize_head(rec, &stop, &self.full, observer).await;
+            run.absorb_failure(done)?;
         }
         Ok(())
     }
 
-    /// How far every run is from S after block `index`; hands the block over.
-    async fn close(&mut self, rec: &mut Recorder, index: usize, observer: &mut dyn Observer) -> Result<()> {
+    /// Measures how far every run is from S after block `layer`, and hands the block over.
+    async fn close(&mut self, rec: &mut Recorder, layer: usize, observer: &mut dyn Observer) -> Result<()> {
         let mut norm = Sums::default();
         for chunk in 0..self.full.chunks() {
             let hidden = self.full.hidden(rec, chunk)?;
@@ -352,22 +421,28 @@ impl<'a> Session<'a> {
         let all = norm.read(rec, 1).await?[0][0];
         let mut errors = Vec::new();
         for run in self.runs.iter_mut().filter(|run| run.goes_on()) {
-            let measured = run.measure(rec, index, &self.full, all).await;
-            errors.extend(run.survive(measured)?);
+            let measured = run.measure(rec, layer, &self.full, all).await;
+            errors.extend(run.absorb_failure(measured)?);
         }
-        observer.event(&Event::Phase { block: index, stage: Stage::Down, phase: Phase::Write });
+        observer.event(&Event::Write { block: layer });
         let since = observer.seconds();
         for run in self.runs.iter_mut().filter(|run| run.goes_on()) {
             let handed = run.hand_over().await;
-            run.survive(handed)?;
+            run.absorb_failure(handed)?;
         }
-        self.spent(rec, Phase::Write, since, observer).await?;
-        observer.event(&Event::Block { block: index, errors });
+        self.book_since(rec, Phase::Write, since, observer).await?;
+        observer.event(&Event::Block { block: layer, errors });
         Ok(())
     }
 
     /// Waits for the device and books the time since `since` under `phase`, an equal share for every run.
-    async fn spent(&mut self, rec: &mut Recorder, phase: Phase, since: f64, observer: &mut dyn Observer) -> Result<()> {
+    async fn book_since(
+        &mut self,
+        rec: &mut Recorder,
+        phase: Phase,
+        since: f64,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
         rec.finish().await?;
         let seconds = observer.seconds() - since;
         let runs = self.running().count() as f64;
@@ -376,10 +451,38 @@ impl<'a> Session<'a> {
     }
 }
 
+/// Takes all streams past the linear layers of `stop`, each through its own weights. Returns ‖WX − QX̂‖² of the quantized layers
+/// of each run, and ‖WX‖² of every layer.
+async fn advance(
+    rec: &mut Recorder,
+    stop: &Stop<'_>,
+    (full, runs): (&mut Stream, &mut [Run<'_>]),
+    quantized: &[QuantizedGroup],
+    observer: &dyn Observer,
+) -> Result<(Vec<Sums>, Sums)> {
+    let mut norms = Sums::default();
+    let mut errors: Vec<Sums> = runs.iter().map(|_| Sums::default()).collect();
+    for chunk in 0..stop.chunks {
+        observer.go_on()?;
+        let lane = full.lane(rec, chunk, stop, |node| &stop.earlier[&node])?;
+        let exact = stop.block.project(rec, stop.weights, lane.get(stop.input()))?;
+        for (linear, exact) in exact.iter().enumerate() {
+            norms.add(linear, stop.part(chunk), sum_squares(rec, exact)?);
+        }
+        let each = runs.iter_mut().zip(quantized).zip(&mut errors).filter(|((run, _), _)| run.goes_on());
+        for ((run, group), errors) in each {
+            run.advance(rec, stop, chunk, (&exact, group), errors).await?;
+        }
+        let arrived = stop.pass(rec, exact, lane)?;
+        full.keep(rec, chunk, arrived).await?;
+    }
+    Ok((errors, norms))
+}
+
 /// Waits until all that was put back is where it is kept.
-async fn arrive(rec: &mut Recorder, streams: impl Iterator<Item = &mut Stream>) -> Result<()> {
+async fn wait_for_transfers(rec: &mut Recorder, streams: impl Iterator<Item = &mut Stream>) -> Result<()> {
     for stream in streams {
-        stream.arrive(rec).await?;
+        stream.wait_for_transfers(rec).await?;
     }
     Ok(())
 }
@@ -392,22 +495,9 @@ fn relative(error: f64, norm: f64, place: &str) -> Result<f64> {
     }
     Err(Error::NotFinite {
         place: place.to_string(),
-        remedy: "the quantized model has broken down; use more bits, smaller groups or --alpha off".to_string(),
+        remedy: phrase![
+            "the quantized model has broken down; use more bits, smaller groups or ",
+            Setting::Alpha.set_to("off"),
+        ],
     })
-}
-
-/// Takes a tensor out of a place that is not needed again.
-fn take(rec: &mut Recorder, place: &mut Tensor) -> Result<Tensor> {
-    Ok(std::mem::replace(place, rec.empty(&[0])?))
-}
-
-/// The largest array of a run, in bytes: what the device must be able to bind.
-///
-/// A weight, H of the widest group, or one sequence's widest activation; longer things are cut into pieces. AWQ and QuIP unpack H
-/// and need twice as much for it.
-pub fn largest_array(config: &ModelConfig, seq_len: usize) -> u64 {
-    let weights = config.block_linears(0).into_iter().map(|linear| linear.rows as u64 * linear.columns as u64);
-    let hessians = config.block_linears(0).into_iter().map(|linear| gram::packed_len(linear.columns) as u64);
-    let activation = seq_len as u64 * widest_activation(config) as u64;
-    weights.chain(hessians).chain([activation]).max().unwrap_or(0) * 4
 }

@@ -5,83 +5,20 @@ use std::collections::BTreeMap;
 use super::fold::{Finished, Producer};
 use super::group::{Gathered, GroupQuantizer, Linear, Outcome};
 use super::journal::{BlockRecord, Journal};
-use super::stream::{Origin, Stream};
+use super::stop::{Stop, WeightsByNode};
+use super::stream::Stream;
 use super::sums::Sums;
 use super::{Job, Output};
-use crate::checkpoint::Checkpoint;
 use crate::device::Recorder;
-use crate::engine::block::{Block, Context, Stage};
-use crate::family::LinearSpec;
-use crate::observer::{Event, Observer};
+use crate::observer::Observer;
 use crate::ops::matmul::{Orientation, matmul};
 use crate::ops::reduce::{squared_difference, sum_squares};
 use crate::quant::awq::Feasible;
 use crate::quant::{Alpha, Method, QuantizeOptions, Statistics};
-use crate::record::Phase;
-use crate::record::{BlockReport, Report, group_name};
+use crate::record::{BlockReport, Phase, Report};
 use crate::stored::StoredLinear;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
-
-/// A block in hand, with the names and original weights of its linears, and the full-precision stream inside it.
-pub(super) struct Open<'a> {
-    pub index: usize,
-    pub checkpoint: &'a Checkpoint,
-    pub block: &'a Block,
-    pub specs: &'a [LinearSpec],
-    pub weights: &'a [Tensor],
-    pub full: Stream,
-    /// The chunks from this one on are held out.
-    pub held_out_from: usize,
-}
-
-/// A group of linears that read the same input, and that input in the full-precision stream.
-pub(super) struct Group<'a> {
-    /// For errors.
-    pub place: String,
-    /// Block and stage; `None` for the output matrix.
-    pub at: Option<(usize, Stage)>,
-    pub full: &'a Stream,
-    /// Where that stream gets the input from.
-    pub origin: Origin<'a>,
-    /// The chunks from this one on are held out.
-    pub held_out_from: usize,
-}
-
-impl Group<'_> {
-    /// Whether any chunk is held out.
-    fn holds_out(&self) -> bool {
-        self.held_out_from < self.full.chunks()
-    }
-
-    fn begin(&self, phase: Phase, observer: &mut dyn Observer) {
-        if let Some((block, stage)) = self.at {
-            observer.event(&Event::Phase { block, stage, phase });
-        }
-    }
-}
-
-impl<'a> Open<'a> {
-    fn group(&self, stage: Stage) -> Group<'_> {
-        let (at, held_out_from) = (Some((self.index, stage)), self.held_out_from);
-        Group { place: group_name(self.index, stage), at, full: &self.full, origin: self.origin(stage), held_out_from }
-    }
-
-    /// Where the full-precision stream gets the input of `stage` from.
-    pub fn origin(&self, stage: Stage) -> Origin<'a> {
-        self.full.origin(self.block, stage, &self.weights[Stage::GateUp.linears()])
-    }
-
-    /// Whether any chunk is held out.
-    fn holds_out(&self) -> bool {
-        self.held_out_from < self.full.chunks()
-    }
-
-    /// 0 for a chunk to fit on, 1 for one that is held out.
-    pub fn part(&self, chunk: usize) -> usize {
-        usize::from(chunk >= self.held_out_from)
-    }
-}
 
 /// Numbers that the output matrix may make at a time, about: its rows are many.
 const HEAD_OUTPUTS: usize = 1 << 24;
@@ -96,35 +33,46 @@ fn project_rows(rec: &mut Recorder, (x, weight): (&Tensor, &Tensor), first: usiz
 pub(super) struct Run<'a> {
     options: &'a QuantizeOptions,
     output: &'a mut dyn Output,
+    journal: Option<&'a mut dyn Journal>,
     /// Ŝ.
     pub stream: Stream,
-    /// The weights of gate and up that Ŝ goes through, where what down reads is computed again.
-    gate_up: Option<Vec<Tensor>>,
     pub report: Report,
-    /// What the output has not been given yet.
-    finished: Finished,
-    journal: Option<&'a mut dyn Journal>,
-    /// The record of the block in hand, if it was done before.
-    recalled: Option<BlockRecord>,
-    /// The weights of the block in hand that Ŝ went through, by module path, for the journal.
-    stream_weights: Vec<(String, Vec<f32>)>,
+    block: BlockInHand,
     /// Seconds of the runs that made the records.
     earlier: BTreeMap<Phase, f64>,
-    /// What it broke down of.
+    /// The error that ended this run.
     failure: Option<Error>,
 }
 
-/// A run between the linears of one group and those of the next.
+/// What a run knows of the block that it is in.
 #[derive(Default)]
-pub(super) struct Step {
-    /// What became of the linears that were quantized, each with its place in the group.
-    outcomes: Vec<(usize, Outcome)>,
+struct BlockInHand {
+    /// The record of the block, if it was done before.
+    record: Option<BlockRecord>,
+    /// What the output has not been given yet.
+    finished: Finished,
+    /// The weights of earlier stops that Ŝ goes through again.
+    weights: WeightsByNode,
+    /// The weights that Ŝ went through, by module path, for the journal.
+    stream_weights: Vec<(String, Vec<f32>)>,
+}
+
+/// The linear layers of a stop, quantized in one run.
+#[derive(Default)]
+pub(super) struct QuantizedGroup {
+    /// The layers that were quantized, each with its place in the group.
+    layers: Vec<(usize, Outcome)>,
     /// What AWQ's scales go into.
     producer: Option<Producer>,
-    /// The group's dequantized weights; `None` where the run leaves the block alone.
-    rounded: Option<Vec<Tensor>>,
-    /// ‖WX − QX̂‖² of each linear.
-    errors: Sums,
+    /// The weights that Ŝ goes through; `None` where the run leaves the block alone.
+    weights: Option<Vec<Tensor>>,
+}
+
+impl QuantizedGroup {
+    /// The weights that the run's stream goes through.
+    fn weights<'a>(&'a self, stop: &'a Stop<'_>) -> &'a [Tensor] {
+        self.weights.as_deref().unwrap_or(stop.weights)
+    }
 }
 
 impl<'a> Run<'a> {
@@ -132,13 +80,10 @@ impl<'a> Run<'a> {
         Self {
             options: job.options,
             output: job.output,
-            stream,
-            gate_up: None,
-            report,
-            finished: Finished::default(),
             journal: job.journal,
-            recalled: None,
-            stream_weights: Vec::new(),
+            stream,
+            report,
+            block: BlockInHand::default(),
             earlier: BTreeMap::new(),
             failure: None,
         }
@@ -149,22 +94,23 @@ impl<'a> Run<'a> {
         self.journal.as_ref().map_or(0, |journal| journal.blocks())
     }
 
-    /// Fetches the record of block `index`, if there is one.
-    pub fn recall(&mut self, index: usize) -> Result<()> {
-        self.recalled = match &mut self.journal {
-            Some(journal) if index < journal.blocks() => Some(journal.read(index)?),
+    /// Begins block `layer`: fetches its record, if there is one.
+    pub fn begin_block(&mut self, layer: usize) -> Result<()> {
+        let record = match &mut self.journal {
+            Some(journal) if layer < journal.blocks() => Some(journal.read(layer)?),
             _ => None,
         };
+        self.block = BlockInHand { record, ..BlockInHand::default() };
         Ok(())
     }
 
-    /// Whether it has not broken down.
+    /// Whether no error has ended it.
     pub fn goes_on(&self) -> bool {
         self.failure.is_none()
     }
 
-    /// Keeps the numbers of this run that stopped being numbers from ending the others. Errors: everything else.
-    pub fn survive<T: Default>(&mut self, result: Result<T>) -> Result<T> {
+    /// Ends this run alone if its numbers stopped being numbers: the others go on. Errors: everything else.
+    pub fn absorb_failure<T: Default>(&mut self, result: Result<T>) -> Result<T> {
         match result {
             Err(error @ Error::NotFinite { .. }) => {
                 self.failure = Some(error);
@@ -175,7 +121,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The record, or what the run broke down of. `rest`: seconds that are not booked.
+    /// The record, or the error that ended the run. `rest`: seconds that are not booked.
     pub fn finish(mut self, rest: f64) -> Result<Report> {
         self.report.seconds = self.seconds();
         self.report.total_seconds = self.report.seconds.values().sum::<f64>() + rest;
@@ -196,59 +142,66 @@ impl<'a> Run<'a> {
         all
     }
 
-    /// Quantizes the linears of `stage`, if this run quantizes the block.
+    /// The weights of the earlier stop at `node` that Ŝ goes through.
+    fn earlier_weights<'w>(&'w self, stop: &'w Stop<'_>, node: usize) -> &'w [Tensor] {
+        self.block.weights.get(&node).unwrap_or(&stop.earlier[&node])
+    }
+
+    /// Quantizes the linear layers of `stop`, if this run quantizes the block.
     pub async fn quantize(
         &mut self,
         rec: &mut Recorder,
-        open: &Open<'_>,
-        stage: Stage,
+        stop: &Stop<'_>,
+        full: &Stream,
         observer: &mut dyn Observer,
-    ) -> Result<Step> {
-        if self.options.blocks.is_some_and(|blocks| open.index >= blocks) {
-            return Ok(Step::default());
+    ) -> Result<QuantizedGroup> {
+        if self.options.blocks.is_some_and(|blocks| stop.layer >= blocks) {
+            return Ok(QuantizedGroup::default());
         }
-        let originals = &open.weights[stage.linears()];
-        if let Some(record) = &self.recalled {
-            let specs = open.specs[stage.linears()].iter().zip(originals);
-            let weights = specs.map(|(spec, original)| match record.stream_weight(&spec.name) {
+        if let Some(record) = &self.block.record {
+            let layers = stop.specs.iter().zip(stop.weights);
+            let weights = layers.map(|(spec, original)| match record.stream_weight(&spec.name) {
                 Some(weight) => rec.upload(original.shape(), weight),
                 None => rec.duplicate(original),
             });
-            return Ok(Step { rounded: Some(weights.collect::<Result<_>>()?), ..Step::default() });
+            return Ok(QuantizedGroup { weights: Some(weights.collect::<Result<_>>()?), ..QuantizedGroup::default() });
         }
-        let group = open.specs[stage.linears()].iter().zip(originals).enumerate();
+        let group = stop.specs.iter().zip(stop.weights).enumerate();
         let chosen = group.filter_map(|(place, (spec, weight))| Some((place, self.linear(&spec.name, weight)?)));
         let (places, linears): (Vec<usize>, Vec<Linear<'_>>) = chosen.unzip();
         if linears.is_empty() {
-            return Ok(Step::default());
+            return Ok(QuantizedGroup::default());
         }
-        // A layer that keeps its weight would read the scaled input, too.
-        let producer = match self.options.method {
-            Method::Awq if linears.len() == originals.len() => {
-                Producer::of(open.checkpoint, open.index, stage, &self.finished).await?
+        let fold = match stop.group {
+            // A layer that keeps its weight would read the scaled input, too.
+            Some(_) if self.options.method == Method::Awq && linears.len() == stop.specs.len() => {
+                stop.block.line().fold(stop.cut.node)
             }
             _ => None,
         };
-        let group = open.group(stage);
-        let mut outcomes = self.quantize_group(rec, &group, producer.as_ref(), &linears, observer).await?;
-        let mut rounded: Vec<Tensor> = originals.iter().map(|w| rec.duplicate(w)).collect::<Result<_>>()?;
-        for (&place, outcome) in places.iter().zip(&mut outcomes) {
-            rounded[place] = super::take(rec, &mut outcome.dequantized)?;
+        let producer = match fold {
+            Some(fold) => Producer::of(stop.checkpoint, stop.layer, &fold, &self.block.finished).await?,
+            None => None,
+        };
+        let mut layers = self.quantize_linears(rec, stop, full, producer.as_ref(), &linears, observer).await?;
+        let mut weights: Vec<Tensor> = stop.weights.iter().map(|w| rec.duplicate(w)).collect::<Result<_>>()?;
+        for (&place, layer) in places.iter().zip(&mut layers) {
+            weights[place] = std::mem::replace(&mut layer.dequantized, rec.empty(&[0])?);
         }
-        let outcomes = places.into_iter().zip(outcomes).collect();
-        Ok(Step { outcomes, producer, rounded: Some(rounded), errors: Sums::default() })
+        Ok(QuantizedGroup { layers: places.into_iter().zip(layers).collect(), producer, weights: Some(weights) })
     }
 
-    /// The linear of that module path as this run is to treat it; `None` if it keeps its weight.
+    /// The linear layer of that module path as this run is to treat it; `None` if it keeps its weight.
     fn linear<'w>(&self, name: &'w str, weight: &'w Tensor) -> Option<Linear<'w>> {
         let bits = self.options.bits_of(name)?;
         Some(Linear { name, weight, alpha: self.options.alpha.of(name), bits })
     }
 
-    async fn quantize_group(
+    async fn quantize_linears(
         &mut self,
         rec: &mut Recorder,
-        group: &Group<'_>,
+        stop: &Stop<'_>,
+        full: &Stream,
         producer: Option<&Producer>,
         linears: &[Linear<'_>],
         observer: &mut dyn Observer,
@@ -258,130 +211,129 @@ impl<'a> Run<'a> {
             options: self.options,
             group_size: self.report.group_size,
             feasible: feasible.as_ref().map(|feasible| feasible as Feasible<'_>),
-            place: &group.place,
+            place: &stop.place,
         };
         let correlate = linears.iter().any(|linear| linear.alpha != Alpha::Off);
         if !correlate && self.options.method == Method::Rtn {
-            group.begin(Phase::Rounding, observer);
+            stop.begin(Phase::Rounding, observer);
             let since = observer.seconds();
-            let outcomes = quantizer.round_plain(rec, linears).await?;
-            self.spent(rec, Phase::Rounding, since, observer).await?;
-            return Ok(outcomes);
+            let layers = quantizer.round_plain(rec, linears).await?;
+            self.book_since(rec, Phase::Rounding, since, observer).await?;
+            return Ok(layers);
         }
-        group.begin(Phase::Statistics, observer);
+        stop.begin(Phase::Statistics, observer);
         let since = observer.seconds();
         let n = linears[0].weight.shape()[1];
-        let gathered = self.gather(rec, group, n, correlate, observer)?;
-        self.spent(rec, Phase::Statistics, since, observer).await?;
-        group.begin(Phase::Correction, observer);
+        let gathered = self.gather(rec, stop, full, (n, correlate), observer)?;
+        self.book_since(rec, Phase::Statistics, since, observer).await?;
+        stop.begin(Phase::Correction, observer);
         let since = observer.seconds();
         let (prepared, candidates) = quantizer.correct(rec, linears, gathered).await?;
-        self.spent(rec, Phase::Correction, since, observer).await?;
-        group.begin(Phase::Rounding, observer);
+        self.book_since(rec, Phase::Correction, since, observer).await?;
+        stop.begin(Phase::Rounding, observer);
         let since = observer.seconds();
-        let outcomes = quantizer.round(rec, linears, &prepared, candidates).await?;
-        self.spent(rec, Phase::Rounding, since, observer).await?;
-        Ok(outcomes)
+        let layers = quantizer.round(rec, linears, &prepared, candidates).await?;
+        self.book_since(rec, Phase::Rounding, since, observer).await?;
+        Ok(layers)
     }
 
-    /// H and D of the input that all linears of the group in hand read, of n columns.
+    /// H and, if `correlate`, D of the input of `stop`, which has n columns.
     fn gather(
         &self,
         rec: &mut Recorder,
-        group: &Group<'_>,
-        n: usize,
-        correlate: bool,
+        stop: &Stop<'_>,
+        full: &Stream,
+        (n, correlate): (usize, bool),
         observer: &dyn Observer,
     ) -> Result<Gathered> {
-        let own = group.origin.through(self.gate_up.as_deref());
         let magnitudes = self.options.method == Method::Awq;
         let empty = |rec: &mut Recorder| {
             let statistics = Statistics::zeros(rec, n, correlate)?;
             if magnitudes { statistics.with_magnitudes(rec) } else { Ok(statistics) }
         };
         let mut fitting = empty(rec)?;
-        let mut held_out = if group.holds_out() { Some(empty(rec)?) } else { None };
-        for chunk in 0..group.full.chunks() {
+        let mut held_out = if stop.holds_out() { Some(empty(rec)?) } else { None };
+        for chunk in 0..stop.chunks {
             observer.go_on()?;
-            let part = if chunk < group.held_out_from { Some(&mut fitting) } else { held_out.as_mut() };
+            let part = if chunk < stop.held_out_from { Some(&mut fitting) } else { held_out.as_mut() };
             if let Some(part) = part {
-                let full = group.full.input(rec, chunk, group.origin)?;
-                let quantized = self.stream.input(rec, chunk, own)?;
-                part.accumulate(rec, &full, &quantized)?;
+                let exact = full.input(rec, chunk, stop, |node| &stop.earlier[&node])?;
+                let quantized = self.stream.input(rec, chunk, stop, |node| self.earlier_weights(stop, node))?;
+                part.accumulate(rec, &exact, &quantized)?;
             }
         }
         Ok(Gathered { fitting, held_out })
     }
 
-    /// Takes chunk `chunk` past the linears of `stage`, through the weights of `step`; adds to the errors of the step.
-    ///
-    /// `exact`: WX of each linear.
+    /// Takes chunk `chunk` past the linear layers of `stop`, through the weights of `group`, and adds ‖WX − QX̂‖² of each
+    /// quantized layer to `errors`. `exact`: WX of each linear layer.
     pub async fn advance(
         &mut self,
         rec: &mut Recorder,
-        open: &Open<'_>,
-        (stage, chunk): (Stage, usize),
-        exact: &[Tensor],
-        step: &mut Step,
-        context: &mut Context<'_>,
+        stop: &Stop<'_>,
+        chunk: usize,
+        (exact, group): (&[Tensor], &QuantizedGroup),
+        errors: &mut Sums,
     ) -> Result<()> {
-        let origin = open.origin(stage).through(self.gate_up.as_deref());
-        let mut lane = self.stream.take(rec, chunk, stage, origin)?;
-        let weights = step.rounded.as_deref().unwrap_or(&open.weights[stage.linears()]);
-        let approximate = open.block.project(rec, weights, &lane.input)?;
-        for &(place, _) in &step.outcomes {
-            let partials = squared_difference(rec, &exact[place], &approximate[place])?;
-            step.errors.add(place, open.part(chunk), partials);
+        let Self { stream, block, .. } = self;
+        let earlier = |node| block.weights.get(&node).unwrap_or(&stop.earlier[&node]).as_slice();
+        let lane = stream.lane(rec, chunk, stop, earlier)?;
+        let approximate = stop.block.project(rec, group.weights(stop), lane.get(stop.input()))?;
+        for &(place, _) in &group.layers {
+            errors.add(place, stop.part(chunk), squared_difference(rec, &exact[place], &approximate[place])?);
         }
-        open.block.fold(rec, stage, approximate, context, &mut lane)?;
-        self.stream.put_back(rec, chunk, stage, lane).await
+        let arrived = stop.pass(rec, approximate, lane)?;
+        stream.keep(rec, chunk, arrived).await
     }
 
-    /// Fills in the measured errors of the layers of `stage`.
-    pub async fn settle(
+    /// Ends the group: fills in the measured errors of its layers, and keeps its weights if chunks go through them again.
+    /// `errors`: ‖WX − QX̂‖² of each quantized layer; `norms`: ‖WX‖² of every layer of the stop.
+    pub async fn finish_group(
         &mut self,
         rec: &mut Recorder,
-        open: &Open<'_>,
-        stage: Stage,
-        step: Step,
-        norms: &[[f64; 2]],
+        stop: &Stop<'_>,
+        group: QuantizedGroup,
+        (errors, norms): (Sums, &[[f64; 2]]),
+        again: bool,
     ) -> Result<()> {
-        let Step { mut outcomes, producer, rounded, errors } = step;
-        let scales = outcomes.first_mut().and_then(|(_, outcome)| outcome.input_scales.take());
+        let QuantizedGroup { mut layers, producer, weights } = group;
+        let scales = layers.first_mut().and_then(|(_, layer)| layer.input_scales.take());
         if let Some((producer, scales)) = producer.zip(scales) {
-            producer.fold(&scales, &mut self.finished);
+            producer.fold(&scales, &mut self.block.finished);
         }
-        if self.journal.is_some() {
-            for (place, outcome) in &outcomes {
-                let weight = &rounded.as_ref().expect("a group with outcomes has weights")[*place];
-                self.stream_weights.push((outcome.stored.name().to_string(), rec.read(weight).await?));
+        if self.journal.is_some() && stop.group.is_some() {
+            for (place, layer) in &layers {
+                let weight = &weights.as_ref().expect("a group with quantized layers has weights")[*place];
+                self.block.stream_weights.push((layer.stored.name().to_string(), rec.read(weight).await?));
             }
         }
-        self.gate_up = rounded.filter(|_| stage == Stage::GateUp && self.stream.recomputes());
+        if let Some(weights) = weights.filter(|_| again) {
+            self.block.weights.insert(stop.cut.node, weights);
+        }
         let errors = errors.read(rec, norms.len()).await?;
-        let measured = outcomes.into_iter().map(|(place, outcome)| (outcome, errors[place], norms[place]));
-        self.record(measured.collect(), open.holds_out())
+        let measured = layers.into_iter().map(|(place, layer)| (layer, errors[place], norms[place]));
+        self.record_layers(measured.collect(), stop.holds_out())
     }
 
     /// Fills in measured errors: ‖WX − QX̂‖² and ‖WX‖², each of the tokens to fit on and of those held out.
-    fn record(&mut self, measured: Vec<(Outcome, [f64; 2], [f64; 2])>, holds_out: bool) -> Result<()> {
-        for (mut outcome, errors, norms) in measured {
-            let name = &outcome.report.name;
-            outcome.report.error_fitted = super::relative(errors[0], norms[0], name)?;
+    fn record_layers(&mut self, measured: Vec<(Outcome, [f64; 2], [f64; 2])>, holds_out: bool) -> Result<()> {
+        for (mut layer, errors, norms) in measured {
+            let name = &layer.report.name;
+            layer.report.error_fitted = super::relative(errors[0], norms[0], name)?;
             if holds_out {
-                outcome.report.error_held_out = Some(super::relative(errors[1], norms[1], name)?);
-                let before = outcome.score_gain.map(|gain| (errors[1] + gain) / norms[1]);
-                outcome.report.error_held_out_uncorrected = before.filter(|error| error.is_finite());
+                layer.report.error_held_out = Some(super::relative(errors[1], norms[1], name)?);
+                let before = layer.score_gain.map(|gain| (errors[1] + gain) / norms[1]);
+                layer.report.error_held_out_uncorrected = before.filter(|error| error.is_finite());
             }
-            self.report.layers.push(outcome.report);
-            self.finished.linears.push(outcome.stored);
+            self.report.layers.push(layer.report);
+            self.block.finished.linears.push(layer.stored);
         }
         Ok(())
     }
 
     /// Gives the output what is ready.
     pub async fn hand_over(&mut self) -> Result<()> {
-        let Finished { tensors, linears } = std::mem::take(&mut self.finished);
+        let Finished { tensors, linears } = std::mem::take(&mut self.block.finished);
         for (name, values) in tensors {
             self.output.put_tensor(name, values)?;
         }
@@ -391,16 +343,16 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Keeps the block that is done.
-    fn keep(&mut self, block: &BlockReport) -> Result<()> {
+    /// Writes the record of the block that is done to the journal.
+    fn journal_block(&mut self, block: &BlockReport) -> Result<()> {
         let seconds = self.seconds();
         let Some(journal) = &mut self.journal else { return Ok(()) };
-        let Finished { tensors, linears } = self.finished.clone();
+        let Finished { tensors, linears } = self.block.finished.clone();
         let is_stored = |name: &str, weight: &[f32]| {
             let stored = linears.iter().find(|linear| linear.name() == name).map(StoredLinear::dequantize);
             stored.is_some_and(|stored| same_bits(&stored, weight))
         };
-        let mut stream = std::mem::take(&mut self.stream_weights);
+        let mut stream = std::mem::take(&mut self.block.stream_weights);
         stream.retain(|(name, weight)| !is_stored(name, weight));
         let layers = self.report.layers[self.report.layers.len() - linears.len()..].to_vec();
         journal.write(&BlockRecord { block: block.clone(), layers, seconds, tensors, linears, stream })
@@ -413,41 +365,8 @@ impl<'a> Run<'a> {
         self.report.blocks.push(block);
         self.report.layers.extend(layers);
         self.earlier = seconds;
-        self.finished = Finished { tensors, linears };
+        self.block.finished = Finished { tensors, linears };
         error
-    }
-
-    /// Quantizes the output matrix `weight`, if this run does. The inputs of all lanes are normalised.
-    pub async fn head(
-        &mut self,
-        rec: &mut Recorder,
-        group: &Group<'_>,
-        weight: &Tensor,
-        observer: &mut dyn Observer,
-    ) -> Result<()> {
-        let linear = self.linear(&group.place, weight);
-        let Some(linear) = linear.filter(|_| self.quantizes_head()) else { return Ok(()) };
-        let outcome = self.quantize_group(rec, group, None, &[linear], observer).await?.swap_remove(0);
-        let since = observer.seconds();
-        let (mut errors, mut norms) = (Sums::default(), Sums::default());
-        for chunk in 0..group.full.chunks() {
-            let part = usize::from(chunk >= group.held_out_from);
-            let full = group.full.input(rec, chunk, group.origin)?;
-            let quantized = self.stream.input(rec, chunk, group.origin)?;
-            let tokens = full.shape()[0];
-            let piece = (HEAD_OUTPUTS / weight.shape()[0]).max(1);
-            for first in (0..tokens).step_by(piece) {
-                let rows = piece.min(tokens - first);
-                let exact = project_rows(rec, (&full, weight), first, rows)?;
-                let approximate = project_rows(rec, (&quantized, &outcome.dequantized), first, rows)?;
-                errors.add(0, part, squared_difference(rec, &exact, &approximate)?);
-                norms.add(0, part, sum_squares(rec, &exact)?);
-            }
-        }
-        let (errors, norms) = (errors.read(rec, 1).await?[0], norms.read(rec, 1).await?[0]);
-        self.spent(rec, Phase::Forward, since, observer).await?;
-        self.record(vec![(outcome, errors, norms)], group.holds_out())?;
-        self.hand_over().await
     }
 
     /// Whether the output matrix is quantized in this run.
@@ -455,9 +374,48 @@ impl<'a> Run<'a> {
         self.options.lm_head && self.options.blocks.is_none()
     }
 
-    /// Records Δ_m = ‖S − Ŝ‖²/‖S‖² over all tokens, and keeps the block; the root of Δ_m.
+    /// Quantizes the output matrix, the one linear layer of `stop`, if this run does, and hands it over. No stream passes it: its
+    /// outputs, of which there are many, are made a few tokens at a time and measured.
+    pub async fn quantize_head(
+        &mut self,
+        rec: &mut Recorder,
+        stop: &Stop<'_>,
+        full: &Stream,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        if !self.quantizes_head() {
+            return Ok(());
+        }
+        self.block = BlockInHand::default();
+        let group = self.quantize(rec, stop, full, observer).await?;
+        if group.layers.is_empty() {
+            return Ok(());
+        }
+        let ([weight], [rounded]) = (stop.weights, group.weights(stop)) else { unreachable!("the head has one layer") };
+        let since = observer.seconds();
+        let (mut errors, mut norms) = (Sums::default(), Sums::default());
+        for chunk in 0..stop.chunks {
+            let exact_input = full.input(rec, chunk, stop, |node| &stop.earlier[&node])?;
+            let quantized_input = self.stream.input(rec, chunk, stop, |node| &stop.earlier[&node])?;
+            let tokens = exact_input.shape()[0];
+            let piece = (HEAD_OUTPUTS / weight.shape()[0]).max(1);
+            for first in (0..tokens).step_by(piece) {
+                let rows = piece.min(tokens - first);
+                let exact = project_rows(rec, (&exact_input, weight), first, rows)?;
+                let approximate = project_rows(rec, (&quantized_input, rounded), first, rows)?;
+                errors.add(0, stop.part(chunk), squared_difference(rec, &exact, &approximate)?);
+                norms.add(0, stop.part(chunk), sum_squares(rec, &exact)?);
+            }
+        }
+        let norms = norms.read(rec, 1).await?;
+        self.book_since(rec, Phase::Forward, since, observer).await?;
+        self.finish_group(rec, stop, group, (errors, &norms), false).await?;
+        self.hand_over().await
+    }
+
+    /// Records Δ_m = ‖S − Ŝ‖²/‖S‖² over all tokens, and journals the block; the root of Δ_m. `norm`: ‖S‖².
     pub async fn measure(&mut self, rec: &mut Recorder, block: usize, full: &Stream, norm: f64) -> Result<Option<f64>> {
-        if let Some(record) = self.recalled.take() {
+        if let Some(record) = self.block.record.take() {
             return Ok(Some(self.take_over(record)));
         }
         let mut error = Sums::default();
@@ -468,7 +426,7 @@ impl<'a> Run<'a> {
         let error = error.read(rec, 1).await?[0][0];
         let delta = super::relative(error, norm, &format!("the hidden states after block {block}"))?;
         let report = BlockReport { block, delta, error: delta.sqrt() };
-        self.keep(&report)?;
+        self.journal_block(&report)?;
         self.report.blocks.push(report);
         Ok(Some(delta.sqrt()))
     }
@@ -479,7 +437,13 @@ impl<'a> Run<'a> {
     }
 
     /// Waits for the device and books the time since `since`.
-    async fn spent(&mut self, rec: &mut Recorder, phase: Phase, since: f64, observer: &mut dyn Observer) -> Result<()> {
+    async fn book_since(
+        &mut self,
+        rec: &mut Recorder,
+        phase: Phase,
+        since: f64,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
         rec.finish().await?;
         self.book(phase, observer.seconds() - since);
         Ok(())

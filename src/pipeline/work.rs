@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use crate::engine::block::Stage;
 use crate::family::ModelConfig;
 use crate::quant::awq::RATIOS;
 use crate::quant::{Alpha, Method, QuantizeOptions};
@@ -20,24 +19,19 @@ pub fn work(config: &ModelConfig, options: &QuantizeOptions) -> BTreeMap<Phase, 
     let mut add = |phase, operations: f64| *sums.entry(phase).or_default() += operations;
     let tokens = (options.samples * options.seq_len) as f64;
     let grid_columns = options.grid_columns(config).map(|columns| columns as f64);
-    let reach = config.sliding_window.unwrap_or(options.seq_len).min(options.seq_len) as f64;
-    for block in 0..config.num_hidden_layers {
-        let specs = config.block_linears(block);
-        for stage in Stage::ALL {
-            let specs = &specs[stage.linears()];
-            let n = specs[0].columns as f64;
-            let rows: f64 = specs.iter().map(|spec| spec.rows as f64).sum();
+    for (layer, block) in config.blocks.iter().enumerate() {
+        // In two streams.
+        add(Phase::Forward, 2.0 * tokens * block.work_between_linears(options.seq_len));
+        for group in block.groups() {
+            let n = group[0].columns as f64;
+            let rows: f64 = group.iter().map(|linear| linear.rows as f64).sum();
             add(Phase::Forward, 4.0 * tokens * rows * n);
-            if stage == Stage::Attention {
-                // Two products over half of the keys on average, in two streams.
-                let width = (config.num_attention_heads * config.head_dim) as f64;
-                add(Phase::Forward, 2.0 * 4.0 * tokens * width * reach / 2.0);
-            }
-            if options.blocks.is_some_and(|blocks| block >= blocks) {
+            if options.blocks.is_some_and(|blocks| layer >= blocks) {
                 continue;
             }
-            let quantized: Vec<(f64, Alpha)> = specs
+            let quantized: Vec<(f64, Alpha)> = group
                 .iter()
+                .map(|linear| linear.at(layer))
                 .filter(|spec| options.bits_of(&spec.name).is_some())
                 .map(|spec| (spec.rows as f64, options.alpha.of(&spec.name)))
                 .collect();

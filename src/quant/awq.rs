@@ -6,6 +6,7 @@
 
 use super::{Codes, Rounded, Statistics};
 use crate::device::Recorder;
+use crate::error::{Setting, phrase};
 use crate::ops::add::add_scaled;
 use crate::ops::clip::{Best, Candidate};
 use crate::ops::gram;
@@ -199,6 +200,6 @@ impl Attempt {
 fn not_finite(place: &str, what: &str) -> Error {
     Error::NotFinite {
         place: format!("{place}: {what}"),
-        remedy: "check the weights and the calibration text, or use another --method".to_string(),
+        remedy: phrase!["check the weights and the calibration text, or use another ", Setting::Method],
     }
 }

@@ -2,6 +2,7 @@
 //! that arrives at a layer. W*(α) = W + α·W·D·(H + λI)⁻¹ (algorithms.md §3).
 
 use crate::device::Recorder;
+use crate::error::{Setting, phrase};
 use crate::ops::cholesky::{self, Factor};
 use crate::ops::gram::Packed;
 use crate::ops::pieces::Pieces;
@@ -26,7 +27,7 @@ impl Corrector {
             Some(factor) => Ok(Self { factor }),
             None => Err(Error::NotFinite {
                 place: format!("{place}: the Cholesky factor of the damped Hessian"),
-                remedy: "raise --correction-damping, or calibrate on more text".to_string(),
+                remedy: phrase!["raise ", Setting::CorrectionDamping, ", or calibrate on more text"],
             }),
         }
     }

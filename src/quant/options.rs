@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Format, GptqSettings, LayerPlan};
+use crate::error::{Setting, phrase};
 use crate::family::ModelConfig;
 use crate::ops::grid::{ScaleType, Search, Symmetry};
 use crate::quant::rotation;
@@ -62,7 +63,7 @@ impl GroupSize {
             Self::PerChannel => None,
             Self::Columns(size) => Some(size),
             Self::Auto => {
-                let widths: Vec<usize> = config.block_linears(0).iter().map(|linear| linear.columns).collect();
+                let widths: Vec<usize> = config.linears().iter().map(|linear| linear.columns).collect();
                 [128, 64, 32].into_iter().find(|size| widths.iter().all(|width| width % size == 0))
             }
         }
@@ -250,36 +251,36 @@ pub fn default_symmetry(bits: u32) -> Symmetry {
 impl QuantizeOptions {
     /// Errors: `Error::Input` naming the first option whose value cannot be used.
     pub fn validate(&self) -> Result<()> {
-        let require = |holds: bool, option: &str, found: String, expected: &str, remedy: &str| {
-            if holds { Ok(()) } else { Err(Error::input(option, found, expected, remedy)) }
+        let require = |holds: bool, setting: Setting, found: String, expected: &str, remedy: &str| {
+            if holds { Ok(()) } else { Err(Error::input(setting, found, expected, remedy)) }
         };
-        let damping = |option: &str, value: f64| {
+        let damping = |setting: Setting, value: f64| {
             let holds = value.is_finite() && value > 0.0;
-            require(holds, option, value.to_string(), "a finite number above 0", "use 0.01 unless you know better")
+            require(holds, setting, value.to_string(), "a finite number above 0", "use 0.01 unless you know better")
         };
-        let bits = |option: &str, bits: u32| {
+        let bits = |setting: Setting, bits: u32| {
             let remedy = "choose one of these, clients load no other";
-            require(matches!(bits, 2 | 3 | 4 | 8), option, bits.to_string(), "2, 3, 4 or 8", remedy)
+            require(matches!(bits, 2 | 3 | 4 | 8), setting, bits.to_string(), "2, 3, 4 or 8", remedy)
         };
-        bits("--bits", self.bits)?;
-        self.bits_for.iter().try_for_each(|(_, own)| bits("--bits-for", *own))?;
-        damping("--correction-damping", self.correction_damping)?;
-        damping("--rounding-damping", self.rounding_damping)?;
+        bits(Setting::Bits, self.bits)?;
+        self.bits_for.iter().try_for_each(|(_, own)| bits(Setting::BitsFor, *own))?;
+        damping(Setting::CorrectionDamping, self.correction_damping)?;
+        damping(Setting::RoundingDamping, self.rounding_damping)?;
         let shrinkage = self.alpha.shrinkage;
         let holds = (0.0..=1.0).contains(&shrinkage);
-        require(holds, "--alpha-shrinkage", shrinkage.to_string(), "a number from 0 to 1", "use 0.6 or leave it out")?;
-        require(self.samples > 0, "--samples", "0".to_string(), "at least 1", "use 128 or leave it out")?;
-        require(self.seq_len > 1, "--seq-len", self.seq_len.to_string(), "at least 2", "use 2048 or leave it out")?;
-        require(
-            self.samples > 1 || !self.uses_auto_alpha(),
-            "--samples",
-            "1".to_string(),
-            "at least 2 with an automatic α, which is chosen on held-out windows",
-            "use more samples, or --alpha 0.5",
-        )?;
+        let remedy = "use 0.6 or leave it out";
+        require(holds, Setting::AlphaShrinkage, shrinkage.to_string(), "a number from 0 to 1", remedy)?;
+        require(self.samples > 0, Setting::Samples, "0".to_string(), "at least 1", "use 128 or leave it out")?;
+        let remedy = "use 2048 or leave it out";
+        require(self.seq_len > 1, Setting::SeqLen, self.seq_len.to_string(), "at least 2", remedy)?;
+        if self.samples < 2 && self.uses_auto_alpha() {
+            let expected = "at least 2 with an automatic α, which is chosen on held-out windows";
+            let remedy = phrase!["use more samples, or ", Setting::Alpha.set_to(0.5)];
+            return Err(Error::input(Setting::Samples, "1", expected, remedy));
+        }
         require(
             self.group_size != GroupSize::Columns(0),
-            "--group-size",
+            Setting::GroupSize,
             "0".to_string(),
             "auto, a positive number or -1",
             "use auto",
@@ -289,11 +290,11 @@ impl QuantizeOptions {
     /// As [`QuantizeOptions::validate`], and whether the windows and blocks fit the model.
     pub fn validate_for(&self, config: &ModelConfig) -> Result<()> {
         self.validate()?;
-        let all = config.num_hidden_layers;
+        let all = config.blocks.len();
         if let Some(blocks) = self.blocks.filter(|blocks| !(1..=all).contains(blocks)) {
             let expected = format!("1 to {all}, the blocks of the model");
             return Err(Error::input(
-                "--blocks",
+                Setting::Blocks,
                 blocks.to_string(),
                 expected,
                 "quantize fewer blocks, or at least one",
@@ -304,7 +305,7 @@ impl QuantizeOptions {
             return Ok(());
         }
         let expected = format!("at most {}, the positions of the model", config.max_position_embeddings);
-        Err(Error::input("--seq-len", self.seq_len.to_string(), expected, "use shorter windows"))
+        Err(Error::input(Setting::SeqLen, self.seq_len.to_string(), expected, "use shorter windows"))
     }
 
     /// What a GPTQ checkpoint of `config` made with these options says about itself.
@@ -320,23 +321,24 @@ impl QuantizeOptions {
     /// Whether the patterns name layers of the model, and the transform exists for their widths.
     fn validate_layers(&self, config: &ModelConfig) -> Result<()> {
         let names: Vec<String> = config.linear_names().into_iter().chain(["lm_head".to_string()]).collect();
-        let alphas = self.alpha.overrides.iter().map(|(pattern, _)| ("--alpha-for", pattern));
-        let bits = self.bits_for.iter().map(|(pattern, _)| ("--bits-for", pattern));
-        let skipped = self.skip.iter().map(|pattern| ("--skip", pattern));
-        for (option, pattern) in alphas.chain(bits).chain(skipped) {
+        let alphas = self.alpha.overrides.iter().map(|(pattern, _)| (Setting::AlphaOverrides, pattern));
+        let bits = self.bits_for.iter().map(|(pattern, _)| (Setting::BitsFor, pattern));
+        let skipped = self.skip.iter().map(|pattern| (Setting::Skip, pattern));
+        for (setting, pattern) in alphas.chain(bits).chain(skipped) {
             if !names.iter().any(|name| pattern.is_match(name)) {
                 let found = format!("'{pattern}', which matches no layer");
                 let expected = format!("a regular expression that matches module paths such as {}", names[0]);
-                return Err(Error::input(option, found, expected, "correct the pattern"));
+                return Err(Error::input(setting, found, expected, "correct the pattern"));
             }
         }
         let layers = self.layers(config);
         if layers.is_empty() {
             let expected = "a pattern that leaves some layers to quantize";
-            return Err(Error::input("--skip", "patterns that match every layer", expected, "use a narrower pattern"));
+            let found = "patterns that match every layer";
+            return Err(Error::input(Setting::Skip, found, expected, "use a narrower pattern"));
         }
         if self.method == Method::Quip && self.rotation == RotationKind::Hadamard {
-            for linear in config.block_linears(0) {
+            for linear in config.linears() {
                 for width in [linear.rows, linear.columns] {
                     rotation::require_hadamard(width)?;
                 }

@@ -118,7 +118,7 @@ impl Plan {
         let factored = factor_damped(rec, hessian, &order, &diagonal, self.damping).await?;
         let (factor, _) = factored.ok_or_else(|| Error::NotFinite {
             place: format!("{}: the Cholesky factor of the rotated Hessian", self.place),
-            remedy: "check the calibration text and the weights".to_string(),
+            remedy: "check the calibration text and the weights".into(),
         })?;
         let codes = gptq::quantize_on(rec, &weight, (&factor, &order), spec, &grid)?;
         let mut rounded = dequantize(rec, &codes, &grid, n)?;

@@ -10,6 +10,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::RotationKind;
 use crate::device::Recorder;
+use crate::error::{Setting, phrase};
 use crate::ops::matmul::{Orientation, matmul};
 use crate::ops::permute::{from_columns, to_columns};
 use crate::ops::scale::scale_columns;
@@ -128,10 +129,10 @@ pub fn require_hadamard(n: usize) -> Result<()> {
 
 fn no_hadamard(n: usize) -> Error {
     Error::input(
-        "--rotation hadamard",
+        Setting::Rotation.set_to("hadamard"),
         format!("a layer {n} wide, for which no Hadamard matrix is known here"),
         "widths that are products of powers of two and orders of Paley's construction",
-        "use --rotation kronecker",
+        phrase!["use ", Setting::Rotation.set_to("kronecker")],
     )
 }
 

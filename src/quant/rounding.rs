@@ -6,6 +6,7 @@ use super::descent::Descent;
 use super::gptq::{self, Groups};
 use super::{ActivationOrder, Activations, Damping, Method, QuantizeOptions, Scaling, quip};
 use crate::device::Recorder;
+use crate::error::{Setting, phrase};
 use crate::ops::cholesky::{self, Factor};
 use crate::ops::dequantize::dequantize;
 use crate::ops::gram::Packed;
@@ -178,7 +179,12 @@ impl<'a> Rounder<'a> {
     pub async fn store(&self, rec: &mut Recorder, name: &str, rounded: &Rounded) -> Result<StoredLinear> {
         let not_finite = |what: &str| Error::NotFinite {
             place: format!("{name}: its {what}"),
-            remedy: "the weights overflow; try --alpha off or a larger --correction-damping".to_string(),
+            remedy: phrase![
+                "the weights overflow; try ",
+                Setting::Alpha.set_to("off"),
+                " or a larger ",
+                Setting::CorrectionDamping,
+            ],
         };
         let [rows, columns] = rounded.dequantized.matrix("store")?;
         let name = name.to_string();
@@ -226,7 +232,7 @@ impl<'a> GptqPlan<'a> {
             .await?
             .ok_or_else(|| Error::NotFinite {
                 place: format!("{place}: the Cholesky factor of the damped Hessian"),
-                remedy: "check the calibration text and the weights".to_string(),
+                remedy: "check the calibration text and the weights".into(),
             })?;
         let descent = match options.descent_passes {
             0 => None,

@@ -93,7 +93,7 @@ impl Damping {
         if diagonal.iter().any(|value| !value.is_finite()) {
             return Err(Error::NotFinite {
                 place: format!("{place}: the Hessian of its input"),
-                remedy: "the activations overflow; check the weights, or calibrate on other text".to_string(),
+                remedy: "the activations overflow; check the weights, or calibrate on other text".into(),
             });
         }
         // A dead input counts as 1, as in the public implementations of GPTQ.

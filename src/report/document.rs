@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Phrase, Setting, phrase};
 use crate::record::Report;
 use crate::{Error, Result, eval};
 
@@ -138,7 +139,9 @@ impl Evaluation {
     }
 }
 
-fn refused(name: &str, found: impl Into<String>) -> Error {
-    let expected = "a file that --json or --report of quantize, sweep, error-growth or report wrote";
-    Error::input(name, found, expected, "give the record of a run, or make one with aquatint quantize --json")
+fn refused(name: &str, found: impl Into<Phrase>) -> Error {
+    let (record, page) = (Setting::Json, Setting::Report);
+    let expected = phrase!["a file that ", record, " or ", page, " of quantize, sweep, error-growth or report wrote"];
+    let remedy = phrase!["give the record of a run, or make one with aquatint quantize ", record];
+    Error::input(name, found, expected, remedy)
 }

@@ -17,6 +17,7 @@ use super::escaped::Escaped;
 use super::plots::{Ink, SERIES};
 use super::{Document, Run};
 use crate::Result;
+use crate::error::{Names, Setting};
 
 const STYLE: &str = include_str!("html/page.css");
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
@@ -82,10 +83,10 @@ fn labels(runs: &[Run]) -> Vec<String> {
     runs.iter().enumerate().map(label).collect()
 }
 
-/// The page of a document. At most [`SERIES`] runs have curves.
+/// The page of a document. At most [`SERIES`] runs have curves. `names`: those of the reader's front end.
 ///
 /// Errors: `Error::Shape` if a plot cannot be drawn, which is a bug.
-pub fn html(document: &Document) -> Result<String> {
+pub fn html(document: &Document, names: &dyn Names) -> Result<String> {
     let page = Page::new(&document.runs);
     let sections = [
         summary::section(&page),
@@ -100,6 +101,7 @@ pub fn html(document: &Document) -> Result<String> {
     let title = Escaped(&document.title);
     let lead = summary::lead(&page);
     let (version, command) = (Escaped(&document.aquatint), Escaped(&document.command));
+    let record = Escaped(names.name(Setting::Json));
     let body = sections.concat();
     let data = data(document);
     Ok(format!(
@@ -126,7 +128,7 @@ pub fn html(document: &Document) -> Result<String> {
 {body}</main>
 <footer>
 <p>Written by aquatint {version}. The figures behind this page are in it as JSON:
-<code>aquatint report</code> reads the page as it reads the files that <code>--json</code> writes, and compares several.</p>
+<code>aquatint report</code> reads the page as it reads the files that <code>{record}</code> writes, and compares several.</p>
 </footer>
 {EMBEDDED}{data}</script>
 </body>

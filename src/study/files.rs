@@ -37,6 +37,6 @@ pub fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// The error of a file that cannot be written.
 pub fn write_error(path: &Path, source: io::Error) -> Error {
-    let remedy = "choose another file, or make room".to_string();
+    let remedy = "choose another file, or make room".into();
     Error::Io { path: path.to_owned(), action: "write", source, remedy }
 }

@@ -2,13 +2,12 @@
 //!
 //! Below `resume` and `sweep`, which compare the fingerprint of a record with that of the run at hand.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::device::{Device, Precision, shader};
+use crate::error::{Phrase, Setting};
 use crate::eval::tasks::Task;
 use crate::quant::QuantizeOptions;
 use crate::{Checkpoint, Result};
@@ -91,7 +90,7 @@ impl Fingerprint {
     }
 }
 
-/// What sets a result apart from the one that was expected. `Display` writes a phrase that follows "made with".
+/// What sets a result apart from the one that was expected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Difference {
     /// Another version of this crate.
@@ -114,19 +113,20 @@ pub enum Difference {
     Evaluation,
 }
 
-impl fmt::Display for Difference {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Difference {
+    /// What the result was made with: a phrase that follows "made with".
+    pub fn phrase(&self) -> Phrase {
         match self {
-            Self::Version(version) => write!(f, "version {version} of aquatint"),
-            Self::Kernels(revision) if revision.is_empty() => f.write_str("an earlier revision of aquatint's kernels"),
-            Self::Kernels(revision) => write!(f, "revision {revision} of aquatint's kernels"),
-            Self::Device(name) => write!(f, "the device {name}"),
-            Self::Precision(precision) => write!(f, "--precision {precision}"),
-            Self::Model => f.write_str("another model"),
-            Self::Option(option) => f.write_str(option),
-            Self::Options => f.write_str("other options"),
-            Self::Calibration => f.write_str("other calibration text"),
-            Self::Evaluation => f.write_str("other evaluation text"),
+            Self::Version(version) => format!("version {version} of aquatint").into(),
+            Self::Kernels(revision) if revision.is_empty() => "an earlier revision of aquatint's kernels".into(),
+            Self::Kernels(revision) => format!("revision {revision} of aquatint's kernels").into(),
+            Self::Device(name) => format!("the device {name}").into(),
+            Self::Precision(precision) => Setting::Precision.set_to(precision),
+            Self::Model => "another model".into(),
+            Self::Option(option) => option.into(),
+            Self::Options => "other options".into(),
+            Self::Calibration => "other calibration text".into(),
+            Self::Evaluation => "other evaluation text".into(),
         }
     }
 }

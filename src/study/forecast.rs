@@ -9,8 +9,9 @@ use serde_json::{Map, Value, json};
 use super::trial::{NoOutput, product_rate, random_windows};
 use crate::checkpoint::random;
 use crate::device::Recorder;
+use crate::family::Op;
 use crate::observer::{Event, Observer};
-use crate::pipeline::{quantize, work};
+use crate::pipeline::{plan, quantize, work};
 use crate::quant::QuantizeOptions;
 use crate::record::{Phase, Plan};
 use crate::{Checkpoint, Error, Result};
@@ -63,7 +64,7 @@ impl Forecast {
         observer: &dyn Observer,
     ) -> Result<Self> {
         let work = work(model.config(), options);
-        let plan = Plan::new(model.config(), &[options], rec)?;
+        let plan = plan(model.config(), &[options], rec)?;
         let product_rate = product_rate(rec, observer).await?;
         // Without a clock there is nothing to extrapolate from.
         let trial = match product_rate.is_finite() {
@@ -171,18 +172,22 @@ fn narrowed(model: &Checkpoint, divisor: usize, positions: usize) -> Map<String,
         }
     }
     // Lists with an entry per block.
-    let blocks = model.config().num_hidden_layers;
-    for list in config.values_mut().filter_map(Value::as_array_mut).filter(|list| list.len() == blocks) {
+    let blocks = &model.config().blocks;
+    for list in config.values_mut().filter_map(Value::as_array_mut).filter(|list| list.len() == blocks.len()) {
         list.truncate(TRIAL_BLOCKS);
     }
     let fixed = [
         ("num_hidden_layers", json!(TRIAL_BLOCKS)),
-        ("head_dim", json!(model.config().head_dim)),
         ("vocab_size", json!(VOCABULARY)),
         ("max_position_embeddings", json!(positions)),
         ("tie_word_embeddings", json!(true)),
     ];
     config.extend(fixed.map(|(key, value)| (key.to_string(), value)));
+    let head_dim = blocks.iter().flat_map(|block| &block.nodes).find_map(|node| match &node.op {
+        Op::Attention(attention) => Some(attention.head_dim),
+        _ => None,
+    });
+    config.extend(head_dim.map(|width| ("head_dim".to_string(), json!(width))));
     config
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::files::write_json;
 use super::fingerprint::{Difference, Fingerprint};
+use crate::error::{Phrase, Setting, phrase};
 use crate::pipeline::{DirectoryJournal, Journal};
 use crate::{Error, Result};
 
@@ -53,7 +54,8 @@ impl ResumeDirectory {
             (EarlierRecords::Resume, Some(mismatch)) => return Err(mismatch.refusal(fingerprint)),
             (EarlierRecords::Protect, None) => {
                 let found = format!("{} finished blocks of this very run", opened.blocks());
-                let remedy = "add --resume to go on from them, or --force to start again";
+                let remedy =
+                    phrase!["add ", Setting::Journal, " to go on from them, or ", Setting::Replace, " to start again"];
                 return Err(Error::input(opened.out.display().to_string(), found, "no unfinished run", remedy));
             }
             (EarlierRecords::Protect | EarlierRecords::Discard, _) => opened.clear(fingerprint)?,
@@ -65,10 +67,11 @@ impl ResumeDirectory {
     fn lock(out: &Path) -> Result<Self> {
         let refuse = |source| io_error(out, source);
         let out = std::path::absolute(out).map_err(refuse)?;
-        let input_error =
-            |found, expected, remedy| Err(Error::input(out.display().to_string(), found, expected, remedy));
+        let input_error = |found: &str, expected: &str, remedy: Phrase| {
+            Err(Error::input(out.display().to_string(), found, expected, remedy))
+        };
         let (Some(parent), Some(name)) = (out.parent(), out.file_name()) else {
-            return input_error("no last name", "a directory", "choose another --out");
+            return input_error("no last name", "a directory", choose_another());
         };
         let name = name.to_string_lossy();
         let directory = parent.join(format!(".{name}.aquatint-resume"));
@@ -77,7 +80,8 @@ impl ResumeDirectory {
         fs::create_dir_all(&directory).map_err(refuse)?;
         let lock = File::create(directory.join("lock")).map_err(refuse)?;
         if fs4::FileExt::try_lock(&lock).is_err() {
-            return input_error("another run that writes there", "no other", "wait for it, or choose another --out");
+            let remedy = phrase!["wait for it, or "].then(choose_another());
+            return input_error("another run that writes there", "no other", remedy);
         }
         remove_leftovers(parent, &format!(".{name}.aquatint-")).map_err(refuse)?;
         let journal = DirectoryJournal::open(&directory);
@@ -142,6 +146,9 @@ impl Drop for ResumeDirectory {
     }
 }
 
+const ASKED_FOR: &str = "one with what is asked for now";
+const ASK_FOR_THE_SAME: &str = "ask for the same";
+
 /// Why records cannot be resumed.
 enum Mismatch {
     /// There is no readable fingerprint.
@@ -152,20 +159,17 @@ enum Mismatch {
 
 impl Mismatch {
     fn refusal(self, expected: &Fingerprint) -> Error {
-        let ask_for_the_same = |made_with: String| {
-            let (found, expected) = (format!("a run made with {made_with}"), "one with what is asked for now");
-            Error::input("--resume", found, expected, "ask for the same, or add --force to start again")
-        };
-        match self {
-            Self::Unreadable => ask_for_the_same("something unknown".to_string()),
-            Self::Fingerprint(Difference::Kernels(revision)) => {
-                let found = format!("a run made with {}", Difference::Kernels(revision));
+        let (made_with, expected, remedy): (Phrase, Phrase, &str) = match self {
+            Self::Fingerprint(difference @ Difference::Kernels(_)) => {
                 let expected = format!("revision {}, which this program has", expected.kernels);
-                let remedy = "resume it with the program that began it, or add --force to start again";
-                Error::input("--resume", found, expected, remedy)
+                (difference.phrase(), expected.into(), "resume it with the program that began it")
             }
-            Self::Fingerprint(difference) => ask_for_the_same(difference.to_string()),
-        }
+            Self::Fingerprint(difference) => (difference.phrase(), ASKED_FOR.into(), ASK_FOR_THE_SAME),
+            Self::Unreadable => ("something unknown".into(), ASKED_FOR.into(), ASK_FOR_THE_SAME),
+        };
+        let found = phrase!["a run made with ", made_with];
+        let remedy = phrase![remedy, ", or add ", Setting::Replace, " to start again"];
+        Error::input(Setting::Journal, found, expected, remedy)
     }
 }
 
@@ -183,5 +187,9 @@ fn remove_leftovers(parent: &Path, prefix: &str) -> io::Result<()> {
 }
 
 fn io_error(path: &Path, source: io::Error) -> Error {
-    Error::Io { path: path.to_owned(), action: "write beside", source, remedy: "choose another --out".to_string() }
+    Error::Io { path: path.to_owned(), action: "write beside", source, remedy: choose_another() }
+}
+
+fn choose_another() -> Phrase {
+    phrase!["choose another ", Setting::Out]
 }

@@ -30,6 +30,6 @@ pub async fn with_less_memory<T>(
         };
         rec.trim();
         let (chunk_tokens, streams) = (memory.chunk_tokens, memory.streams);
-        observer.event(&Event::Retry { reason: error.to_string(), chunk_tokens, streams });
+        observer.event(&Event::Retry { reason: error.phrase(), chunk_tokens, streams });
     }
 }

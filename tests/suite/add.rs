@@ -1,51 +1,45 @@
 //! The sums in place against float64, and against themselves where they are exact.
 
-use crate::common::{devices, random, read, recorder, relative_error};
+use crate::common::{device_tests, random, read, recorder, relative_error};
 use aquatint::device::Device;
 use aquatint::ops::add::{add_assign, add_bias, add_scaled};
 
-#[test]
-fn adds_a_multiple_to_every_element() {
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for [tokens, width] in [[1, 1], [5, 51], [16, 16], [1031, 1033]] {
-            let (va, vb) = (random(1, tokens * width), random(2, tokens * width));
-            let mut a = rec.upload(&[tokens, width], va.clone()).unwrap();
-            let b = rec.upload(&[tokens, width], vb.clone()).unwrap();
-            add_scaled(&mut rec, &mut a, -0.3, &b).unwrap();
-            let expected: Vec<f64> =
-                va.iter().zip(&vb).map(|(&a, &b)| f64::from(a) + f64::from(-0.3f32) * f64::from(b)).collect();
-            let error = relative_error(&read(&mut rec, &a), &expected);
-            assert!(error < 1e-7, "{} [{tokens}, {width}]: {error}", device.name());
-        }
+device_tests!(adds_a_multiple_to_every_element: cpu, software_gpu);
+fn adds_a_multiple_to_every_element(device: Device) {
+    let mut rec = recorder(&device);
+    for [tokens, width] in [[1, 1], [5, 51], [16, 16], [1031, 1033]] {
+        let (va, vb) = (random(1, tokens * width), random(2, tokens * width));
+        let mut a = rec.upload(&[tokens, width], va.clone()).unwrap();
+        let b = rec.upload(&[tokens, width], vb.clone()).unwrap();
+        add_scaled(&mut rec, &mut a, -0.3, &b).unwrap();
+        let expected: Vec<f64> =
+            va.iter().zip(&vb).map(|(&a, &b)| f64::from(a) + f64::from(-0.3f32) * f64::from(b)).collect();
+        let error = relative_error(&read(&mut rec, &a), &expected);
+        assert!(error < 1e-7, "{} [{tokens}, {width}]: {error}", device.name());
     }
 }
 
-#[test]
-fn plain_addition_rounds_once() {
-    for device in devices() {
-        let mut rec = recorder(&device);
-        let (va, vb) = (random(1, 999), random(2, 999));
-        let mut a = rec.upload(&[27, 37], va.clone()).unwrap();
-        let b = rec.upload(&[27, 37], vb.clone()).unwrap();
-        add_assign(&mut rec, &mut a, &b).unwrap();
-        let expected: Vec<f32> = va.iter().zip(&vb).map(|(a, b)| a + b).collect();
-        assert_eq!(read(&mut rec, &a), expected, "{}", device.name());
-    }
+device_tests!(plain_addition_rounds_once: cpu, software_gpu);
+fn plain_addition_rounds_once(device: Device) {
+    let mut rec = recorder(&device);
+    let (va, vb) = (random(1, 999), random(2, 999));
+    let mut a = rec.upload(&[27, 37], va.clone()).unwrap();
+    let b = rec.upload(&[27, 37], vb.clone()).unwrap();
+    add_assign(&mut rec, &mut a, &b).unwrap();
+    let expected: Vec<f32> = va.iter().zip(&vb).map(|(a, b)| a + b).collect();
+    assert_eq!(read(&mut rec, &a), expected, "{}", device.name());
 }
 
-#[test]
-fn the_bias_goes_to_every_token() {
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for [tokens, width] in [[1, 1], [1, 300], [300, 1], [67, 35]] {
-            let (vy, vb) = (random(1, tokens * width), random(2, width));
-            let mut y = rec.upload(&[tokens, width], vy.clone()).unwrap();
-            let bias = rec.upload(&[width], vb.clone()).unwrap();
-            add_bias(&mut rec, &mut y, &bias).unwrap();
-            let expected: Vec<f32> = vy.iter().enumerate().map(|(i, y)| y + vb[i % width]).collect();
-            assert_eq!(read(&mut rec, &y), expected, "{} [{tokens}, {width}]", device.name());
-        }
+device_tests!(the_bias_goes_to_every_token: cpu, software_gpu);
+fn the_bias_goes_to_every_token(device: Device) {
+    let mut rec = recorder(&device);
+    for [tokens, width] in [[1, 1], [1, 300], [300, 1], [67, 35]] {
+        let (vy, vb) = (random(1, tokens * width), random(2, width));
+        let mut y = rec.upload(&[tokens, width], vy.clone()).unwrap();
+        let bias = rec.upload(&[width], vb.clone()).unwrap();
+        add_bias(&mut rec, &mut y, &bias).unwrap();
+        let expected: Vec<f32> = vy.iter().enumerate().map(|(i, y)| y + vb[i % width]).collect();
+        assert_eq!(read(&mut rec, &y), expected, "{} [{tokens}, {width}]", device.name());
     }
 }
 

@@ -1,6 +1,6 @@
 //! Causal grouped-query attention against its definition in float64, of whole sequences and of pieces with a cache.
 
-use crate::common::{devices, random, read, recorder, relative_error};
+use crate::common::{device_tests, random, read, recorder, relative_error};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::Positions;
 use aquatint::ops::attention::{Heads, attention};
@@ -66,119 +66,102 @@ fn compare(rec: &mut Recorder, h: Heads, layout: Layout, sequences: usize, sprea
     assert!(error < bound, "{} {h:?}, {layout:?}, {sequences} sequences: {error}", rec.device().name());
 }
 
-#[test]
-fn every_grouping_of_heads_and_length() {
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for (h, seq_len, sequences) in [
-            (heads(1, 1, 4), 1, 1),
-            (heads(9, 3, 6), 1, 5),
-            (heads(9, 3, 6), 21, 2),
-            (heads(2, 1, 64), 65, 2),
-            (heads(3, 3, 17), 64, 1),
-            (heads(4, 2, 32), 150, 1),
-        ] {
-            compare(&mut rec, h, whole(seq_len), sequences, 1.0);
-        }
+device_tests!(every_grouping_of_heads_and_length: cpu, software_gpu);
+fn every_grouping_of_heads_and_length(device: Device) {
+    let mut rec = recorder(&device);
+    for (h, seq_len, sequences) in [
+        (heads(1, 1, 4), 1, 1),
+        (heads(9, 3, 6), 1, 5),
+        (heads(9, 3, 6), 21, 2),
+        (heads(2, 1, 64), 65, 2),
+        (heads(3, 3, 17), 64, 1),
+        (heads(4, 2, 32), 150, 1),
+    ] {
+        compare(&mut rec, h, whole(seq_len), sequences, 1.0);
     }
 }
 
-#[test]
-fn wide_heads() {
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for head_dim in [65, 80, 128, 129, 256] {
-            compare(&mut rec, heads(2, 1, head_dim), whole(135), 1, 1.0);
-        }
+device_tests!(wide_heads: cpu, software_gpu);
+fn wide_heads(device: Device) {
+    let mut rec = recorder(&device);
+    for head_dim in [65, 80, 128, 129, 256] {
+        compare(&mut rec, heads(2, 1, head_dim), whole(135), 1, 1.0);
     }
 }
 
-#[test]
-fn a_window_hides_old_keys() {
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for (seq_len, window) in [(21, 1), (21, 5), (150, 3), (150, 64), (150, 70), (150, 149), (21, 21), (21, 500)] {
-            compare(&mut rec, Heads { window: Some(window), ..heads(2, 1, 6) }, whole(seq_len), 2, 1.0);
-        }
+device_tests!(a_window_hides_old_keys: cpu, software_gpu);
+fn a_window_hides_old_keys(device: Device) {
+    let mut rec = recorder(&device);
+    for (seq_len, window) in [(21, 1), (21, 5), (150, 3), (150, 64), (150, 70), (150, 149), (21, 21), (21, 500)] {
+        compare(&mut rec, Heads { window: Some(window), ..heads(2, 1, 6) }, whole(seq_len), 2, 1.0);
     }
 }
 
-#[test]
-fn queries_see_what_a_cache_holds_and_no_more() {
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for (first, seq_len, capacity) in
-            [(0, 3, 10), (1, 1, 2), (70, 1, 100), (64, 1, 65), (37, 70, 150), (130, 65, 195)]
-        {
-            let layout = Layout { positions: Positions { first, seq_len }, capacity };
-            for (h, sequences) in [(heads(9, 3, 6), 1), (heads(2, 1, 32), 3), (heads(2, 1, 80), 1)] {
-                compare(&mut rec, h, layout, sequences, 1.0);
-                for window in [1, 5, 66] {
-                    compare(&mut rec, Heads { window: Some(window), ..h }, layout, sequences, 1.0);
-                }
+device_tests!(queries_see_what_a_cache_holds_and_no_more: cpu, software_gpu);
+fn queries_see_what_a_cache_holds_and_no_more(device: Device) {
+    let mut rec = recorder(&device);
+    for (first, seq_len, capacity) in [(0, 3, 10), (1, 1, 2), (70, 1, 100), (64, 1, 65), (37, 70, 150), (130, 65, 195)]
+    {
+        let layout = Layout { positions: Positions { first, seq_len }, capacity };
+        for (h, sequences) in [(heads(9, 3, 6), 1), (heads(2, 1, 32), 3), (heads(2, 1, 80), 1)] {
+            compare(&mut rec, h, layout, sequences, 1.0);
+            for window in [1, 5, 66] {
+                compare(&mut rec, Heads { window: Some(window), ..h }, layout, sequences, 1.0);
             }
         }
     }
 }
 
-#[test]
-fn a_sequence_in_pieces_is_the_sequence_at_once() {
+device_tests!(a_sequence_in_pieces_is_the_sequence_at_once: cpu, software_gpu);
+fn a_sequence_in_pieces_is_the_sequence_at_once(device: Device) {
     const TOKENS: usize = 141;
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for h in [heads(6, 2, 8), Heads { window: Some(9), ..heads(6, 2, 8) }] {
-            let (q_width, kv_width) = (h.heads * h.head_dim, h.kv_heads * h.head_dim);
-            let q = rec.upload(&[TOKENS, q_width], random(1, TOKENS * q_width)).unwrap();
-            let k = rec.upload(&[TOKENS, kv_width], random(2, TOKENS * kv_width)).unwrap();
-            let v = rec.upload(&[TOKENS, kv_width], random(3, TOKENS * kv_width)).unwrap();
-            let at_once = attention(&mut rec, &q, &k, &v, h, Positions::whole(TOKENS)).unwrap();
-            let at_once: Vec<f64> = read(&mut rec, &at_once).into_iter().map(f64::from).collect();
-            let mut pieces = Vec::new();
-            for (first, end) in [(0, 1), (1, 68), (68, 69), (69, TOKENS)] {
-                let part = rec.copy_rows(&q, first, end - first).unwrap();
-                let positions = Positions { first, seq_len: end - first };
-                let out = attention(&mut rec, &part, &k, &v, h, positions).unwrap();
-                pieces.extend(read(&mut rec, &out));
-            }
-            let error = relative_error(&pieces, &at_once);
-            assert!(error < 1e-6, "{} {h:?}: {error}", device.name());
+    let mut rec = recorder(&device);
+    for h in [heads(6, 2, 8), Heads { window: Some(9), ..heads(6, 2, 8) }] {
+        let (q_width, kv_width) = (h.heads * h.head_dim, h.kv_heads * h.head_dim);
+        let q = rec.upload(&[TOKENS, q_width], random(1, TOKENS * q_width)).unwrap();
+        let k = rec.upload(&[TOKENS, kv_width], random(2, TOKENS * kv_width)).unwrap();
+        let v = rec.upload(&[TOKENS, kv_width], random(3, TOKENS * kv_width)).unwrap();
+        let at_once = attention(&mut rec, &q, &k, &v, h, Positions::whole(TOKENS)).unwrap();
+        let at_once: Vec<f64> = read(&mut rec, &at_once).into_iter().map(f64::from).collect();
+        let mut pieces = Vec::new();
+        for (first, end) in [(0, 1), (1, 68), (68, 69), (69, TOKENS)] {
+            let part = rec.copy_rows(&q, first, end - first).unwrap();
+            let positions = Positions { first, seq_len: end - first };
+            let out = attention(&mut rec, &part, &k, &v, h, positions).unwrap();
+            pieces.extend(read(&mut rec, &out));
         }
+        let error = relative_error(&pieces, &at_once);
+        assert!(error < 1e-6, "{} {h:?}: {error}", device.name());
     }
 }
 
-#[test]
-fn large_scores_do_not_overflow() {
-    for device in devices() {
-        compare(&mut recorder(&device), heads(2, 2, 16), whole(90), 1, 300.0);
-    }
+device_tests!(large_scores_do_not_overflow: cpu, software_gpu);
+fn large_scores_do_not_overflow(device: Device) {
+    compare(&mut recorder(&device), heads(2, 2, 16), whole(90), 1, 300.0);
 }
 
-#[test]
-fn more_workgroups_than_an_axis_is_given() {
-    for device in devices() {
-        compare(&mut recorder(&device), heads(2, 1, 2), whole(1), 2_100, 1.0);
-    }
+device_tests!(more_workgroups_than_an_axis_is_given: cpu, software_gpu);
+fn more_workgroups_than_an_axis_is_given(device: Device) {
+    compare(&mut recorder(&device), heads(2, 1, 2), whole(1), 2_100, 1.0);
 }
 
-#[test]
-fn later_tokens_and_other_sequences_change_nothing() {
-    for device in devices() {
-        let mut rec = recorder(&device);
-        let h = heads(1, 1, 8);
-        let run = |rec: &mut Recorder, k: Vec<f32>| {
-            let q = rec.upload(&[140, 8], random(1, 140 * 8)).unwrap();
-            let k = rec.upload(&[140, 8], k).unwrap();
-            let out = attention(rec, &q, &k, &k, h, Positions::whole(70)).unwrap();
-            read(rec, &out)
-        };
-        let k = random(2, 140 * 8);
-        let mut changed = k.clone();
-        changed[66 * 8..70 * 8].fill(50.0);
-        let (before, after) = (run(&mut rec, k), run(&mut rec, changed));
-        assert_eq!(before[..66 * 8], after[..66 * 8]);
-        assert_eq!(before[70 * 8..], after[70 * 8..]);
-        assert!((66 * 8..70 * 8).all(|i| before[i] != after[i]));
-    }
+device_tests!(later_tokens_and_other_sequences_change_nothing: cpu, software_gpu);
+fn later_tokens_and_other_sequences_change_nothing(device: Device) {
+    let mut rec = recorder(&device);
+    let h = heads(1, 1, 8);
+    let run = |rec: &mut Recorder, k: Vec<f32>| {
+        let q = rec.upload(&[140, 8], random(1, 140 * 8)).unwrap();
+        let k = rec.upload(&[140, 8], k).unwrap();
+        let out = attention(rec, &q, &k, &k, h, Positions::whole(70)).unwrap();
+        read(rec, &out)
+    };
+    let k = random(2, 140 * 8);
+    let mut changed = k.clone();
+    changed[66 * 8..70 * 8].fill(50.0);
+    let (before, after) = (run(&mut rec, k), run(&mut rec, changed));
+    assert_eq!(before[..66 * 8], after[..66 * 8]);
+    assert_eq!(before[70 * 8..], after[70 * 8..]);
+    assert!((66 * 8..70 * 8).all(|i| before[i] != after[i]));
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::common::dense::Dense;
-use crate::common::{devices, random, read, recorder, relative_error};
+use crate::common::{device_tests, random, read, recorder, relative_error};
 use crate::small_model::{Model, random_layer};
 use aquatint::checkpoint::{
     Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, WritePlan,
@@ -92,8 +92,8 @@ fn spec(group_size: usize, search: Search) -> GridSpec {
     GridSpec { bits: 3, group_size, symmetry: Symmetry::Asymmetric, search, scale_type: ScaleType::F16 }
 }
 
-#[test]
-fn the_scales_are_the_best_of_all_over_every_token() {
+device_tests!(the_scales_are_the_best_of_all_over_every_token: cpu, software_gpu);
+fn the_scales_are_the_best_of_all_over_every_token(device: Device) {
     let (n, x) = (53, tokens(53));
     let means: Vec<f64> = (0..n).map(|i| (0..TOKENS).map(|t| x.at(t, i).abs()).sum::<f64>() / TOKENS as f64).collect();
     let expected_scales = |ratio: f64| -> Vec<f64> {
@@ -103,77 +103,73 @@ fn the_scales_are_the_best_of_all_over_every_token() {
         means.iter().map(scale).collect()
     };
     let weights = [(11, 17), (12, 40)].map(|(seed, m)| Dense::new(m, n, &weight(seed, m, n)));
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for group_size in [16, n] {
-            let spec = spec(group_size, Search::Mse);
-            let activations = activations(&mut rec, &x);
-            let there: Vec<_> = weights.iter().map(|w| rec.upload(&[w.rows, n], w.f32()).unwrap()).collect();
-            let there: Vec<_> = there.iter().map(|w| (w, spec)).collect();
-            let search = activations.search(&mut rec, &there, &|s: &[f32]| s.to_vec(), "here");
-            let found = block_on(search).unwrap();
-            let losses: Vec<f64> = (0..20)
-                .map(|step| {
-                    let s = expected_scales(f64::from(step) * 0.05);
-                    let error = |w: &Dense| output_errors(&w.minus(&rounded(w, &s, &spec, 1.0)), &x);
-                    weights.iter().flat_map(error).sum()
-                })
-                .collect();
-            let least = losses.iter().copied().fold(f64::INFINITY, f64::min);
-            let ratio = found.ratio.unwrap();
-            let loss = losses[(ratio * 20.0).round() as usize];
-            println!("{} groups of {group_size}: r = {ratio}, loss {loss} of {}", device.name(), losses[0]);
-            assert!(loss <= least * 1.002, "{} r = {ratio}: {loss}, least {least}", device.name());
-            assert!(least < 0.8 * losses[0], "scaling must matter here: {losses:?}");
-            assert!(relative_error(&found.scales, &expected_scales(ratio)) < 1e-5, "{}", device.name());
-            assert_eq!(found.scales[n / 3], 1.0, "an input that never shows up");
-        }
+    let mut rec = recorder(&device);
+    for group_size in [16, n] {
+        let spec = spec(group_size, Search::Mse);
+        let activations = activations(&mut rec, &x);
+        let there: Vec<_> = weights.iter().map(|w| rec.upload(&[w.rows, n], w.f32()).unwrap()).collect();
+        let there: Vec<_> = there.iter().map(|w| (w, spec)).collect();
+        let search = activations.search(&mut rec, &there, &|s: &[f32]| s.to_vec(), "here");
+        let found = block_on(search).unwrap();
+        let losses: Vec<f64> = (0..20)
+            .map(|step| {
+                let s = expected_scales(f64::from(step) * 0.05);
+                let error = |w: &Dense| output_errors(&w.minus(&rounded(w, &s, &spec, 1.0)), &x);
+                weights.iter().flat_map(error).sum()
+            })
+            .collect();
+        let least = losses.iter().copied().fold(f64::INFINITY, f64::min);
+        let ratio = found.ratio.unwrap();
+        let loss = losses[(ratio * 20.0).round() as usize];
+        println!("{} groups of {group_size}: r = {ratio}, loss {loss} of {}", device.name(), losses[0]);
+        assert!(loss <= least * 1.002, "{} r = {ratio}: {loss}, least {least}", device.name());
+        assert!(least < 0.8 * losses[0], "scaling must matter here: {losses:?}");
+        assert!(relative_error(&found.scales, &expected_scales(ratio)) < 1e-5, "{}", device.name());
+        assert_eq!(found.scales[n / 3], 1.0, "an input that never shows up");
     }
 }
 
-#[test]
-fn the_ranges_are_the_best_of_all_over_every_token() {
+device_tests!(the_ranges_are_the_best_of_all_over_every_token: cpu, software_gpu);
+fn the_ranges_are_the_best_of_all_over_every_token(device: Device) {
     let (m, n, x) = (19, 53, tokens(53));
     let w = Dense::new(m, n, &weight(13, m, n));
     let s: Vec<f32> = random(14, n).iter().map(|v| (1.0 + v).max(0.1)).collect();
     let wide: Vec<f64> = s.iter().map(|&s| f64::from(s)).collect();
-    for device in devices() {
-        let mut rec = recorder(&device);
-        let there = rec.upload(&[m, n], w.f32()).unwrap();
-        for group_size in [16, n] {
-            let activations = activations(&mut rec, &x);
-            let spec = spec(group_size, Search::Mse);
-            let mut round = |spec: &GridSpec| {
-                let rounded = activations.round(&mut rec, &there, &s, spec).unwrap();
-                (
-                    Dense::new(m, n, &read(&mut rec, &rounded.dequantized)),
-                    read(&mut rec, &rounded.codes.unwrap().grid.scales),
-                )
+    let mut rec = recorder(&device);
+    let there = rec.upload(&[m, n], w.f32()).unwrap();
+    for group_size in [16, n] {
+        let activations = activations(&mut rec, &x);
+        let spec = spec(group_size, Search::Mse);
+        let mut round = |spec: &GridSpec| {
+            let rounded = activations.round(&mut rec, &there, &s, spec).unwrap();
+            (
+                Dense::new(m, n, &read(&mut rec, &rounded.dequantized)),
+                read(&mut rec, &rounded.codes.unwrap().grid.scales),
+            )
+        };
+        let (found, scales) = round(&spec);
+        let candidates: Vec<Dense> =
+            (0..10).map(|step| rounded(&w, &wide, &spec, 1.0 - 0.05 * f64::from(step))).collect();
+        let mut clipped = 0;
+        for start in (0..n).step_by(group_size) {
+            // What this group alone does to the output.
+            let inside = |e: &Dense| {
+                let masked = |r, i: usize| if i / group_size == start / group_size { e.at(r, i) } else { 0.0 };
+                output_errors(&Dense::from_fn(m, n, masked), &x)
             };
-            let (found, scales) = round(&spec);
-            let candidates: Vec<Dense> =
-                (0..10).map(|step| rounded(&w, &wide, &spec, 1.0 - 0.05 * f64::from(step))).collect();
-            let mut clipped = 0;
-            for start in (0..n).step_by(group_size) {
-                // What this group alone does to the output.
-                let inside = |e: &Dense| {
-                    let masked = |r, i: usize| if i / group_size == start / group_size { e.at(r, i) } else { 0.0 };
-                    output_errors(&Dense::from_fn(m, n, masked), &x)
-                };
-                let losses: Vec<Vec<f64>> = candidates.iter().map(|q| inside(&w.minus(q))).collect();
-                for (r, loss) in inside(&w.minus(&found)).into_iter().enumerate() {
-                    let least = losses.iter().map(|losses| losses[r]).fold(f64::INFINITY, f64::min);
-                    let context = format!("{} row {r} from {start}: {loss}, least {least}", device.name());
-                    assert!(loss <= least * 1.01, "{context}");
-                    clipped += usize::from(loss < 0.95 * losses[0][r]);
-                }
+            let losses: Vec<Vec<f64>> = candidates.iter().map(|q| inside(&w.minus(q))).collect();
+            for (r, loss) in inside(&w.minus(&found)).into_iter().enumerate() {
+                let least = losses.iter().map(|losses| losses[r]).fold(f64::INFINITY, f64::min);
+                let context = format!("{} row {r} from {start}: {loss}, least {least}", device.name());
+                assert!(loss <= least * 1.01, "{context}");
+                clipped += usize::from(loss < 0.95 * losses[0][r]);
             }
-            assert!(clipped > m / 4, "clipping must matter here: {clipped}");
-            let (whole, whole_scales) = round(&GridSpec { search: Search::MinMax, ..spec });
-            let apart = relative_error(&whole.f32(), &candidates[0].values);
-            assert!(apart < 1e-2, "{} {apart}", device.name());
-            assert!(scales.iter().zip(&whole_scales).all(|(a, b)| a <= b) && scales != whole_scales);
         }
+        assert!(clipped > m / 4, "clipping must matter here: {clipped}");
+        let (whole, whole_scales) = round(&GridSpec { search: Search::MinMax, ..spec });
+        let apart = relative_error(&whole.f32(), &candidates[0].values);
+        assert!(apart < 1e-2, "{} {apart}", device.name());
+        assert!(scales.iter().zip(&whole_scales).all(|(a, b)| a <= b) && scales != whole_scales);
     }
 }
 
@@ -349,58 +345,54 @@ fn store(
     (report, layers, block_on(Checkpoint::open(&home.path().join("out"))).unwrap())
 }
 
-#[test]
-fn at_eight_bits_every_way_of_folding_stays_close_to_the_full_model() {
+device_tests!(at_eight_bits_every_way_of_folding_stays_close_to_the_full_model: cpu, software_gpu);
+fn at_eight_bits_every_way_of_folding_stays_close_to_the_full_model(device: Device) {
     for (kv_heads, biases, dtype) in [(2, false, "F32"), (2, true, "BF16"), (1, true, "F16")] {
         let checkpoint = block_on(model(kv_heads, biases, dtype).open()).unwrap();
         for alpha in [Alpha::Off, Alpha::Fixed(0.5)] {
             let options = options(8, alpha);
-            for device in devices() {
-                let mut rec = recorder(&device);
-                let format = Format::Gptq(options.gptq_settings(checkpoint.config()));
-                let (report, layers, stored) = store(&mut rec, &checkpoint, &windows(8), &options, format);
-                let mut of = |source: &Checkpoint, layers: Option<&Replacements>| {
-                    let network = Network::new(&mut rec, source, layers, 24).unwrap();
-                    block_on(logits(&mut rec, &network, &windows(2))).unwrap()
-                };
-                let full: Vec<f64> = of(&checkpoint, None).iter().map(|&v| f64::from(v)).collect();
-                let (in_memory, on_disk) = (of(&checkpoint, Some(&layers)), of(&stored, None));
-                assert_eq!(in_memory, on_disk, "{}", device.name());
-                let error = relative_error(&on_disk, &full);
-                println!("{} {kv_heads} key heads, biases {biases}, {dtype}, {alpha:?}: {error}", device.name());
-                assert!(error < 0.02, "{error}");
-                for layer in &report.layers {
-                    let scaled = kv_heads == 2 || !layer.name.ends_with("o_proj");
-                    assert_eq!(layer.awq_ratio.is_some(), scaled, "{}", layer.name);
-                }
-                let ratios = |part: &str| {
-                    report.layers.iter().filter(|l| l.name.contains(part)).filter_map(|l| l.awq_ratio).sum::<f64>()
-                };
-                assert!(ratios("q_proj") > 0.0 && ratios("gate_proj") > 0.0 && ratios("down_proj") > 0.0);
-                assert!(layers.tensor("model.layers.1.input_layernorm.weight").is_some());
-                assert_eq!(layers.tensor("model.layers.1.mlp.up_proj.bias").is_some(), biases);
-                assert!(layers.tensor("model.layers.1.mlp.down_proj.bias").is_none());
+            let mut rec = recorder(&device);
+            let format = Format::Gptq(options.gptq_settings(checkpoint.config()));
+            let (report, layers, stored) = store(&mut rec, &checkpoint, &windows(8), &options, format);
+            let mut of = |source: &Checkpoint, layers: Option<&Replacements>| {
+                let network = Network::new(&mut rec, source, layers, 24).unwrap();
+                block_on(logits(&mut rec, &network, &windows(2))).unwrap()
+            };
+            let full: Vec<f64> = of(&checkpoint, None).iter().map(|&v| f64::from(v)).collect();
+            let (in_memory, on_disk) = (of(&checkpoint, Some(&layers)), of(&stored, None));
+            assert_eq!(in_memory, on_disk, "{}", device.name());
+            let error = relative_error(&on_disk, &full);
+            println!("{} {kv_heads} key heads, biases {biases}, {dtype}, {alpha:?}: {error}", device.name());
+            assert!(error < 0.02, "{error}");
+            for layer in &report.layers {
+                let scaled = kv_heads == 2 || !layer.name.ends_with("o_proj");
+                assert_eq!(layer.awq_ratio.is_some(), scaled, "{}", layer.name);
             }
+            let ratios = |part: &str| {
+                report.layers.iter().filter(|l| l.name.contains(part)).filter_map(|l| l.awq_ratio).sum::<f64>()
+            };
+            assert!(ratios("q_proj") > 0.0 && ratios("gate_proj") > 0.0 && ratios("down_proj") > 0.0);
+            assert!(layers.tensor("model.layers.1.input_layernorm.weight").is_some());
+            assert_eq!(layers.tensor("model.layers.1.mlp.up_proj.bias").is_some(), biases);
+            assert!(layers.tensor("model.layers.1.mlp.down_proj.bias").is_none());
         }
     }
 }
 
-#[test]
-fn an_input_that_never_shows_up_keeps_its_norm() {
+device_tests!(an_input_that_never_shows_up_keeps_its_norm: cpu, software_gpu);
+fn an_input_that_never_shows_up_keeps_its_norm(device: Device) {
     let mut model = model(1, false, "F32");
     let norm = "model.layers.0.input_layernorm.weight";
     model.tensor(norm).bytes[12..16].fill(0);
     let checkpoint = block_on(model.open()).unwrap();
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for alpha in [Alpha::Off, Alpha::Auto] {
-            let mut layers = Replacements::new();
-            block_on(quantize(&mut rec, &checkpoint, &windows(8), &options(3, alpha), &mut layers, &mut ())).unwrap();
-            let folded = layers.tensor(norm).unwrap();
-            assert!(folded[3] == 0.0 && folded.iter().all(|v| v.is_finite()));
-            let weight = layers["model.layers.0.self_attn.q_proj"].dequantize();
-            assert!(weight.iter().all(|w| w.is_finite()) && weight.iter().skip(3).step_by(32).all(|w| *w == 0.0));
-        }
+    let mut rec = recorder(&device);
+    for alpha in [Alpha::Off, Alpha::Auto] {
+        let mut layers = Replacements::new();
+        block_on(quantize(&mut rec, &checkpoint, &windows(8), &options(3, alpha), &mut layers, &mut ())).unwrap();
+        let folded = layers.tensor(norm).unwrap();
+        assert!(folded[3] == 0.0 && folded.iter().all(|v| v.is_finite()));
+        let weight = layers["model.layers.0.self_attn.q_proj"].dequantize();
+        assert!(weight.iter().all(|w| w.is_finite()) && weight.iter().skip(3).step_by(32).all(|w| *w == 0.0));
     }
 }
 

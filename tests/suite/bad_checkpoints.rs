@@ -163,18 +163,21 @@ fn a_value_that_is_not_finite_is_found_when_its_tensor_is_read() {
 #[test]
 fn a_group_size_or_shape_that_the_format_cannot_store_is_refused_before_any_work() {
     assert!(storable("layer", 96, 576, 4, 64).is_ok());
-    refused(storable("layer", 96, 576, 4, 128), &["--group-size", "128", "576 inputs of layer", "--group-size 64"]);
-    refused(storable("layer", 96, 100, 8, 128), &["choose --group-size -1"]);
-    refused(storable("layer", 96, 64, 4, 0), &["--group-size"]);
-    refused(storable("layer", 96, 96, 5, 32), &["--bits", "found 5", "2, 3, 4 or 8"]);
-    refused(storable("layer", 96, 104, 3, 104), &["layer", "104 inputs at 3 bits", "32-bit words", "--format float"]);
+    refused(storable("layer", 96, 576, 4, 128), &["group_size: ", "128", "576 inputs of layer", "group_size 64"]);
+    refused(storable("layer", 96, 100, 8, 128), &["choose group_size -1"]);
+    refused(storable("layer", 96, 64, 4, 0), &["group_size: "]);
+    refused(storable("layer", 96, 96, 5, 32), &["bits: found 5", "2, 3, 4 or 8"]);
+    refused(
+        storable("layer", 96, 104, 3, 104),
+        &["layer", "104 inputs at 3 bits", "32-bit words", "choose other bits, or format float"],
+    );
     refused(storable("layer", 36, 96, 4, 96), &["36 outputs at 4 bits"]);
 
     let source = block_on(Model::new(|_| {}).open()).unwrap();
     let settings = GptqSettings { bits: 4, group_size: Some(48), symmetric: true, damping: 0.01 };
     let linears = LayerPlan::all(source.config(), settings.bits);
     let plan = WritePlan::new(&source, Format::Gptq(settings), &linears, 1 << 30);
-    refused(plan, &["--group-size", "48", "model.layers.0.self_attn"]);
+    refused(plan, &["group_size: ", "48", "model.layers.0.self_attn"]);
     assert!(WritePlan::new(&source, Format::Float, &linears, 1 << 30).is_ok(), "float can store any group size");
 }
 
@@ -208,7 +211,7 @@ fn the_output_must_lie_apart_from_the_model() {
     for out in ["models/llama", "models/llama/quantized", "models", "models/../models/llama"] {
         for existing in [Existing::Refuse, Existing::Replace] {
             let sink = DirectorySink::new(&home.path().join(out), existing, Some(&model));
-            refused(sink, &["the model's own directory", "choose another --out"]);
+            refused(sink, &["the model's own directory", "choose another out"]);
         }
     }
     assert!(DirectorySink::new(&home.path().join("models/llama-4bit"), Existing::Refuse, Some(&model)).is_ok());
@@ -285,7 +288,7 @@ fn a_full_disk_is_noticed_before_or_during_the_work_and_the_old_files_stay() {
         let inner = DirectorySink::new(&out, Existing::Replace, None).unwrap();
         Box::new(FullDisk { inner, announced, room: room as usize, created: created.clone() })
     };
-    let sentence = ["out: found no space left", "room for 0.0 MB", "make room, or choose --out on another disk"];
+    let sentence = ["out: found no space left", "room for 0.0 MB", "make room, or choose another place"];
     for room in [0, 4000, 12_000, bytes - 1] {
         for (announced, touched) in [(Some(room), false), (None, true)] {
             let created = Rc::default();

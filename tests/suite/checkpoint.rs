@@ -4,12 +4,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use crate::common::{devices, recorder};
+use crate::common::{device_tests, recorder};
 use crate::small_model::{Model, Stored, random_layer};
 use aquatint::checkpoint::{
     Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Dtype, Existing, Format, GptqSettings, LayerPlan,
     WritePlan,
 };
+use aquatint::device::Device;
 use aquatint::stored::QuantizedLinear;
 use aquatint::{Error, bundled};
 use half::{bf16, f16};
@@ -71,8 +72,8 @@ fn the_bundled_model_reads_as_the_safetensors_crate_reads_it() {
     assert_eq!(rows, embedding[5 * 160..9 * 160]);
 }
 
-#[test]
-fn a_gptq_checkpoint_reads_back_exactly_at_every_width() {
+device_tests!(a_gptq_checkpoint_reads_back_exactly_at_every_width: cpu, software_gpu);
+fn a_gptq_checkpoint_reads_back_exactly_at_every_width(device: Device) {
     let source = block_on(bundled::checkpoint()).unwrap();
     for bits in [2, 3, 4, 8] {
         for (symmetric, group_size) in [(true, Some(32)), (true, None), (false, Some(32)), (false, None)] {
@@ -89,15 +90,13 @@ fn a_gptq_checkpoint_reads_back_exactly_at_every_width() {
             }
             let layer = &layers[5];
             let name = format!("{}.weight", layer.name);
-            for device in devices() {
-                let mut rec = recorder(&device);
-                let whole = block_on(read.load(&mut rec, &name)).unwrap();
-                let rows = block_on(read.load_rows(&mut rec, &name, 3..5)).unwrap();
-                assert_eq!((whole.shape(), rows.shape()), (&[layer.rows, layer.columns][..], &[2, layer.columns][..]));
-                let weight = layer.dequantize();
-                assert_eq!(block_on(rec.read(&whole)).unwrap(), weight, "{}", device.name());
-                assert_eq!(block_on(rec.read(&rows)).unwrap(), weight[3 * layer.columns..5 * layer.columns]);
-            }
+            let mut rec = recorder(&device);
+            let whole = block_on(read.load(&mut rec, &name)).unwrap();
+            let rows = block_on(read.load_rows(&mut rec, &name, 3..5)).unwrap();
+            assert_eq!((whole.shape(), rows.shape()), (&[layer.rows, layer.columns][..], &[2, layer.columns][..]));
+            let weight = layer.dequantize();
+            assert_eq!(block_on(rec.read(&whole)).unwrap(), weight, "{}", device.name());
+            assert_eq!(block_on(rec.read(&rows)).unwrap(), weight[3 * layer.columns..5 * layer.columns]);
             let norm = "model.layers.3.input_layernorm.weight";
             assert_eq!(block_on(read.read(norm)).unwrap(), block_on(source.read(norm)).unwrap());
             assert_eq!(names(home.path()), BTreeSet::from(["quantized".to_owned()]));
@@ -426,7 +425,7 @@ fn an_existing_directory_is_replaced_only_when_the_new_one_is_whole() {
     fs::create_dir(&out).unwrap();
     fs::write(out.join("old"), "precious").unwrap();
     let refused = DirectorySink::new(&out, Existing::Refuse, None).unwrap_err().to_string();
-    assert!(refused.contains("files in it") && refused.contains("--force"), "{refused}");
+    assert!(refused.contains("files in it") && refused.contains("Existing::Replace"), "{refused}");
 
     let settings = settings(4, None, true);
     let layers = random_layers(&source, &settings);

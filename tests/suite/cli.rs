@@ -1,18 +1,22 @@
 //! The command line as a user meets it: what it writes, what it says, and that bad input leaves nothing behind.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use aquatint::device::Device;
 use serde_json::Value;
 use tempfile::TempDir;
+
+use crate::common::device_tests;
+use crate::common::running::{BINARY, Running, interruptible};
 
 /// Small and quick: eight windows, 3 bits.
 const QUICK: [&str; 8] = ["--bits", "3", "--samples", "8", "--seq-len", "128", "--device", "cpu"];
 
 fn aquatint(arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_aquatint")).args(arguments).output().unwrap()
+    Command::new(BINARY).args(arguments).output().unwrap()
 }
 
 fn succeed(arguments: &[&str]) -> String {
@@ -156,7 +160,7 @@ fn a_text_is_continued_from_an_option_or_standard_input() {
     assert!(output.status.success(), "{summary}");
     assert!(said.starts_with(" the ") && said.ends_with('\n'), "{said}");
     assert!(summary.contains("24 tokens in ") && summary.contains("tokens/s; stopped: token limit"), "{summary}");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_aquatint"))
+    let mut child = Command::new(BINARY)
         .args([&["generate", "--prompt", "-"][..], &options].concat())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -192,34 +196,16 @@ fn devices_are_listed_and_a_wrong_one_is_named() {
 }
 
 #[cfg(unix)]
-const BINARY: &str = env!("CARGO_BIN_EXE_aquatint");
-
-#[cfg(unix)]
 #[test]
 fn an_interrupt_leaves_only_what_it_can_go_on_from() {
     let scratch = TempDir::new().unwrap();
     let out = scratch.path().join("out");
-    // Tests started in the background of a script inherit an ignored SIGINT, which the program respects.
-    let mut command = if cfg!(target_os = "linux") { Command::new("env") } else { Command::new(BINARY) };
-    if cfg!(target_os = "linux") {
-        command.args(["--default-signal=INT", BINARY]);
-    }
-    let mut child = command
-        .args(["quantize", "--out", text(&out), "--samples", "64", "--seq-len", "512", "--device", "cpu"])
-        .stderr(Stdio::piped())
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap());
-    let mut line = String::new();
-    while !line.starts_with("block 1 of") {
-        line.clear();
-        assert_ne!(lines.read_line(&mut line).unwrap(), 0, "it ended before block 1");
-    }
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    let mut rest = String::new();
-    lines.read_to_string(&mut rest).unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(130), "{rest}");
+    let mut command = interruptible();
+    command.args(["quantize", "--out", text(&out), "--samples", "64", "--seq-len", "512", "--device", "cpu"]);
+    let mut running = Running::start(command);
+    running.wait_for("block 1 of");
+    let (status, rest) = running.interrupt();
+    assert_eq!(status.code(), Some(130), "{rest}");
     assert!(rest.contains("cancelled") && rest.contains("of 8 blocks are kept") && rest.contains("--resume"), "{rest}");
     assert_eq!(names(scratch.path()), [".out.aquatint-resume"]);
 }
@@ -346,7 +332,7 @@ fn options_that_cannot_be_met() {
 fn a_reader_who_goes_away_breaks_nothing() {
     let scratch = TempDir::new().unwrap();
     let out = scratch.path().join("out");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_aquatint"));
+    let mut command = Command::new(BINARY);
     command.args(["quantize", "--out", text(&out), "--method", "rtn", "--alpha", "off"]).args(QUICK);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop(child.stdout.take());
@@ -385,31 +371,29 @@ fn blocks_of_random_weights_are_timed_and_a_dry_run_counts_the_work() {
     assert!(said.contains("time: about ") && said.contains(" random blocks ") && said.contains("64 tokens"), "{said}");
 }
 
-#[test]
-fn a_profile_names_kernels_and_phases_and_changes_nothing() {
+device_tests!(a_profile_names_kernels_and_phases_and_changes_nothing: cpu, software_gpu);
+fn a_profile_names_kernels_and_phases_and_changes_nothing(device: Device) {
     let scratch = TempDir::new().unwrap();
     let trace = scratch.path().join("trace.json");
-    let mut devices = vec!["cpu".to_string()];
-    devices.extend(crate::common::software_gpu().map(|device| device.name()));
-    for device in devices {
-        let run = |name: &str, more: &[&str]| {
-            let out = scratch.path().join(name);
-            let quick = ["--method", "rtn", "--alpha", "0.5", "--samples", "2", "--seq-len", "16", "--force"];
-            succeed(&[&["quantize", "--out", text(&out), "--device", &device], &quick[..], more].concat());
-            fs::read(out.join("model.safetensors")).unwrap()
-        };
-        let plain = run("plain", &[]);
-        assert!(run("profiled", &["--profile", text(&trace)]) == plain, "{device}: other bytes with a profile");
-        let trace = json(&trace);
-        let events = trace["traceEvents"].as_array().unwrap();
-        let named = |track: u64, name: &str| {
-            let fits = |event: &&Value| event["tid"] == track && event["name"].as_str().unwrap().starts_with(name);
-            events.iter().filter(|event| event["ph"] == "X").filter(fits).count()
-        };
-        assert!(named(1, "forward: block 8") == 4 && named(1, "statistics") == 32, "{device}: {events:?}");
-        let expected = usize::from(device != "cpu");
-        assert!(named(2, "gram") >= 32 * expected && named(2, "") >= 500 * expected, "{device}");
-        assert_eq!(named(2, "") > 0, device != "cpu");
-        assert!(events.iter().filter(|event| event["ph"] == "X").all(|event| event["dur"].as_f64().unwrap() >= 0.0));
-    }
+    let gpu = !matches!(device, Device::Cpu);
+    let device = device.name();
+    let run = |name: &str, more: &[&str]| {
+        let out = scratch.path().join(name);
+        let quick = ["--method", "rtn", "--alpha", "0.5", "--samples", "2", "--seq-len", "16", "--force"];
+        succeed(&[&["quantize", "--out", text(&out), "--device", &device], &quick[..], more].concat());
+        fs::read(out.join("model.safetensors")).unwrap()
+    };
+    let plain = run("plain", &[]);
+    assert!(run("profiled", &["--profile", text(&trace)]) == plain, "{device}: other bytes with a profile");
+    let trace = json(&trace);
+    let events = trace["traceEvents"].as_array().unwrap();
+    let named = |track: u64, name: &str| {
+        let fits = |event: &&Value| event["tid"] == track && event["name"].as_str().unwrap().starts_with(name);
+        events.iter().filter(|event| event["ph"] == "X").filter(fits).count()
+    };
+    assert!(named(1, "forward: block 8") == 4 && named(1, "statistics") == 32, "{device}: {events:?}");
+    let expected = usize::from(gpu);
+    assert!(named(2, "gram") >= 32 * expected && named(2, "") >= 500 * expected, "{device}");
+    assert_eq!(named(2, "") > 0, gpu);
+    assert!(events.iter().filter(|event| event["ph"] == "X").all(|event| event["dur"].as_f64().unwrap() >= 0.0));
 }

@@ -1,6 +1,6 @@
 //! The choice between grids, cell by cell, against float64.
 
-use crate::common::{devices, random, read, recorder};
+use crate::common::{device_tests, random, read, recorder};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::clip::{Best, Candidate};
 use aquatint::ops::grid::Grid;
@@ -10,40 +10,38 @@ fn grid(rec: &mut Recorder, shape: [usize; 2], seed: u64) -> Grid {
     Grid { scales: rec.upload(&shape, values(seed)).unwrap(), zeros: rec.upload(&shape, values(seed + 1)).unwrap() }
 }
 
-#[test]
-fn every_cell_keeps_the_grid_of_least_loss() {
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for ([m, n], group_size) in
-            [([1, 1], 1), ([3, 5], 2), ([37, 100], 32), ([3, 130], 64), ([5, 300], 300), ([2, 7], 9)]
-        {
-            let groups = usize::div_ceil(n, group_size);
-            let first = grid(&mut rec, [m, groups], 1);
-            let mut expected: Vec<(f64, f32, f32)> = vec![(f64::from(f32::MAX), 0.0, 0.0); m * groups];
-            let mut best = Best::new(&mut rec, first, group_size).unwrap();
-            for candidate in 0..4 {
-                let other = grid(&mut rec, [m, groups], 10 + 2 * candidate);
-                let (e, c) = (random(20 + candidate, m * n), random(30 + candidate, m * n));
-                let error = rec.upload(&[m, n], e.clone()).unwrap();
-                let curved = rec.upload(&[m, n], c.clone()).unwrap();
-                best.offer(&mut rec, Candidate { grid: &other, error: &error, curved: &curved }).unwrap();
-                let (scales, zeros) = (read(&mut rec, &other.scales), read(&mut rec, &other.zeros));
-                for (cell, best) in expected.iter_mut().enumerate() {
-                    let columns = cell % groups * group_size..n.min((cell % groups + 1) * group_size);
-                    let at = |i: usize| f64::from(e[cell / groups * n + i]) * f64::from(c[cell / groups * n + i]);
-                    let loss: f64 = columns.map(at).sum();
-                    // Random losses are never so close that a rounding decides.
-                    assert!((loss - best.0).abs() > 1e-5);
-                    if loss < best.0 {
-                        *best = (loss, scales[cell], zeros[cell]);
-                    }
+device_tests!(every_cell_keeps_the_grid_of_least_loss: cpu, software_gpu);
+fn every_cell_keeps_the_grid_of_least_loss(device: Device) {
+    let mut rec = recorder(&device);
+    for ([m, n], group_size) in
+        [([1, 1], 1), ([3, 5], 2), ([37, 100], 32), ([3, 130], 64), ([5, 300], 300), ([2, 7], 9)]
+    {
+        let groups = usize::div_ceil(n, group_size);
+        let first = grid(&mut rec, [m, groups], 1);
+        let mut expected: Vec<(f64, f32, f32)> = vec![(f64::from(f32::MAX), 0.0, 0.0); m * groups];
+        let mut best = Best::new(&mut rec, first, group_size).unwrap();
+        for candidate in 0..4 {
+            let other = grid(&mut rec, [m, groups], 10 + 2 * candidate);
+            let (e, c) = (random(20 + candidate, m * n), random(30 + candidate, m * n));
+            let error = rec.upload(&[m, n], e.clone()).unwrap();
+            let curved = rec.upload(&[m, n], c.clone()).unwrap();
+            best.offer(&mut rec, Candidate { grid: &other, error: &error, curved: &curved }).unwrap();
+            let (scales, zeros) = (read(&mut rec, &other.scales), read(&mut rec, &other.zeros));
+            for (cell, best) in expected.iter_mut().enumerate() {
+                let columns = cell % groups * group_size..n.min((cell % groups + 1) * group_size);
+                let at = |i: usize| f64::from(e[cell / groups * n + i]) * f64::from(c[cell / groups * n + i]);
+                let loss: f64 = columns.map(at).sum();
+                // Random losses are never so close that a rounding decides.
+                assert!((loss - best.0).abs() > 1e-5);
+                if loss < best.0 {
+                    *best = (loss, scales[cell], zeros[cell]);
                 }
             }
-            let (scales, zeros) = (read(&mut rec, &best.grid.scales), read(&mut rec, &best.grid.zeros));
-            let found: Vec<_> = scales.into_iter().zip(zeros).collect();
-            let expected: Vec<_> = expected.into_iter().map(|(_, scale, zero)| (scale, zero)).collect();
-            assert_eq!(found, expected, "{} {m} × {n} in groups of {group_size}", device.name());
         }
+        let (scales, zeros) = (read(&mut rec, &best.grid.scales), read(&mut rec, &best.grid.zeros));
+        let found: Vec<_> = scales.into_iter().zip(zeros).collect();
+        let expected: Vec<_> = expected.into_iter().map(|(_, scale, zero)| (scale, zero)).collect();
+        assert_eq!(found, expected, "{} {m} × {n} in groups of {group_size}", device.name());
     }
 }
 

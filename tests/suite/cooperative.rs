@@ -1,26 +1,27 @@
-//! The fast kernels against float64, and that shapes and the choice between tiers do what they promise.
+//! The fast kernels against float64, and the choice between the fast and the portable tier.
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use aquatint::device::{Device, Precision, Recorder};
+use aquatint::device::{Choice, Device, Precision, Recorder};
 use aquatint::ops::gram::{self, Packed};
 use aquatint::ops::matmul::{Orientation, Rows, accumulate, matmul};
 use aquatint::ops::pieces::Pieces;
+use aquatint::ops::tier;
 use serde_json::{Map, Value};
 use tempfile::TempDir;
 
 use crate::common::dense::Dense;
-use crate::common::{fast_gpu, random, read, relative_error};
+use crate::common::{device_tests, random, read, relative_error};
 
-/// Of a whole product, relative and in the Frobenius norm. Measured: 1e-7 and less.
+/// The largest error of a product, relative and in the Frobenius norm. Measured: 1e-7 and less.
 const BOUND: f64 = 4e-7;
 
-/// A recorder whose products all take the fast kernels, or none.
+/// A recorder that sends all products to the fast kernels, or none.
 fn recorder(device: &Device, fast: bool) -> Recorder {
     let mut rec = Recorder::new(device);
-    rec.fast_from(if fast { 0 } else { usize::MAX });
+    rec.set_fast_from(if fast { 0 } else { usize::MAX });
     rec
 }
 
@@ -44,9 +45,8 @@ fn worst(c: &[f32], a: &Dense, b: &Dense) -> f64 {
     errors.fold(0.0, |worst, error| if error <= worst { worst } else { error })
 }
 
-#[test]
-fn products_of_odd_shapes_in_every_orientation() {
-    let Some(device) = fast_gpu() else { return };
+device_tests!(products_of_odd_shapes_in_every_orientation: fast_gpu);
+fn products_of_odd_shapes_in_every_orientation(device: Device) {
     let mut rec = recorder(&device, true);
     for (case, shape) in
         [[1, 1, 1], [3, 5, 2], [64, 64, 16], [65, 63, 17], [37, 130, 100], [129, 257, 300]].into_iter().enumerate()
@@ -68,9 +68,8 @@ fn products_of_odd_shapes_in_every_orientation() {
     }
 }
 
-#[test]
-fn adds_to_a_range_of_rows_and_leaves_the_others() {
-    let Some(device) = fast_gpu() else { return };
+device_tests!(adds_to_a_range_of_rows_and_leaves_the_others: fast_gpu);
+fn adds_to_a_range_of_rows_and_leaves_the_others(device: Device) {
     let mut rec = recorder(&device, true);
     let (va, vb, vc) = (random(1, 7 * 5), random(2, 9 * 6), random(3, 8 * 6));
     let a = rec.upload(&[7, 5], va.clone()).unwrap();
@@ -88,10 +87,9 @@ fn adds_to_a_range_of_rows_and_leaves_the_others() {
     assert!(c[..6] == vc[..6] && c[36..] == vc[36..]);
 }
 
-/// f16 ends at 65504 and at 6e-8; every row here is as exact as the others.
-#[test]
-fn rows_of_any_magnitude_are_equally_exact() {
-    let Some(device) = fast_gpu() else { return };
+device_tests!(rows_of_any_magnitude_are_equally_exact: fast_gpu);
+/// The values here go far beyond the range of f16, from 6e-8 to 65504. Every row must be as exact as the others.
+fn rows_of_any_magnitude_are_equally_exact(device: Device) {
     let [m, n, k] = [150, 90, 200];
     let (va, vb) = (wide(1, m, k, true), wide(2, n, k, true));
     assert!(va.iter().any(|v| v.abs() > 1e11) && va.iter().any(|v| v.abs() < 1e-13));
@@ -107,15 +105,14 @@ fn rows_of_any_magnitude_are_equally_exact() {
     }
 }
 
-/// Single values far above the others of their row, as in the activations of large models.
-#[test]
-fn outliers_within_a_row_cost_the_others_nothing() {
-    let Some(device) = fast_gpu() else { return };
+device_tests!(outliers_within_a_row_cost_the_others_nothing: fast_gpu);
+/// Some values are far larger than the others of their row, as in the activations of large models.
+fn outliers_within_a_row_cost_the_others_nothing(device: Device) {
     let mut rec = recorder(&device, true);
     let [m, n, k] = [70, 80, 256];
     let mut va = random(1, m * k);
     va.iter_mut().step_by(97).for_each(|v| *v *= 1e5);
-    // What the outliers meet is zero, so that only the other values count.
+    // The outliers are multiplied by zeros, so that only the other values count.
     let vb: Vec<f32> = random(2, n * k).to_vec();
     let mut b = Dense::new(n, k, &vb);
     let outliers: Vec<usize> = (0..m * k).step_by(97).filter(|i| i / k == 0).map(|i| i % k).collect();
@@ -132,9 +129,8 @@ fn outliers_within_a_row_cost_the_others_nothing() {
     assert!(error < BOUND, "{error}");
 }
 
-#[test]
-fn sums_over_tokens_of_both_tiers() {
-    let Some(device) = fast_gpu() else { return };
+device_tests!(sums_over_tokens_of_both_tiers: fast_gpu);
+fn sums_over_tokens_of_both_tiers(device: Device) {
     for fast in [true, false] {
         let mut rec = recorder(&device, fast);
         for n in [1, 5, 63, 64, 65, 130, 300] {
@@ -162,9 +158,8 @@ fn sums_over_tokens_of_both_tiers() {
     }
 }
 
-#[test]
-fn long_sums_are_as_exact_as_those_of_the_portable_kernels() {
-    let Some(device) = fast_gpu() else { return };
+device_tests!(long_sums_are_as_exact_as_those_of_the_portable_kernels: fast_gpu);
+fn long_sums_are_as_exact_as_those_of_the_portable_kernels(device: Device) {
     let (tokens, n) = (4133, 130);
     // All positive: errors that do not average out would show.
     let vx: Vec<f32> = random(1, tokens * n).iter().map(|v| v + 1.0).collect();
@@ -183,10 +178,9 @@ fn long_sums_are_as_exact_as_those_of_the_portable_kernels() {
     assert!(errors[0] < BOUND, "{errors:?}");
 }
 
+device_tests!(operands_that_are_too_large_for_one_array_go_in_pieces: fast_gpu);
 /// On an adapter whose arrays end at 128 MiB the planes of this operand do not fit one, with their padding.
-#[test]
-fn operands_that_are_too_large_for_one_array_go_in_pieces() {
-    let Some(device) = fast_gpu() else { return };
+fn operands_that_are_too_large_for_one_array_go_in_pieces(device: Device) {
     let mut rec = recorder(&device, true);
     let [m, n, k] = [4097, 3, 8190];
     let (va, vb) = (random(1, m * k), random(2, n * k));
@@ -201,10 +195,9 @@ fn operands_that_are_too_large_for_one_array_go_in_pieces() {
     assert!(error < 1e-6, "{error}");
 }
 
-/// A value that is no number reaches the result, and no other row.
-#[test]
-fn what_is_not_finite_stays_so() {
-    let Some(device) = fast_gpu() else { return };
+device_tests!(what_is_not_finite_stays_so: fast_gpu);
+/// A value that is not finite makes its row of the result not finite, and no other row.
+fn what_is_not_finite_stays_so(device: Device) {
     let mut rec = recorder(&device, true);
     for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
         let mut va = random(1, 40 * 50);
@@ -227,10 +220,9 @@ fn aquatint(cache: &Path, arguments: &[&str]) -> (String, String) {
     (stdout, stderr)
 }
 
-/// Which shape is taken is measured, and may change from run to run: the result may not.
-#[test]
-fn shapes_give_the_same_result_and_a_cache_that_cannot_be_written_is_no_error() {
-    let Some(device) = fast_gpu() else { return };
+device_tests!(shapes_give_the_same_result_and_a_cache_that_cannot_be_written_is_no_error: fast_gpu);
+/// Another shape may be the quickest in another run. The result must not depend on it.
+fn shapes_give_the_same_result_and_a_cache_that_cannot_be_written_is_no_error(device: Device) {
     let (scratch, name) = (TempDir::new().unwrap(), device.name());
     let cache = scratch.path().join("cache");
     let file = cache.join("aquatint").join("shapes.json");
@@ -267,10 +259,20 @@ fn shapes_give_the_same_result_and_a_cache_that_cannot_be_written_is_no_error() 
     assert_ne!(other, first, "the fast kernels were not used");
 }
 
+device_tests!(without_a_clock_a_shape_that_is_right_is_used: fast_gpu);
+/// Without a clock no shape can be timed.
+fn without_a_clock_a_shape_that_is_right_is_used(device: Device) {
+    let (device, _) = pollster::block_on(tier::open(&Choice::Name(device.name()), Precision::Fast, &())).unwrap();
+    assert_eq!(device.precision(), Precision::Fast);
+}
+
 #[test]
-fn a_device_without_matrix_units_is_portable_and_says_so() {
+fn the_cpu_is_portable() {
     assert_eq!(Device::Cpu.precision(), Precision::Portable);
-    let Some(device) = crate::common::software_gpu() else { return };
+}
+
+device_tests!(a_device_without_matrix_units_is_portable_and_says_so: software_gpu);
+fn a_device_without_matrix_units_is_portable_and_says_so(device: Device) {
     let Device::Gpu(gpu) = &device else { panic!("a GPU was named") };
     assert_eq!(gpu.tier().starts_with("fast"), device.precision() == Precision::Fast);
     let (said, _) = aquatint(&std::env::temp_dir(), &["devices"]);

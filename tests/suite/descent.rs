@@ -1,7 +1,8 @@
 //! Coordinate descent over codes against the textbook one in float64, and what it does to the loss of GPTQ.
 
 use crate::common::dense::{Dense, hessian, objective};
-use crate::common::{devices, random, read, recorder};
+use crate::common::{device_tests, random, read, recorder};
+use aquatint::device::Device;
 use aquatint::ops::descent::{Block, descend_block};
 use aquatint::ops::gptq::LONGEST_BLOCK;
 use aquatint::ops::gram;
@@ -75,51 +76,49 @@ fn spec(bits: u32, group_size: usize) -> GridSpec {
     GridSpec { bits, group_size, symmetry, search: Search::MinMax, scale_type }
 }
 
-#[test]
-fn equals_the_textbook() {
-    for device in devices() {
-        for (case, (m, n, group_size, length, bits)) in CASES.into_iter().enumerate() {
-            let mut rec = recorder(&device);
-            let (w, h) = (Dense::new(m, n, &random(case as u64, m * n)), hessian(case as u64, n));
-            let on_device = rec.upload(&[m, n], w.f32()).unwrap();
-            let grid = search(&mut rec, &on_device, None, &spec(bits, group_size)).unwrap();
-            let groups = n.div_ceil(group_size);
-            let [scales, zeros] = [&grid.scales, &grid.zeros].map(|part| Dense::new(m, groups, &read(&mut rec, part)));
-            let codes = Dense::new(0, 0, &[]);
-            let mut layer = Textbook { w, scales, zeros, codes, group_size, bits };
-            layer.round();
+device_tests!(equals_the_textbook: cpu, software_gpu);
+fn equals_the_textbook(device: Device) {
+    for (case, (m, n, group_size, length, bits)) in CASES.into_iter().enumerate() {
+        let mut rec = recorder(&device);
+        let (w, h) = (Dense::new(m, n, &random(case as u64, m * n)), hessian(case as u64, n));
+        let on_device = rec.upload(&[m, n], w.f32()).unwrap();
+        let grid = search(&mut rec, &on_device, None, &spec(bits, group_size)).unwrap();
+        let groups = n.div_ceil(group_size);
+        let [scales, zeros] = [&grid.scales, &grid.zeros].map(|part| Dense::new(m, groups, &read(&mut rec, part)));
+        let codes = Dense::new(0, 0, &[]);
+        let mut layer = Textbook { w, scales, zeros, codes, group_size, bits };
+        layer.round();
 
-            let mut errors = rec.upload(&[n, m], layer.errors().transposed().f32()).unwrap();
-            let start: Vec<u32> = layer.codes.transposed().values.iter().map(|&code| code as u32).collect();
-            let mut codes = rec.upload(&[n, m], start).unwrap();
-            let hessian = rec.upload(&[n, n], h.f32()).unwrap();
-            for start in (0..n).step_by(length) {
-                let count = length.min(n - start);
-                let mut g: Tensor = rec.zeros(&[count, m]).unwrap();
-                let rows = Rows { tensor: &hessian, start, count };
-                accumulate(&mut rec, Orientation::Nn, rows, Rows::all(&errors), &mut g, 0).unwrap();
-                let rows = rec.copy_rows(&hessian, start, count).unwrap();
-                let (hessian, ridge, g) = (&rows, RIDGE, &g);
-                let block = Block { hessian, ridge, g, grid: &grid, group_size, start, count, bits };
-                descend_block(&mut rec, block, &mut errors, &mut codes).unwrap();
-            }
-
-            let damped = h.damped(f64::from(RIDGE));
-            let before = objective(&layer.errors(), &damped);
-            layer.descend(&damped);
-            let found = found_codes(&mut rec, &codes, [m, n]);
-            let context = format!("{} case {case}", rec.device().name());
-            let different = found.values.iter().zip(&layer.codes.values).filter(|(a, b)| a != b).count();
-            assert!(different * 1000 <= m * n, "{context}: {different} of {} codes differ", m * n);
-            let expected = objective(&layer.errors(), &damped);
-            layer.codes = found;
-            let after = objective(&layer.errors(), &damped);
-            assert!((after - expected).abs() <= 1e-4 * expected, "{context}: loss {after}, not {expected}");
-            assert!(after <= before, "{context}: loss {before} became {after}");
-            let errors = Dense::new(n, m, &read(&mut rec, &errors)).transposed();
-            let apart = errors.minus(&layer.errors()).values.iter().fold(0.0f64, |most, x| most.max(x.abs()));
-            assert!(apart < 1e-4, "{context}: the errors kept are {apart} off");
+        let mut errors = rec.upload(&[n, m], layer.errors().transposed().f32()).unwrap();
+        let start: Vec<u32> = layer.codes.transposed().values.iter().map(|&code| code as u32).collect();
+        let mut codes = rec.upload(&[n, m], start).unwrap();
+        let hessian = rec.upload(&[n, n], h.f32()).unwrap();
+        for start in (0..n).step_by(length) {
+            let count = length.min(n - start);
+            let mut g: Tensor = rec.zeros(&[count, m]).unwrap();
+            let rows = Rows { tensor: &hessian, start, count };
+            accumulate(&mut rec, Orientation::Nn, rows, Rows::all(&errors), &mut g, 0).unwrap();
+            let rows = rec.copy_rows(&hessian, start, count).unwrap();
+            let (hessian, ridge, g) = (&rows, RIDGE, &g);
+            let block = Block { hessian, ridge, g, grid: &grid, group_size, start, count, bits };
+            descend_block(&mut rec, block, &mut errors, &mut codes).unwrap();
         }
+
+        let damped = h.damped(f64::from(RIDGE));
+        let before = objective(&layer.errors(), &damped);
+        layer.descend(&damped);
+        let found = found_codes(&mut rec, &codes, [m, n]);
+        let context = format!("{} case {case}", rec.device().name());
+        let different = found.values.iter().zip(&layer.codes.values).filter(|(a, b)| a != b).count();
+        assert!(different * 1000 <= m * n, "{context}: {different} of {} codes differ", m * n);
+        let expected = objective(&layer.errors(), &damped);
+        layer.codes = found;
+        let after = objective(&layer.errors(), &damped);
+        assert!((after - expected).abs() <= 1e-4 * expected, "{context}: loss {after}, not {expected}");
+        assert!(after <= before, "{context}: loss {before} became {after}");
+        let errors = Dense::new(n, m, &read(&mut rec, &errors)).transposed();
+        let apart = errors.minus(&layer.errors()).values.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+        assert!(apart < 1e-4, "{context}: the errors kept are {apart} off");
     }
 }
 
@@ -128,88 +127,84 @@ fn found_codes(rec: &mut aquatint::device::Recorder, codes: &Tensor<u32>, [m, n]
     Dense::from_fn(m, n, |i, j| f64::from(codes[j * m + i]))
 }
 
-#[test]
-fn no_single_code_can_be_bettered_after_enough_passes_and_the_loss_of_gptq_falls() {
+device_tests!(no_single_code_can_be_bettered_after_enough_passes_and_the_loss_of_gptq_falls: cpu, software_gpu);
+fn no_single_code_can_be_bettered_after_enough_passes_and_the_loss_of_gptq_falls(device: Device) {
     let (m, n, group_size) = (40, 200, 32);
     let (w, h) = (Dense::new(m, n, &random(1, m * n)), hessian(1, n));
-    for device in devices() {
-        let mut rec = recorder(&device);
-        let dense = rec.upload(&[n, n], h.f32()).unwrap();
-        let packed = gram::pack(&mut rec, &dense).unwrap();
-        let weight = rec.upload(&[m, n], w.f32()).unwrap();
-        let diagonal = block_on(Damping::of(&mut rec, &packed, "test")).unwrap();
-        let mut losses = Vec::new();
-        for (passes, order) in [0, 1, 20]
-            .into_iter()
-            .flat_map(|passes| [ActivationOrder::Natural, ActivationOrder::Descending].map(|order| (passes, order)))
-        {
-            let options =
-                QuantizeOptions { bits: 2, descent_passes: passes, activation_order: order, ..Default::default() };
-            let curvature = Curvature { hessian: &packed, diagonal: &diagonal, place: "test" };
-            let rounder = block_on(Rounder::new(&mut rec, &options, Some(group_size), curvature)).unwrap();
-            let layer = Layer { name: "test", bits: 2 };
-            let rounded = block_on(rounder.round(&mut rec, layer, &weight)).unwrap();
-            let rounded = rounder.refine(&mut rec, &weight, rounded).unwrap();
-            let damped = h.damped(f64::from(diagonal.ridge(options.rounding_damping)));
-            let q = Dense::new(m, n, &read(&mut rec, &rounded.dequantized));
-            losses.push(objective(&w.minus(&q), &damped));
-            if passes == 20 {
-                let Codes { codes, grid, .. } = rounded.codes.unwrap();
-                let codes = block_on(rec.read(&codes)).unwrap();
-                let parts = [&grid.scales, &grid.zeros].map(|part| read(&mut rec, part));
-                let [scales, zeros] = parts.map(|part| Dense::new(m, n.div_ceil(group_size), &part));
-                let found = Dense::from_fn(m, n, |i, j| f64::from(codes[i * n + j]));
-                let w = Dense::new(m, n, &random(1, m * n));
-                let mut layer = Textbook { w, scales, zeros, codes: found, group_size, bits: 2 };
-                let before = layer.codes.values.clone();
-                layer.descend(&damped);
-                let moved = before.iter().zip(&layer.codes.values).filter(|(a, b)| a != b).count();
-                assert!(moved * 1000 <= m * n, "{}: {moved} of {} codes would still move", device.name(), m * n);
-            }
+    let mut rec = recorder(&device);
+    let dense = rec.upload(&[n, n], h.f32()).unwrap();
+    let packed = gram::pack(&mut rec, &dense).unwrap();
+    let weight = rec.upload(&[m, n], w.f32()).unwrap();
+    let diagonal = block_on(Damping::of(&mut rec, &packed, "test")).unwrap();
+    let mut losses = Vec::new();
+    for (passes, order) in [0, 1, 20]
+        .into_iter()
+        .flat_map(|passes| [ActivationOrder::Natural, ActivationOrder::Descending].map(|order| (passes, order)))
+    {
+        let options =
+            QuantizeOptions { bits: 2, descent_passes: passes, activation_order: order, ..Default::default() };
+        let curvature = Curvature { hessian: &packed, diagonal: &diagonal, place: "test" };
+        let rounder = block_on(Rounder::new(&mut rec, &options, Some(group_size), curvature)).unwrap();
+        let layer = Layer { name: "test", bits: 2 };
+        let rounded = block_on(rounder.round(&mut rec, layer, &weight)).unwrap();
+        let rounded = rounder.refine(&mut rec, &weight, rounded).unwrap();
+        let damped = h.damped(f64::from(diagonal.ridge(options.rounding_damping)));
+        let q = Dense::new(m, n, &read(&mut rec, &rounded.dequantized));
+        losses.push(objective(&w.minus(&q), &damped));
+        if passes == 20 {
+            let Codes { codes, grid, .. } = rounded.codes.unwrap();
+            let codes = block_on(rec.read(&codes)).unwrap();
+            let parts = [&grid.scales, &grid.zeros].map(|part| read(&mut rec, part));
+            let [scales, zeros] = parts.map(|part| Dense::new(m, n.div_ceil(group_size), &part));
+            let found = Dense::from_fn(m, n, |i, j| f64::from(codes[i * n + j]));
+            let w = Dense::new(m, n, &random(1, m * n));
+            let mut layer = Textbook { w, scales, zeros, codes: found, group_size, bits: 2 };
+            let before = layer.codes.values.clone();
+            layer.descend(&damped);
+            let moved = before.iter().zip(&layer.codes.values).filter(|(a, b)| a != b).count();
+            assert!(moved * 1000 <= m * n, "{}: {moved} of {} codes would still move", device.name(), m * n);
         }
-        for pair in losses.chunks(2).collect::<Vec<_>>().windows(2) {
-            assert!(pair[1][0] < pair[0][0] && pair[1][1] < pair[0][1], "{}: {losses:?}", device.name());
-        }
+    }
+    for pair in losses.chunks(2).collect::<Vec<_>>().windows(2) {
+        assert!(pair[1][0] < pair[0][0] && pair[1][1] < pair[0][1], "{}: {losses:?}", device.name());
     }
 }
 
-#[test]
-fn where_inputs_do_not_correlate_no_shrunken_range_loses_less_than_the_one_found_by_pivots() {
+device_tests!(where_inputs_do_not_correlate_no_shrunken_range_loses_less_than_the_one_found_by_pivots: cpu, software_gpu);
+fn where_inputs_do_not_correlate_no_shrunken_range_loses_less_than_the_one_found_by_pivots(device: Device) {
     let (m, n, group_size, bits) = (9, 70, 32, 2);
     // Heavy tails and very different inputs; GPTQ has nothing to pass on, so that its loss is that of rounding.
     let w = Dense::from_fn(m, n, |i, j| f64::from(random(3, m * n)[i * n + j].powi(5)));
     let h = Dense::from_fn(n, n, |i, j| if i == j { 4.0f64.powi(i as i32 * 7 % 13 - 6) } else { 0.0 });
-    for device in devices() {
-        let mut rec = recorder(&device);
-        let dense = rec.upload(&[n, n], h.f32()).unwrap();
-        let packed = gram::pack(&mut rec, &dense).unwrap();
-        let weight = rec.upload(&[m, n], w.f32()).unwrap();
-        let diagonal = block_on(Damping::of(&mut rec, &packed, "test")).unwrap();
-        for activation_order in [ActivationOrder::Natural, ActivationOrder::Descending] {
-            let errors = [Search::Weighted, Search::Mse, Search::MinMax].map(|grid| {
-                let options = QuantizeOptions { bits, grid, activation_order, descent_passes: 0, ..Default::default() };
-                let curvature = Curvature { hessian: &packed, diagonal: &diagonal, place: "test" };
-                let rounder = block_on(Rounder::new(&mut rec, &options, Some(group_size), curvature)).unwrap();
-                let layer = Layer { name: "test", bits };
-                let rounded = block_on(rounder.round(&mut rec, layer, &weight)).unwrap();
-                w.minus(&Dense::new(m, n, &read(&mut rec, &rounded.dequantized)))
-            });
-            let ridge = f64::from(diagonal.ridge(0.01));
-            let loss = |errors: &Dense, row: usize, group: usize| -> f64 {
-                let columns = group * group_size..n.min((group + 1) * group_size);
-                columns.map(|j| (h.at(j, j) + ridge) * errors.at(row, j).powi(2)).sum()
-            };
-            let mut gains = [0, 0];
-            for (row, group) in (0..m).flat_map(|row| (0..n.div_ceil(group_size)).map(move |group| (row, group))) {
-                let least = loss(&errors[0], row, group);
-                for (gain, other) in gains.iter_mut().zip(&errors[1..]) {
-                    let other = loss(other, row, group);
-                    assert!(least <= other * (1.0 + 1e-4), "{} row {row} group {group}", device.name());
-                    *gain += usize::from(least < 0.95 * other);
-                }
+    let mut rec = recorder(&device);
+    let dense = rec.upload(&[n, n], h.f32()).unwrap();
+    let packed = gram::pack(&mut rec, &dense).unwrap();
+    let weight = rec.upload(&[m, n], w.f32()).unwrap();
+    let diagonal = block_on(Damping::of(&mut rec, &packed, "test")).unwrap();
+    for activation_order in [ActivationOrder::Natural, ActivationOrder::Descending] {
+        let errors = [Search::Weighted, Search::Mse, Search::MinMax].map(|grid| {
+            let options = QuantizeOptions { bits, grid, activation_order, descent_passes: 0, ..Default::default() };
+            let curvature = Curvature { hessian: &packed, diagonal: &diagonal, place: "test" };
+            let rounder = block_on(Rounder::new(&mut rec, &options, Some(group_size), curvature)).unwrap();
+            let layer = Layer { name: "test", bits };
+            let rounded = block_on(rounder.round(&mut rec, layer, &weight)).unwrap();
+            w.minus(&Dense::new(m, n, &read(&mut rec, &rounded.dequantized)))
+        });
+        let ridge = f64::from(diagonal.ridge(0.01));
+        let loss = |errors: &Dense, row: usize, group: usize| -> f64 {
+            let columns = group * group_size..n.min((group + 1) * group_size);
+            columns.map(|j| (h.at(j, j) + ridge) * errors.at(row, j).powi(2)).sum()
+        };
+        let mut gains = [0, 0];
+        for (row, group) in (0..m).flat_map(|row| (0..n.div_ceil(group_size)).map(move |group| (row, group))) {
+            let least = loss(&errors[0], row, group);
+            for (gain, other) in gains.iter_mut().zip(&errors[1..]) {
+                let other = loss(other, row, group);
+                assert!(least <= other * (1.0 + 1e-4), "{} row {row} group {group}", device.name());
+                *gain += usize::from(least < 0.95 * other);
             }
-            assert!(gains.iter().all(|&gain| gain > m), "{}: {gains:?} groups gain", device.name());
         }
+        assert!(gains.iter().all(|&gain| gain > m), "{}: {gains:?} groups gain", device.name());
     }
 }
 

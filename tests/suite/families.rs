@@ -2,14 +2,15 @@
 
 use std::path::Path;
 
-use crate::common::{devices, recorder, relative_error};
+use crate::common::{device_tests, recorder, relative_error};
 use aquatint::Checkpoint;
+use aquatint::device::Device;
 use aquatint::engine::network::Network;
 use aquatint::eval::logits;
 use pollster::block_on;
 use safetensors::SafeTensors;
 
-fn check(family: &str) {
+fn check(device: Device, family: &str) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families").join(family);
     let bytes = std::fs::read(folder.join("expected.safetensors")).unwrap();
     let expected = SafeTensors::deserialize(&bytes).unwrap();
@@ -21,23 +22,21 @@ fn check(family: &str) {
     let values = logits_view.data().chunks(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
     let values: Vec<f64> = values.map(f64::from).collect();
     let checkpoint = block_on(Checkpoint::open(&folder)).unwrap();
-    for device in devices() {
-        let mut rec = recorder(&device);
-        let network = Network::new(&mut rec, &checkpoint, None, seq_len).unwrap();
-        let ours = block_on(logits(&mut rec, &network, &windows)).unwrap();
-        let error = relative_error(&ours, &values);
-        assert!(error < 1e-5, "{family} on {}: {error}", device.name());
-        let largest = values.iter().fold(0.0f64, |a, b| a.max(b.abs()));
-        let worst = ours.iter().zip(&values).fold(0.0f64, |a, (&o, v)| a.max((f64::from(o) - v).abs()));
-        assert!(worst < 1e-4 * largest, "{family} on {}: {worst} of {largest}", device.name());
-    }
+    let mut rec = recorder(&device);
+    let network = Network::new(&mut rec, &checkpoint, None, seq_len).unwrap();
+    let ours = block_on(logits(&mut rec, &network, &windows)).unwrap();
+    let error = relative_error(&ours, &values);
+    assert!(error < 1e-5, "{family} on {}: {error}", device.name());
+    let largest = values.iter().fold(0.0f64, |a, b| a.max(b.abs()));
+    let worst = ours.iter().zip(&values).fold(0.0f64, |a, (&o, v)| a.max((f64::from(o) - v).abs()));
+    assert!(worst < 1e-4 * largest, "{family} on {}: {worst} of {largest}", device.name());
 }
 
 macro_rules! families {
     ($($name:ident: $folder:literal),* $(,)?) => {
-        $(#[test]
-        fn $name() {
-            check($folder);
+        $(device_tests!($name: cpu, software_gpu);
+        fn $name(device: Device) {
+            check(device, $folder);
         })*
     };
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::common::{devices, recorder, relative_error};
+use crate::common::{device_tests, recorder, relative_error};
 use crate::small_model::Model;
 use aquatint::device::{Device, Recorder};
 use aquatint::engine::Decoder;
@@ -49,55 +49,51 @@ fn greedy(tokens: usize) -> GenerateOptions {
     GenerateOptions { tokens, ..GenerateOptions::default() }
 }
 
-#[test]
-fn greedy_tokens_are_those_of_full_passes() {
+device_tests!(greedy_tokens_are_those_of_full_passes: cpu, software_gpu);
+fn greedy_tokens_are_those_of_full_passes(device: Device) {
     let model = block_on(bundled::checkpoint()).unwrap();
-    for device in devices() {
-        let tokens = if matches!(device, Device::Cpu) { 40 } else { 6 };
-        let mut rec = recorder(&device);
-        let mut generator = load(&mut rec, 100);
-        let text = run(&mut rec, &mut generator, PROMPT, greedy(tokens)).unwrap();
-        assert_eq!((generator.generated().len(), generator.stop()), (tokens, Some(Stop::TokenLimit)));
-        let tokenizer = block_on(model.tokenizer()).unwrap();
-        assert_eq!(text, tokenizer.decode(generator.generated()).unwrap());
-        let mut ids = tokenizer.encode(PROMPT).unwrap();
-        assert_eq!(generator.prompt(), ids);
-        for (index, &token) in generator.generated().iter().enumerate() {
-            let expected = likeliest(&without_cache(&mut rec, &model, &ids));
-            assert_eq!(token, expected, "token {index} on {}", device.name());
-            ids.push(token);
-        }
+    let tokens = if matches!(device, Device::Cpu) { 40 } else { 6 };
+    let mut rec = recorder(&device);
+    let mut generator = load(&mut rec, 100);
+    let text = run(&mut rec, &mut generator, PROMPT, greedy(tokens)).unwrap();
+    assert_eq!((generator.generated().len(), generator.stop()), (tokens, Some(Stop::TokenLimit)));
+    let tokenizer = block_on(model.tokenizer()).unwrap();
+    assert_eq!(text, tokenizer.decode(generator.generated()).unwrap());
+    let mut ids = tokenizer.encode(PROMPT).unwrap();
+    assert_eq!(generator.prompt(), ids);
+    for (index, &token) in generator.generated().iter().enumerate() {
+        let expected = likeliest(&without_cache(&mut rec, &model, &ids));
+        assert_eq!(token, expected, "token {index} on {}", device.name());
+        ids.push(token);
     }
 }
 
-fn check_family(family: &str) {
+fn check_family(device: Device, family: &str) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families").join(family);
     let model = block_on(Checkpoint::open(&folder)).unwrap();
     let bytes = std::fs::read(folder.join("expected.safetensors")).unwrap();
     let ids = SafeTensors::deserialize(&bytes).unwrap().tensor("input_ids").unwrap().data().to_vec();
     let ids: Vec<u32> = ids.chunks(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect();
     let ids = &ids[..21];
-    for device in devices() {
-        let mut rec = recorder(&device);
-        let mut decoder = block_on(Decoder::load(&mut rec, &model, None, 30)).unwrap();
-        let mut read = 0;
-        // A prompt, steps, a piece of several tokens past the window of 8, and a step.
-        for count in [11, 1, 1, 7, 1] {
-            let ours = block_on(decoder.extend(&mut rec, &ids[read..read + count])).unwrap();
-            read += count;
-            assert_eq!(decoder.len(), read);
-            let expected: Vec<f64> = without_cache(&mut rec, &model, &ids[..read]).iter().map(|&l| l.into()).collect();
-            let error = relative_error(&ours, &expected);
-            assert!(error < 1e-5, "{family} on {} after {read}: {error}", device.name());
-        }
+    let mut rec = recorder(&device);
+    let mut decoder = block_on(Decoder::load(&mut rec, &model, None, 30)).unwrap();
+    let mut read = 0;
+    // A prompt, steps, a piece of several tokens past the window of 8, and a step.
+    for count in [11, 1, 1, 7, 1] {
+        let ours = block_on(decoder.extend(&mut rec, &ids[read..read + count])).unwrap();
+        read += count;
+        assert_eq!(decoder.len(), read);
+        let expected: Vec<f64> = without_cache(&mut rec, &model, &ids[..read]).iter().map(|&l| l.into()).collect();
+        let error = relative_error(&ours, &expected);
+        assert!(error < 1e-5, "{family} on {} after {read}: {error}", device.name());
     }
 }
 
 macro_rules! families {
     ($($name:ident: $folder:literal),* $(,)?) => {
-        $(#[test]
-        fn $name() {
-            check_family($folder);
+        $(device_tests!($name: cpu, software_gpu);
+        fn $name(device: Device) {
+            check_family(device, $folder);
         })*
     };
 }
@@ -140,7 +136,7 @@ fn tokens_that_do_not_fit_are_refused_and_change_nothing() {
     assert!(block_on(decoder.extend(&mut rec, &[1])).is_err());
     assert_eq!(decoder.len(), 3);
     let refused = block_on(Decoder::load(&mut rec, &model, None, 0)).unwrap_err().to_string();
-    assert!(refused.contains("--context"), "{refused}");
+    assert!(refused.starts_with("context: "), "{refused}");
 }
 
 #[test]
@@ -187,7 +183,7 @@ fn a_full_context_ends_the_text() {
     assert_eq!((tight.generated().len(), tight.stop()), (1, Some(Stop::ContextFull)));
     let mut full = load(&mut rec, prompt);
     let refused = run(&mut rec, &mut full, PROMPT, greedy(100)).unwrap_err().to_string();
-    assert!(refused.contains("--prompt") && refused.contains("--context"), "{refused}");
+    assert!(refused.starts_with("prompt: ") && refused.contains("raise context"), "{refused}");
 }
 
 /// The bundled model whose generation_config.json, and config.json's `eos_token_id`, are as given.
@@ -243,7 +239,7 @@ fn an_empty_prompt_is_the_beginning_of_a_text() {
     let model = with_end_tokens("{}", "0, \"bos_token_id\": null").unwrap();
     let mut generator = block_on(Generator::load(&mut rec, &model, None, 100)).unwrap();
     let refused = run(&mut rec, &mut generator, "", greedy(3)).unwrap_err().to_string();
-    assert!(refused.contains("--prompt") && refused.contains("no text"), "{refused}");
+    assert!(refused.starts_with("prompt: ") && refused.contains("no text"), "{refused}");
 }
 
 #[test]

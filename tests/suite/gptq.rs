@@ -1,7 +1,7 @@
 //! The column loop against the textbook GPTQ in float64: Cholesky, inverse, Cholesky.
 
 use crate::common::dense::{self, Dense, Level, hessian, objective, shuffled};
-use crate::common::{devices, random, read, recorder, relative_error};
+use crate::common::{device_tests, random, read, recorder, relative_error};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::cholesky::{Factor, factor, normalised_columns};
 use aquatint::ops::gptq::{Block, LONGEST_BLOCK, quantize_block, updated_group};
@@ -105,157 +105,145 @@ const CASES: [(usize, usize, usize, usize, u32); 9] = [
     (70, 300, 128, 128, 3),
 ];
 
-#[test]
-fn equals_the_textbook_on_static_grids() {
-    for device in devices() {
-        for (case, (m, n, group_size, length, bits)) in CASES.into_iter().enumerate() {
-            for act_order in [false, true] {
-                let w = Dense::new(m, n, &random(case as u64, m * n));
-                let h = hessian(case as u64, n);
-                let order = if act_order { shuffled(1, n) } else { (0..n as u32).collect() };
-                let group_of: Vec<u32> = order.iter().map(|&i| i / group_size as u32).collect();
-                let mut layer = Layer::new(&device, &w, &h, &order);
-                let grid = search(&mut layer.rec, &layer.w, None, &spec(bits, group_size)).unwrap();
-                layer.quantize([0, n], length, &grid, &group_of, bits);
-                let groups = n.div_ceil(group_size);
-                let scales = Dense::new(m, groups, &read(&mut layer.rec, &grid.scales));
-                let zeros = Dense::new(m, groups, &read(&mut layer.rec, &grid.zeros));
-                let level = |i: usize, j: usize| {
-                    let group = group_of[j] as usize;
-                    Level { scale: scales.at(i, group), zero: zeros.at(i, group) }
-                };
-                let (w, h) = (columns_in(&order, &w), h.damped(f64::from(RIDGE)).permuted(&order));
-                let (codes, quantized) = dense::gptq(&w, &h, bits, |i, j, _| level(i, j));
-                let context = format!("{} case {case}, act-order {act_order}", device.name());
-                compare(&context, &mut layer, &w, &h, &codes, &quantized);
-            }
-        }
-    }
-}
-
-#[test]
-fn equals_ldlq_on_reversed_columns() {
-    for device in devices() {
-        for (m, n, bits) in [(3, 65, 2), (37, 100, 3)] {
-            let w = Dense::new(m, n, &random(4, m * n));
-            let h = hessian(4, n);
-            let order: Vec<u32> = (0..n as u32).collect();
+device_tests!(equals_the_textbook_on_static_grids: cpu, software_gpu);
+fn equals_the_textbook_on_static_grids(device: Device) {
+    for (case, (m, n, group_size, length, bits)) in CASES.into_iter().enumerate() {
+        for act_order in [false, true] {
+            let w = Dense::new(m, n, &random(case as u64, m * n));
+            let h = hessian(case as u64, n);
+            let order = if act_order { shuffled(1, n) } else { (0..n as u32).collect() };
+            let group_of: Vec<u32> = order.iter().map(|&i| i / group_size as u32).collect();
             let mut layer = Layer::new(&device, &w, &h, &order);
-            let grid = search(&mut layer.rec, &layer.w, None, &spec(bits, n)).unwrap();
-            layer.quantize([0, n], 128, &grid, &vec![0; n], bits);
-            let (scales, zeros) = (read(&mut layer.rec, &grid.scales), read(&mut layer.rec, &grid.zeros));
-            // LDLQ: H = L·D·Lᵀ of the reversed columns, last column first, with L's columns as feedback.
-            let reversed: Vec<u32> = order.iter().rev().copied().collect();
-            let h = h.damped(f64::from(RIDGE));
-            let l = h.permuted(&reversed).cholesky();
-            let flipped = columns_in(&reversed, &w);
-            let (mut codes, mut quantized) = (flipped.clone(), flipped.clone());
-            for i in 0..m {
-                let level = Level { scale: f64::from(scales[i]), zero: f64::from(zeros[i]) };
-                for k in (0..n).rev() {
-                    let feedback: f64 =
-                        (k + 1..n).map(|j| (flipped.at(i, j) - quantized.at(i, j)) * l.at(j, k) / l.at(k, k)).sum();
-                    let code = level.code(flipped.at(i, k) + feedback, bits);
-                    codes.set(i, k, code);
-                    quantized.set(i, k, level.value(code));
-                }
-            }
-            let (codes, quantized) = (columns_in(&reversed, &codes), columns_in(&reversed, &quantized));
-            compare(&format!("{} {m} × {n}", device.name()), &mut layer, &w, &h, &codes, &quantized);
-        }
-    }
-}
-
-#[test]
-fn equals_the_textbook_on_grids_of_the_updated_weights() {
-    for device in devices() {
-        for (m, n, group_size, bits) in
-            [(3, 5, 2, 2), (37, 100, 32, 3), (3, 130, 130, 4), (65, 300, 128, 3), (37, 300, 140, 4)]
-        {
-            let w = Dense::new(m, n, &random(6, m * n));
-            let h = hessian(6, n);
-            let order: Vec<u32> = (0..n as u32).collect();
-            let mut layer = Layer::new(&device, &w, &h, &order);
-            for start in (0..n).step_by(group_size) {
-                let count = group_size.min(n - start);
-                let (slab, t) = layer.targets(start, count);
-                let rec = &mut layer.rec;
-                let updated = updated_group(rec, &layer.columns, &t, &slab, start, count).unwrap();
-                let sequential = rec.upload(&[count], (0..count as u32).collect()).unwrap();
-                let updated = from_columns(rec, &updated, &sequential).unwrap();
-                let grid = search(rec, &updated, None, &spec(bits, count)).unwrap();
-                layer.quantize([start, start + count], LONGEST_BLOCK, &grid, &vec![0; n], bits);
-            }
-            let h = h.damped(f64::from(RIDGE));
-            let mut levels: Vec<Vec<Level>> = vec![Vec::new(); m];
-            let (codes, quantized) = dense::gptq(&w, &h, bits, |i, j, w| {
-                if j % group_size == 0 {
-                    levels[i].push(Level::min_max((j..n.min(j + group_size)).map(|k| w.at(i, k)), bits));
-                }
-                levels[i][j / group_size]
-            });
-            let context = format!("{} {m} × {n} groups of {group_size}", device.name());
+            let grid = search(&mut layer.rec, &layer.w, None, &spec(bits, group_size)).unwrap();
+            layer.quantize([0, n], length, &grid, &group_of, bits);
+            let groups = n.div_ceil(group_size);
+            let scales = Dense::new(m, groups, &read(&mut layer.rec, &grid.scales));
+            let zeros = Dense::new(m, groups, &read(&mut layer.rec, &grid.zeros));
+            let level = |i: usize, j: usize| {
+                let group = group_of[j] as usize;
+                Level { scale: scales.at(i, group), zero: zeros.at(i, group) }
+            };
+            let (w, h) = (columns_in(&order, &w), h.damped(f64::from(RIDGE)).permuted(&order));
+            let (codes, quantized) = dense::gptq(&w, &h, bits, |i, j, _| level(i, j));
+            let context = format!("{} case {case}, act-order {act_order}", device.name());
             compare(&context, &mut layer, &w, &h, &codes, &quantized);
         }
     }
 }
 
-/// Against the definition, for any slab: the recurrence does not depend on where t comes from.
-#[test]
-fn updated_weights_follow_the_recurrence() {
-    for device in devices() {
-        for (m, n, start, count) in
-            [(1, 5, 1, 1), (3, 65, 1, 64), (37, 300, 17, 283), (65, 200, 60, 40), (3, 64, 0, 64)]
-        {
-            let mut rec = recorder(&device);
-            let vw = random(1, n * m);
-            let vt = if start == 0 { vw[..count * m].to_vec() } else { random(2, count * m) };
-            // Damped, so that the recurrence does not grow.
-            let slab: Vec<f32> = random(3, (start + count) * count).iter().map(|v| v / count as f32).collect();
-            let w = rec.upload(&[n, m], vw.clone()).unwrap();
-            let t = rec.upload(&[count, m], vt.clone()).unwrap();
-            let columns = rec.upload(&[start + count, count], slab.clone()).unwrap();
-            let updated = updated_group(&mut rec, &w, &t, &columns, start, count).unwrap();
-            let mut x = Dense::from_fn(count, m, |_, _| 0.0);
-            let mut expected = x.clone();
-            for c in 0..count {
-                for r in 0..m {
-                    let w = f64::from(vw[(start + c) * m + r]);
-                    let earlier: f64 = (0..c).map(|b| x.at(b, r) * f64::from(slab[(start + b) * count + c])).sum();
-                    x.set(c, r, f64::from(vt[c * m + r]) - w - earlier);
-                    expected.set(c, r, w + x.at(c, r));
-                }
+device_tests!(equals_ldlq_on_reversed_columns: cpu, software_gpu);
+fn equals_ldlq_on_reversed_columns(device: Device) {
+    for (m, n, bits) in [(3, 65, 2), (37, 100, 3)] {
+        let w = Dense::new(m, n, &random(4, m * n));
+        let h = hessian(4, n);
+        let order: Vec<u32> = (0..n as u32).collect();
+        let mut layer = Layer::new(&device, &w, &h, &order);
+        let grid = search(&mut layer.rec, &layer.w, None, &spec(bits, n)).unwrap();
+        layer.quantize([0, n], 128, &grid, &vec![0; n], bits);
+        let (scales, zeros) = (read(&mut layer.rec, &grid.scales), read(&mut layer.rec, &grid.zeros));
+        // LDLQ: H = L·D·Lᵀ of the reversed columns, last column first, with L's columns as feedback.
+        let reversed: Vec<u32> = order.iter().rev().copied().collect();
+        let h = h.damped(f64::from(RIDGE));
+        let l = h.permuted(&reversed).cholesky();
+        let flipped = columns_in(&reversed, &w);
+        let (mut codes, mut quantized) = (flipped.clone(), flipped.clone());
+        for i in 0..m {
+            let level = Level { scale: f64::from(scales[i]), zero: f64::from(zeros[i]) };
+            for k in (0..n).rev() {
+                let feedback: f64 =
+                    (k + 1..n).map(|j| (flipped.at(i, j) - quantized.at(i, j)) * l.at(j, k) / l.at(k, k)).sum();
+                let code = level.code(flipped.at(i, k) + feedback, bits);
+                codes.set(i, k, code);
+                quantized.set(i, k, level.value(code));
             }
-            let error = relative_error(&read(&mut rec, &updated), &expected.values);
-            assert!(error < 1e-5, "{} {m} × {n} at {start}+{count}: {error}", device.name());
         }
+        let (codes, quantized) = (columns_in(&reversed, &codes), columns_in(&reversed, &quantized));
+        compare(&format!("{} {m} × {n}", device.name()), &mut layer, &w, &h, &codes, &quantized);
     }
 }
 
-#[test]
-fn a_dead_input_is_rounded_like_any_and_changes_nothing_else() {
-    for device in devices() {
-        let (m, n, dead) = (37, 100, 7);
-        let mut w = Dense::new(m, n, &random(8, m * n));
-        let live = hessian(8, n);
-        let h = Dense::from_fn(n, n, |i, j| if i == dead || j == dead { 0.0 } else { live.at(i, j) });
+device_tests!(equals_the_textbook_on_grids_of_the_updated_weights: cpu, software_gpu);
+fn equals_the_textbook_on_grids_of_the_updated_weights(device: Device) {
+    for (m, n, group_size, bits) in
+        [(3, 5, 2, 2), (37, 100, 32, 3), (3, 130, 130, 4), (65, 300, 128, 3), (37, 300, 140, 4)]
+    {
+        let w = Dense::new(m, n, &random(6, m * n));
+        let h = hessian(6, n);
         let order: Vec<u32> = (0..n as u32).collect();
-        let mut results = Vec::new();
-        for value in [0.0, 0.3] {
-            (0..m).for_each(|i| w.set(i, dead, value));
-            let mut layer = Layer::new(&device, &w, &h, &order);
-            let grid = Grid {
-                scales: layer.rec.upload(&[m, 1], vec![0.2; m]).unwrap(),
-                zeros: layer.rec.upload(&[m, 1], vec![8.0; m]).unwrap(),
-            };
-            layer.quantize([0, n], 128, &grid, &vec![0; n], 4);
-            results.push(layer.result().0);
+        let mut layer = Layer::new(&device, &w, &h, &order);
+        for start in (0..n).step_by(group_size) {
+            let count = group_size.min(n - start);
+            let (slab, t) = layer.targets(start, count);
+            let rec = &mut layer.rec;
+            let updated = updated_group(rec, &layer.columns, &t, &slab, start, count).unwrap();
+            let sequential = rec.upload(&[count], (0..count as u32).collect()).unwrap();
+            let updated = from_columns(rec, &updated, &sequential).unwrap();
+            let grid = search(rec, &updated, None, &spec(bits, count)).unwrap();
+            layer.quantize([start, start + count], LONGEST_BLOCK, &grid, &vec![0; n], bits);
         }
-        for i in 0..m {
-            assert_eq!(results[0].at(i, dead), 8.0, "{}", device.name());
-            for j in (0..n).filter(|&j| j != dead) {
-                assert_eq!(results[0].at(i, j), results[1].at(i, j), "{} ({i}, {j})", device.name());
+        let h = h.damped(f64::from(RIDGE));
+        let mut levels: Vec<Vec<Level>> = vec![Vec::new(); m];
+        let (codes, quantized) = dense::gptq(&w, &h, bits, |i, j, w| {
+            if j % group_size == 0 {
+                levels[i].push(Level::min_max((j..n.min(j + group_size)).map(|k| w.at(i, k)), bits));
             }
+            levels[i][j / group_size]
+        });
+        let context = format!("{} {m} × {n} groups of {group_size}", device.name());
+        compare(&context, &mut layer, &w, &h, &codes, &quantized);
+    }
+}
+
+device_tests!(updated_weights_follow_the_recurrence: cpu, software_gpu);
+/// Against the definition, for any slab: the recurrence does not depend on where t comes from.
+fn updated_weights_follow_the_recurrence(device: Device) {
+    for (m, n, start, count) in [(1, 5, 1, 1), (3, 65, 1, 64), (37, 300, 17, 283), (65, 200, 60, 40), (3, 64, 0, 64)] {
+        let mut rec = recorder(&device);
+        let vw = random(1, n * m);
+        let vt = if start == 0 { vw[..count * m].to_vec() } else { random(2, count * m) };
+        // Damped, so that the recurrence does not grow.
+        let slab: Vec<f32> = random(3, (start + count) * count).iter().map(|v| v / count as f32).collect();
+        let w = rec.upload(&[n, m], vw.clone()).unwrap();
+        let t = rec.upload(&[count, m], vt.clone()).unwrap();
+        let columns = rec.upload(&[start + count, count], slab.clone()).unwrap();
+        let updated = updated_group(&mut rec, &w, &t, &columns, start, count).unwrap();
+        let mut x = Dense::from_fn(count, m, |_, _| 0.0);
+        let mut expected = x.clone();
+        for c in 0..count {
+            for r in 0..m {
+                let w = f64::from(vw[(start + c) * m + r]);
+                let earlier: f64 = (0..c).map(|b| x.at(b, r) * f64::from(slab[(start + b) * count + c])).sum();
+                x.set(c, r, f64::from(vt[c * m + r]) - w - earlier);
+                expected.set(c, r, w + x.at(c, r));
+            }
+        }
+        let error = relative_error(&read(&mut rec, &updated), &expected.values);
+        assert!(error < 1e-5, "{} {m} × {n} at {start}+{count}: {error}", device.name());
+    }
+}
+
+device_tests!(a_dead_input_is_rounded_like_any_and_changes_nothing_else: cpu, software_gpu);
+fn a_dead_input_is_rounded_like_any_and_changes_nothing_else(device: Device) {
+    let (m, n, dead) = (37, 100, 7);
+    let mut w = Dense::new(m, n, &random(8, m * n));
+    let live = hessian(8, n);
+    let h = Dense::from_fn(n, n, |i, j| if i == dead || j == dead { 0.0 } else { live.at(i, j) });
+    let order: Vec<u32> = (0..n as u32).collect();
+    let mut results = Vec::new();
+    for value in [0.0, 0.3] {
+        (0..m).for_each(|i| w.set(i, dead, value));
+        let mut layer = Layer::new(&device, &w, &h, &order);
+        let grid = Grid {
+            scales: layer.rec.upload(&[m, 1], vec![0.2; m]).unwrap(),
+            zeros: layer.rec.upload(&[m, 1], vec![8.0; m]).unwrap(),
+        };
+        layer.quantize([0, n], 128, &grid, &vec![0; n], 4);
+        results.push(layer.result().0);
+    }
+    for i in 0..m {
+        assert_eq!(results[0].at(i, dead), 8.0, "{}", device.name());
+        for j in (0..n).filter(|&j| j != dead) {
+            assert_eq!(results[0].at(i, j), results[1].at(i, j), "{} ({i}, {j})", device.name());
         }
     }
 }

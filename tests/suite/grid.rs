@@ -1,7 +1,7 @@
 //! Grids against a float64 search.
 
 use crate::common::dense::Level;
-use crate::common::{devices, random, read, recorder};
+use crate::common::{device_tests, random, read, recorder};
 use aquatint::device::Device;
 use aquatint::ops::grid::{GridSpec, ScaleType, Search, Symmetry, search, shrunk};
 use half::f16;
@@ -77,89 +77,79 @@ fn check(device: &Device, [m, n]: [usize; 2], values: &[f32], spec: &GridSpec) {
     }
 }
 
-#[test]
-fn the_range_of_the_extremes() {
-    for device in devices() {
-        for (shape, group_size) in [([1, 1], 1), ([3, 5], 2), ([37, 100], 32), ([3, 300], 300), ([5, 1300], 1300)] {
-            for (symmetry, scale_type, bits) in [
-                (SYMMETRIES[0], SCALE_TYPES[0], 4),
-                (SYMMETRIES[1], SCALE_TYPES[0], 3),
-                (SYMMETRIES[0], SCALE_TYPES[1], 2),
-                (SYMMETRIES[1], SCALE_TYPES[1], 8),
-                (SYMMETRIES[0], SCALE_TYPES[1], 1),
-            ] {
-                let spec = GridSpec { bits, group_size, symmetry, search: Search::MinMax, scale_type };
-                check(&device, shape, &random(bits.into(), shape[0] * shape[1]), &spec);
+device_tests!(the_range_of_the_extremes: cpu, software_gpu);
+fn the_range_of_the_extremes(device: Device) {
+    for (shape, group_size) in [([1, 1], 1), ([3, 5], 2), ([37, 100], 32), ([3, 300], 300), ([5, 1300], 1300)] {
+        for (symmetry, scale_type, bits) in [
+            (SYMMETRIES[0], SCALE_TYPES[0], 4),
+            (SYMMETRIES[1], SCALE_TYPES[0], 3),
+            (SYMMETRIES[0], SCALE_TYPES[1], 2),
+            (SYMMETRIES[1], SCALE_TYPES[1], 8),
+            (SYMMETRIES[0], SCALE_TYPES[1], 1),
+        ] {
+            let spec = GridSpec { bits, group_size, symmetry, search: Search::MinMax, scale_type };
+            check(&device, shape, &random(bits.into(), shape[0] * shape[1]), &spec);
+        }
+    }
+}
+
+device_tests!(the_best_shrunken_range: cpu, software_gpu);
+fn the_best_shrunken_range(device: Device) {
+    for (shape, group_size) in [([3, 5], 2), ([37, 100], 32), ([3, 130], 64), ([3, 300], 300), ([3, 1300], 1300)] {
+        for (symmetry, scale_type, bits) in
+            [(SYMMETRIES[0], SCALE_TYPES[0], 4), (SYMMETRIES[1], SCALE_TYPES[1], 3), (SYMMETRIES[0], SCALE_TYPES[1], 2)]
+        {
+            // Heavy tails, so that shrinking pays.
+            let values: Vec<f32> = random(9, shape[0] * shape[1]).iter().map(|v| 0.05 * v.powi(5)).collect();
+            for search in [Search::Mse, Search::Weighted] {
+                let spec = GridSpec { bits, group_size, symmetry, search, scale_type };
+                check(&device, shape, &values, &spec);
             }
         }
     }
 }
 
-#[test]
-fn the_best_shrunken_range() {
-    for device in devices() {
-        for (shape, group_size) in [([3, 5], 2), ([37, 100], 32), ([3, 130], 64), ([3, 300], 300), ([3, 1300], 1300)] {
-            for (symmetry, scale_type, bits) in [
-                (SYMMETRIES[0], SCALE_TYPES[0], 4),
-                (SYMMETRIES[1], SCALE_TYPES[1], 3),
-                (SYMMETRIES[0], SCALE_TYPES[1], 2),
-            ] {
-                // Heavy tails, so that shrinking pays.
-                let values: Vec<f32> = random(9, shape[0] * shape[1]).iter().map(|v| 0.05 * v.powi(5)).collect();
-                for search in [Search::Mse, Search::Weighted] {
-                    let spec = GridSpec { bits, group_size, symmetry, search, scale_type };
-                    check(&device, shape, &values, &spec);
-                }
-            }
-        }
-    }
-}
-
-#[test]
-fn a_range_shrunk_as_asked() {
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for ([m, n], group_size) in [([3, 5], 2), ([37, 100], 32), ([3, 300], 300)] {
-            for symmetry in SYMMETRIES {
-                let spec = GridSpec { bits: 3, group_size, symmetry, search: Search::Mse, scale_type: SCALE_TYPES[1] };
-                let values = random(4, m * n);
-                let w = rec.upload(&[m, n], values.clone()).unwrap();
-                for percent in [100, 85, 55, 1] {
-                    let grid = shrunk(&mut rec, &w, &spec, percent).unwrap();
-                    let (scales, zeros) = (read(&mut rec, &grid.scales), read(&mut rec, &grid.zeros));
-                    let groups = values.chunks(n).flat_map(|row| row.chunks(group_size));
-                    for (cell, w) in groups.enumerate() {
-                        let expected = candidate(w, percent as f64 / 100.0, &spec);
-                        let context = format!("{} {m} × {n} cell {cell} at {percent} %", device.name());
-                        // One ulp of f16, and what follows from it.
-                        assert!((f64::from(scales[cell]) / expected.scale - 1.0).abs() < 1e-3, "{context}");
-                        assert!((f64::from(zeros[cell]) - expected.zero).abs() <= 1.0, "{context}");
-                    }
-                }
-                assert!(shrunk(&mut rec, &w, &spec, 0).is_err() && shrunk(&mut rec, &w, &spec, 101).is_err());
-            }
-        }
-    }
-}
-
-#[test]
-fn weights_of_one_sign_zeros_and_extreme_magnitudes() {
-    for device in devices() {
+device_tests!(a_range_shrunk_as_asked: cpu, software_gpu);
+fn a_range_shrunk_as_asked(device: Device) {
+    let mut rec = recorder(&device);
+    for ([m, n], group_size) in [([3, 5], 2), ([37, 100], 32), ([3, 300], 300)] {
         for symmetry in SYMMETRIES {
-            for (search, scale_type) in
-                [(Search::MinMax, ScaleType::F32), (Search::MinMax, ScaleType::F16), (Search::Mse, ScaleType::F16)]
-            {
-                let spec = GridSpec { bits: 4, group_size: 5, symmetry, search, scale_type };
-                let values = [
-                    [0.0; 5],
-                    [-0.1, -0.7, -0.2, -0.9, -0.4],
-                    [0.1, 0.7, 0.2, 0.9, 0.4],
-                    [1e-5, -3e-5, 2e-5, 0.0, 5e-6],
-                    [1e-9, -3e-9, 2e-9, 0.0, 5e-10],
-                    [1e6, -3e6, 2e6, 0.0, 5e5],
-                ];
-                check(&device, [6, 5], values.as_flattened(), &spec);
+            let spec = GridSpec { bits: 3, group_size, symmetry, search: Search::Mse, scale_type: SCALE_TYPES[1] };
+            let values = random(4, m * n);
+            let w = rec.upload(&[m, n], values.clone()).unwrap();
+            for percent in [100, 85, 55, 1] {
+                let grid = shrunk(&mut rec, &w, &spec, percent).unwrap();
+                let (scales, zeros) = (read(&mut rec, &grid.scales), read(&mut rec, &grid.zeros));
+                let groups = values.chunks(n).flat_map(|row| row.chunks(group_size));
+                for (cell, w) in groups.enumerate() {
+                    let expected = candidate(w, percent as f64 / 100.0, &spec);
+                    let context = format!("{} {m} × {n} cell {cell} at {percent} %", device.name());
+                    // One ulp of f16, and what follows from it.
+                    assert!((f64::from(scales[cell]) / expected.scale - 1.0).abs() < 1e-3, "{context}");
+                    assert!((f64::from(zeros[cell]) - expected.zero).abs() <= 1.0, "{context}");
+                }
             }
+            assert!(shrunk(&mut rec, &w, &spec, 0).is_err() && shrunk(&mut rec, &w, &spec, 101).is_err());
+        }
+    }
+}
+
+device_tests!(weights_of_one_sign_zeros_and_extreme_magnitudes: cpu, software_gpu);
+fn weights_of_one_sign_zeros_and_extreme_magnitudes(device: Device) {
+    for symmetry in SYMMETRIES {
+        for (search, scale_type) in
+            [(Search::MinMax, ScaleType::F32), (Search::MinMax, ScaleType::F16), (Search::Mse, ScaleType::F16)]
+        {
+            let spec = GridSpec { bits: 4, group_size: 5, symmetry, search, scale_type };
+            let values = [
+                [0.0; 5],
+                [-0.1, -0.7, -0.2, -0.9, -0.4],
+                [0.1, 0.7, 0.2, 0.9, 0.4],
+                [1e-5, -3e-5, 2e-5, 0.0, 5e-6],
+                [1e-9, -3e-9, 2e-9, 0.0, 5e-10],
+                [1e6, -3e6, 2e6, 0.0, 5e5],
+            ];
+            check(&device, [6, 5], values.as_flattened(), &spec);
         }
     }
 }

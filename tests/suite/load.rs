@@ -5,10 +5,10 @@ use std::cell::Cell;
 use std::ops::Range;
 use std::rc::Rc;
 
-use crate::common::{devices, recorder};
+use crate::common::{device_tests, recorder};
 use crate::small_model::{Model, Stored};
 use aquatint::checkpoint::{Checkpoint, MemorySource, Source};
-use aquatint::device::Recorder;
+use aquatint::device::{Device, Recorder};
 use aquatint::engine::decoder::Decoder;
 use aquatint::engine::network::Network;
 use aquatint::pipeline::quantize;
@@ -86,63 +86,57 @@ fn bits(rec: &mut Recorder, tensor: &Tensor) -> Vec<u32> {
     block_on(rec.read(tensor)).unwrap().into_iter().map(f32::to_bits).collect()
 }
 
-#[test]
-fn pieces_of_any_size_make_the_whole() {
+device_tests!(pieces_of_any_size_make_the_whole: cpu, software_gpu);
+fn pieces_of_any_size_make_the_whole(device: Device) {
     let model = mixed();
     let reference = open(&model, 1 << 20).0;
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for piece in [1, 2, 6, 10, 100, 1000, 1 << 20] {
-            let (checkpoint, most) = open(&model, piece);
-            for Stored { name, dtype, shape, bytes } in &model.tensors {
-                if bytes.len() as u64 > 200 * piece {
-                    continue;
-                }
-                let at = format!("{} {name} of {dtype} {piece} bytes at a time", device.name());
-                most.set(0);
-                let tensor = block_on(checkpoint.load(&mut rec, name)).unwrap();
-                let size = if *dtype == "F32" { 4 } else { 2 };
-                assert!(most.get() <= piece.max(size), "{at}: read {} bytes at once", most.get());
-                assert_eq!(tensor.shape(), &shape[..], "{at}");
-                let whole: Vec<u32> = block_on(reference.read(name)).unwrap().into_iter().map(f32::to_bits).collect();
-                assert_eq!(bits(&mut rec, &tensor), whole, "{at}");
-                let (count, width) = (shape[0], shape[1..].iter().product::<usize>());
-                for rows in [0..count, 1..count, count / 3..count / 3 + 1, 2..2] {
-                    let tensor = block_on(checkpoint.load_rows(&mut rec, name, rows.clone())).unwrap();
-                    assert_eq!((tensor.shape()[0], tensor.len()), (rows.len(), rows.len() * width), "{at}");
-                    assert_eq!(bits(&mut rec, &tensor), whole[rows.start * width..rows.end * width], "{at} {rows:?}");
-                }
+    let mut rec = recorder(&device);
+    for piece in [1, 2, 6, 10, 100, 1000, 1 << 20] {
+        let (checkpoint, most) = open(&model, piece);
+        for Stored { name, dtype, shape, bytes } in &model.tensors {
+            if bytes.len() as u64 > 200 * piece {
+                continue;
+            }
+            let at = format!("{} {name} of {dtype} {piece} bytes at a time", device.name());
+            most.set(0);
+            let tensor = block_on(checkpoint.load(&mut rec, name)).unwrap();
+            let size = if *dtype == "F32" { 4 } else { 2 };
+            assert!(most.get() <= piece.max(size), "{at}: read {} bytes at once", most.get());
+            assert_eq!(tensor.shape(), &shape[..], "{at}");
+            let whole: Vec<u32> = block_on(reference.read(name)).unwrap().into_iter().map(f32::to_bits).collect();
+            assert_eq!(bits(&mut rec, &tensor), whole, "{at}");
+            let (count, width) = (shape[0], shape[1..].iter().product::<usize>());
+            for rows in [0..count, 1..count, count / 3..count / 3 + 1, 2..2] {
+                let tensor = block_on(checkpoint.load_rows(&mut rec, name, rows.clone())).unwrap();
+                assert_eq!((tensor.shape()[0], tensor.len()), (rows.len(), rows.len() * width), "{at}");
+                assert_eq!(bits(&mut rec, &tensor), whole[rows.start * width..rows.end * width], "{at} {rows:?}");
             }
         }
     }
 }
 
-#[test]
-fn rows_and_names_that_do_not_exist_are_errors() {
+device_tests!(rows_and_names_that_do_not_exist_are_errors: cpu, software_gpu);
+fn rows_and_names_that_do_not_exist_are_errors(device: Device) {
     let (checkpoint, _) = open(&mixed(), 64);
-    for device in devices() {
-        let mut rec = recorder(&device);
-        let name = "model.norm.weight";
-        let reversed = Range { start: 5, end: 4 };
-        for rows in [30..33, 33..33, reversed] {
-            let result = block_on(checkpoint.load_rows(&mut rec, name, rows));
-            assert!(matches!(result, Err(Error::Shape { .. })), "{}: {result:?}", device.name());
-        }
-        assert!(matches!(block_on(checkpoint.load(&mut rec, "model.nrom.weight")), Err(Error::Input { .. })));
+    let mut rec = recorder(&device);
+    let name = "model.norm.weight";
+    let reversed = Range { start: 5, end: 4 };
+    for rows in [30..33, 33..33, reversed] {
+        let result = block_on(checkpoint.load_rows(&mut rec, name, rows));
+        assert!(matches!(result, Err(Error::Shape { .. })), "{}: {result:?}", device.name());
     }
+    assert!(matches!(block_on(checkpoint.load(&mut rec, "model.nrom.weight")), Err(Error::Input { .. })));
 }
 
-#[test]
-fn the_bundled_model_loads_as_it_reads() {
+device_tests!(the_bundled_model_loads_as_it_reads: cpu, software_gpu);
+fn the_bundled_model_loads_as_it_reads(device: Device) {
     let checkpoint = block_on(bundled::checkpoint()).unwrap();
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for (name, shape) in checkpoint.config().expected_tensors() {
-            let tensor = block_on(checkpoint.load(&mut rec, &name)).unwrap();
-            assert_eq!(tensor.shape(), &shape[..]);
-            let read = block_on(checkpoint.read(&name)).unwrap();
-            assert_eq!(block_on(rec.read(&tensor)).unwrap(), read, "{} {name}", device.name());
-        }
+    let mut rec = recorder(&device);
+    for (name, shape) in checkpoint.config().expected_tensors() {
+        let tensor = block_on(checkpoint.load(&mut rec, &name)).unwrap();
+        assert_eq!(tensor.shape(), &shape[..]);
+        let read = block_on(checkpoint.read(&name)).unwrap();
+        assert_eq!(block_on(rec.read(&tensor)).unwrap(), read, "{} {name}", device.name());
     }
 }
 
@@ -164,62 +158,57 @@ fn broken(name: &str) -> Checkpoint {
     open(&model, 50).0
 }
 
-#[test]
-fn a_broken_tensor_is_named_wherever_it_is_used() {
+device_tests!(a_broken_tensor_is_named_wherever_it_is_used: cpu, software_gpu);
+fn a_broken_tensor_is_named_wherever_it_is_used(device: Device) {
     let expected = |name: &str| {
         format!(
             "model/model.safetensors, tensor {name}: found a value that is NaN or infinite, expected finite numbers; \
              download the file again; if it stays so, the model itself is broken"
         )
     };
-    for device in devices() {
-        let mut rec = recorder(&device);
-        let window = vec![vec![1u32; 8]];
-        for name in ["self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm"] {
-            let name = format!("model.layers.0.{name}.weight");
-            let checkpoint = broken(&name);
-            let found = error_of(&mut rec, async |rec: &mut Recorder| {
-                Network::new(rec, &checkpoint, None, 8)?.block(rec, 0).await
-            });
-            assert_eq!(found, expected(&name), "{}", device.name());
-        }
-        for name in ["model.norm.weight", "lm_head.weight"] {
-            let checkpoint = broken(name);
-            let network = Network::new(&mut rec, &checkpoint, None, 8).unwrap();
-            let found = error_of(&mut rec, async |rec: &mut Recorder| network.head(rec).await);
-            assert_eq!(found, expected(name), "{}", device.name());
-            let found = error_of(&mut rec, async |rec: &mut Recorder| network.check_head(rec).await);
-            assert_eq!(found, expected(name), "{}", device.name());
-        }
-        for name in ["model.embed_tokens.weight", "model.layers.0.self_attn.v_proj.weight", "lm_head.weight"] {
-            let loaded = block_on(Decoder::load(&mut rec, &broken(name), None, 8));
-            assert_eq!(loaded.unwrap_err().to_string(), expected(name), "{}", device.name());
-        }
-        let checkpoint = broken("model.embed_tokens.weight");
-        let network = Network::new(&mut rec, &checkpoint, None, 8).unwrap();
-        let found = error_of(&mut rec, async |rec: &mut Recorder| network.embed(rec, &[&window]).await);
-        assert_eq!(found, expected("model.embed_tokens.weight"), "{}", device.name());
-        // Rows that are whole may be used.
-        let rows = block_on(checkpoint.load_rows(&mut rec, "model.embed_tokens.weight", 0..15)).unwrap();
-        assert!(block_on(rec.read(&rows)).unwrap().iter().all(|value| value.is_finite()));
+    let mut rec = recorder(&device);
+    let window = vec![vec![1u32; 8]];
+    for name in ["self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm"] {
+        let name = format!("model.layers.0.{name}.weight");
+        let checkpoint = broken(&name);
+        let found =
+            error_of(&mut rec, async |rec: &mut Recorder| Network::new(rec, &checkpoint, None, 8)?.block(rec, 0).await);
+        assert_eq!(found, expected(&name), "{}", device.name());
     }
+    for name in ["model.norm.weight", "lm_head.weight"] {
+        let checkpoint = broken(name);
+        let network = Network::new(&mut rec, &checkpoint, None, 8).unwrap();
+        let found = error_of(&mut rec, async |rec: &mut Recorder| network.head(rec).await);
+        assert_eq!(found, expected(name), "{}", device.name());
+        let found = error_of(&mut rec, async |rec: &mut Recorder| network.check_head(rec).await);
+        assert_eq!(found, expected(name), "{}", device.name());
+    }
+    for name in ["model.embed_tokens.weight", "model.layers.0.self_attn.v_proj.weight", "lm_head.weight"] {
+        let loaded = block_on(Decoder::load(&mut rec, &broken(name), None, 8));
+        assert_eq!(loaded.unwrap_err().to_string(), expected(name), "{}", device.name());
+    }
+    let checkpoint = broken("model.embed_tokens.weight");
+    let network = Network::new(&mut rec, &checkpoint, None, 8).unwrap();
+    let found = error_of(&mut rec, async |rec: &mut Recorder| network.embed(rec, &[&window]).await);
+    assert_eq!(found, expected("model.embed_tokens.weight"), "{}", device.name());
+    // Rows that are whole may be used.
+    let rows = block_on(checkpoint.load_rows(&mut rec, "model.embed_tokens.weight", 0..15)).unwrap();
+    assert!(block_on(rec.read(&rows)).unwrap().iter().all(|value| value.is_finite()));
 }
 
-#[test]
-fn a_run_ends_before_anything_is_handed_out() {
+device_tests!(a_run_ends_before_anything_is_handed_out: cpu, software_gpu);
+fn a_run_ends_before_anything_is_handed_out(device: Device) {
     for name in ["model.embed_tokens.weight", "lm_head.weight", "model.layers.0.mlp.gate_proj.weight"] {
         let checkpoint = broken(name);
         let options = QuantizeOptions { samples: 2, seq_len: 8, ..QuantizeOptions::default() };
         let windows = vec![vec![1, 2, 3, 4, 5, 6, 7, 8], vec![8, 7, 6, 5, 4, 3, 2, 1]];
-        for device in devices() {
-            let (mut rec, mut layers) = (recorder(&device), Replacements::new());
-            match block_on(quantize(&mut rec, &checkpoint, &windows, &options, &mut layers, &mut ())) {
-                Err(Error::NotFinite { place, .. }) => {
-                    assert_eq!(place, format!("model/model.safetensors, tensor {name}"), "{}", device.name());
-                }
-                other => panic!("{} {name}: {other:?}", device.name()),
+        let (mut rec, mut layers) = (recorder(&device), Replacements::new());
+        match block_on(quantize(&mut rec, &checkpoint, &windows, &options, &mut layers, &mut ())) {
+            Err(Error::NotFinite { place, .. }) => {
+                assert_eq!(place, format!("model/model.safetensors, tensor {name}"), "{}", device.name());
             }
-            assert!(layers.is_empty(), "{} {name}", device.name());
+            other => panic!("{} {name}: {other:?}", device.name()),
         }
+        assert!(layers.is_empty(), "{} {name}", device.name());
     }
 }

@@ -14,7 +14,7 @@ use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
 use pollster::block_on;
 use proptest::prelude::*;
 
-use crate::common::devices;
+use crate::common::device_tests;
 
 fn windows(model: &Checkpoint, options: &QuantizeOptions) -> Vec<Vec<u32>> {
     let tokenizer = block_on(model.tokenizer()).unwrap();
@@ -39,97 +39,89 @@ fn with(device: &Device, memory: Memory) -> Recorder {
     rec
 }
 
-#[test]
-fn hidden_states_elsewhere_change_no_byte() {
+device_tests!(hidden_states_elsewhere_change_no_byte: cpu, software_gpu);
+fn hidden_states_elsewhere_change_no_byte(device: Device) {
     let model = block_on(bundled::checkpoint()).unwrap();
-    for device in devices() {
-        let gpu = !matches!(device, Device::Cpu);
-        let mut options = options(3, 6, 24);
-        (options.lm_head, options.blocks) = (!gpu, gpu.then_some(2));
-        let mut expected = None;
-        let places = Place::Device.and_below(&device).iter().flat_map(|place| [(place, false), (place, true)]);
-        for (streams, recompute) in places {
-            // Two sequences at a time, so that chunks are of unequal length.
-            let (streams, recompute) = (*streams, Some(recompute));
-            let memory = Memory { streams, recompute, chunk_tokens: 48, ..Memory::default() };
-            let (report, layers) = run(&mut with(&device, memory), &model, &options).unwrap();
-            let plan = report.plan.unwrap();
-            assert_eq!((plan.streams, Some(plan.recompute)), (streams, recompute));
-            assert_eq!(plan.host_bytes > 0, streams == Place::Host);
-            assert_eq!(plan.file_bytes > 0, streams == Place::File);
-            let measured = serde_json::to_string(&(&report.layers, &report.blocks)).unwrap();
-            let (layers_expected, measured_expected) = expected.get_or_insert((layers.clone(), measured.clone()));
-            assert!(layers == *layers_expected, "{streams:?} on {}", device.name());
-            assert_eq!(measured, *measured_expected);
-        }
-        assert!(expected.is_some());
+    let gpu = !matches!(device, Device::Cpu);
+    let mut options = options(3, 6, 24);
+    (options.lm_head, options.blocks) = (!gpu, gpu.then_some(2));
+    let mut expected = None;
+    let places = Place::Device.and_below(&device).iter().flat_map(|place| [(place, false), (place, true)]);
+    for (streams, recompute) in places {
+        // Two sequences at a time, so that chunks are of unequal length.
+        let (streams, recompute) = (*streams, Some(recompute));
+        let memory = Memory { streams, recompute, chunk_tokens: 48, ..Memory::default() };
+        let (report, layers) = run(&mut with(&device, memory), &model, &options).unwrap();
+        let plan = report.plan.unwrap();
+        assert_eq!((plan.streams, Some(plan.recompute)), (streams, recompute));
+        assert_eq!(plan.host_bytes > 0, streams == Place::Host);
+        assert_eq!(plan.file_bytes > 0, streams == Place::File);
+        let measured = serde_json::to_string(&(&report.layers, &report.blocks)).unwrap();
+        let (layers_expected, measured_expected) = expected.get_or_insert((layers.clone(), measured.clone()));
+        assert!(layers == *layers_expected, "{streams:?} on {}", device.name());
+        assert_eq!(measured, *measured_expected);
+    }
+    assert!(expected.is_some());
+}
+
+device_tests!(a_gpu_holds_no_more_than_was_planned: software_gpu);
+fn a_gpu_holds_no_more_than_was_planned(device: Device) {
+    let model = block_on(bundled::checkpoint()).unwrap();
+    for (method, recompute) in [(Method::Gptq, false), (Method::Gptq, true), (Method::Quip, false)] {
+        let options = QuantizeOptions { method, blocks: Some(1), ..options(3, 4, 64) };
+        let memory = Memory { recompute: Some(recompute), ..Memory::default() };
+        let plan = Plan::new(model.config(), &[&options], &with(&device, memory.clone())).unwrap();
+        let (report, _) = run(&mut with(&device, memory), &model, &options).unwrap();
+        assert_eq!(report.plan, Some(plan));
+        let peak = report.peak_device_bytes.unwrap();
+        assert!(peak <= plan.device_bytes, "{method:?}: {peak} of {}", plan.device_bytes);
+        assert!(peak > plan.device_bytes / 4, "{method:?}: {peak}, where {} were planned", plan.device_bytes);
     }
 }
 
-#[test]
-fn a_gpu_holds_no_more_than_was_planned() {
-    let model = block_on(bundled::checkpoint()).unwrap();
-    for device in devices().into_iter().filter(|device| !matches!(device, Device::Cpu)) {
-        for (method, recompute) in [(Method::Gptq, false), (Method::Gptq, true), (Method::Quip, false)] {
-            let options = QuantizeOptions { method, blocks: Some(1), ..options(3, 4, 64) };
-            let memory = Memory { recompute: Some(recompute), ..Memory::default() };
-            let plan = Plan::new(model.config(), &[&options], &with(&device, memory.clone())).unwrap();
-            let (report, _) = run(&mut with(&device, memory), &model, &options).unwrap();
-            assert_eq!(report.plan, Some(plan));
-            let peak = report.peak_device_bytes.unwrap();
-            assert!(peak <= plan.device_bytes, "{method:?}: {peak} of {}", plan.device_bytes);
-            assert!(peak > plan.device_bytes / 4, "{method:?}: {peak}, where {} were planned", plan.device_bytes);
-        }
-    }
-}
-
-#[test]
-fn a_device_with_less_memory_than_it_says_gets_less_to_do() {
+device_tests!(a_device_with_less_memory_than_it_says_gets_less_to_do: software_gpu);
+fn a_device_with_less_memory_than_it_says_gets_less_to_do(device: Device) {
     let model = block_on(bundled::checkpoint()).unwrap();
     let options = QuantizeOptions { blocks: Some(1), method: Method::Rtn, ..options(4, 10, 64) };
-    for device in devices().into_iter().filter(|device| !matches!(device, Device::Cpu)) {
-        let (report, expected) = run(&mut with(&device, Memory::default()), &model, &options).unwrap();
-        let (planned, held) = (report.plan.unwrap().device_bytes, report.peak_device_bytes.unwrap());
-        let mut tenths = 10;
-        let (plan, layers) = loop {
-            tenths -= 1;
-            assert!(tenths > 0, "there was always enough");
-            let mut memory = Memory { device: Some(planned), ..Memory::default() };
-            // Somebody else is there, and leaves less and less.
-            let mut other = with(&device, memory.clone());
-            other.trim();
-            let _taken = other.zeros::<u32>(&[((planned - held / 10 * tenths) / 4) as usize]).unwrap();
-            let mut attempts = 0;
-            let (report, layers) = loop {
-                attempts += 1;
-                match run(&mut with(&device, memory.clone()), &model, &options) {
-                    Err(Error::OutOfMemory { .. }) => memory = memory.less(&device, options.seq_len).unwrap(),
-                    other => break other.unwrap(),
-                }
-            };
-            if attempts > 1 {
-                break (report.plan.unwrap(), layers);
+    let (report, expected) = run(&mut with(&device, Memory::default()), &model, &options).unwrap();
+    let (planned, held) = (report.plan.unwrap().device_bytes, report.peak_device_bytes.unwrap());
+    let mut tenths = 10;
+    let (plan, layers) = loop {
+        tenths -= 1;
+        assert!(tenths > 0, "there was always enough");
+        let mut memory = Memory { device: Some(planned), ..Memory::default() };
+        // Somebody else is there, and leaves less and less.
+        let mut other = with(&device, memory.clone());
+        other.trim();
+        let _taken = other.zeros::<u32>(&[((planned - held / 10 * tenths) / 4) as usize]).unwrap();
+        let mut attempts = 0;
+        let (report, layers) = loop {
+            attempts += 1;
+            match run(&mut with(&device, memory.clone()), &model, &options) {
+                Err(Error::OutOfMemory { .. }) => memory = memory.less(&device, options.seq_len).unwrap(),
+                other => break other.unwrap(),
             }
         };
-        assert!(plan.streams != Place::Device && plan.sequences_per_chunk < 64, "{plan:?}");
-        // Smaller chunks sum in another order, so codes may differ; no layer is missing or there twice.
-        assert_eq!(layers.len(), expected.len());
-    }
+        if attempts > 1 {
+            break (report.plan.unwrap(), layers);
+        }
+    };
+    assert!(plan.streams != Place::Device && plan.sequences_per_chunk < 64, "{plan:?}");
+    // Smaller chunks sum in another order, so codes may differ; no layer is missing or there twice.
+    assert_eq!(layers.len(), expected.len());
 }
 
-#[test]
-fn giving_up_comes_to_an_end() {
-    for device in devices() {
-        let mut memory = Memory::default();
-        let mut steps = 0;
-        while let Some(less) = memory.less(&device, 1000) {
-            assert!(less.chunk_tokens >= 1000 && less.chunk_tokens <= memory.chunk_tokens);
-            memory = less;
-            steps += 1;
-        }
-        assert!((2..10).contains(&steps), "{steps}");
-        assert_eq!((memory.streams, memory.chunk_tokens), (Place::File, 1000));
+device_tests!(giving_up_comes_to_an_end: cpu, software_gpu);
+fn giving_up_comes_to_an_end(device: Device) {
+    let mut memory = Memory::default();
+    let mut steps = 0;
+    while let Some(less) = memory.less(&device, 1000) {
+        assert!(less.chunk_tokens >= 1000 && less.chunk_tokens <= memory.chunk_tokens);
+        memory = less;
+        steps += 1;
     }
+    assert!((2..10).contains(&steps), "{steps}");
+    assert_eq!((memory.streams, memory.chunk_tokens), (Place::File, 1000));
 }
 
 #[test]
@@ -140,7 +132,7 @@ fn too_little_memory_is_told_before_anything_is_done() {
     match run(&mut with(&Device::Cpu, memory), &model, &options) {
         Err(error @ Error::Input { .. }) => {
             let message = error.to_string();
-            assert!(message.starts_with("--memory: found 1 MB, expected at least "), "{message}");
+            assert!(message.starts_with("memory: found 1 MB, expected at least "), "{message}");
             let least = message.split(' ').nth(7).unwrap().parse::<u64>().unwrap() * 1_000_000;
             let enough = Memory { device: Some(least), ..Memory::default() };
             assert!(Plan::new(model.config(), &[&options], &with(&Device::Cpu, enough)).is_ok(), "{least}");
@@ -174,59 +166,55 @@ impl Observer for Blocks {
     }
 }
 
-#[test]
-fn an_evaluation_with_less_memory_takes_fewer_windows_at_a_time_to_the_same_bits() {
+device_tests!(an_evaluation_with_less_memory_takes_fewer_windows_at_a_time_to_the_same_bits: cpu, software_gpu);
+fn an_evaluation_with_less_memory_takes_fewer_windows_at_a_time_to_the_same_bits(device: Device) {
     let model = block_on(bundled::checkpoint()).unwrap();
     let all = windows(&model, &options(3, 7, 64));
     let config = model.config();
-    for device in devices() {
-        let evaluate = |memory: Option<u64>| {
-            // Two windows in a chunk.
-            let memory = Memory { device: memory, beside: 0, chunk_tokens: 128, ..Memory::default() };
-            let mut rec = with(&device, memory);
-            let network = Network::new(&mut rec, &model, None, 64).unwrap();
-            let mut blocks = Blocks::default();
-            let result = block_on(evaluate(&mut rec, &network, None, &all, &mut blocks)).unwrap();
-            assert_eq!(blocks.done, blocks.announced);
-            (result, blocks.done / config.num_hidden_layers)
-        };
-        let (expected, passes) = evaluate(None);
-        assert_eq!(passes, 1);
-        let weights: usize = config.block_linears(0).iter().map(|linear| linear.rows * linear.columns).sum();
-        let head = config.vocab_size * (config.hidden_size + 2 * 1024);
-        let within = 128 * (2 * config.hidden_size + 3 * config.intermediate_size);
-        let states = 4 * 128 * config.hidden_size as u64;
-        let beside = 4 * (weights + head + within) as u64;
-        let gpu = !matches!(device, Device::Cpu);
-        let [beside, states] = [beside, states].map(|bytes| if gpu { bytes / 8 * 9 + 9 } else { bytes });
-        for (chunks, passes) in [(4, 1), (3, 2), (2, 2), (1, 4)] {
-            assert_eq!(evaluate(Some(beside + chunks * states)), (expected.clone(), passes), "{}", device.name());
-        }
+    let evaluate = |memory: Option<u64>| {
+        // Two windows in a chunk.
+        let memory = Memory { device: memory, beside: 0, chunk_tokens: 128, ..Memory::default() };
+        let mut rec = with(&device, memory);
+        let network = Network::new(&mut rec, &model, None, 64).unwrap();
+        let mut blocks = Blocks::default();
+        let result = block_on(evaluate(&mut rec, &network, None, &all, &mut blocks)).unwrap();
+        assert_eq!(blocks.done, blocks.announced);
+        (result, blocks.done / config.num_hidden_layers)
+    };
+    let (expected, passes) = evaluate(None);
+    assert_eq!(passes, 1);
+    let weights: usize = config.block_linears(0).iter().map(|linear| linear.rows * linear.columns).sum();
+    let head = config.vocab_size * (config.hidden_size + 2 * 1024);
+    let within = 128 * (2 * config.hidden_size + 3 * config.intermediate_size);
+    let states = 4 * 128 * config.hidden_size as u64;
+    let beside = 4 * (weights + head + within) as u64;
+    let gpu = !matches!(device, Device::Cpu);
+    let [beside, states] = [beside, states].map(|bytes| if gpu { bytes / 8 * 9 + 9 } else { bytes });
+    for (chunks, passes) in [(4, 1), (3, 2), (2, 2), (1, 4)] {
+        assert_eq!(evaluate(Some(beside + chunks * states)), (expected.clone(), passes), "{}", device.name());
     }
 }
 
-#[test]
-fn a_layer_that_cannot_be_bound_is_told_before_anything_is_done() {
-    for device in devices().into_iter().filter(|device| !matches!(device, Device::Cpu)) {
-        // H of down as tiles is a little more than half of it.
-        let inner = (device.largest_array() as f64 / 4.0).sqrt() as usize / 64 * 64;
-        let shape = |inner: usize| {
-            serde_json::json!({
-                "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": inner, "num_hidden_layers": 1,
-                "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 64, "max_position_embeddings": 64,
-                "rms_norm_eps": 1e-5, "tie_word_embeddings": true
-            })
-        };
-        let plan = |inner: usize, method: Method| {
-            let model = block_on(random("wide", &shape(inner), 0)).unwrap();
-            let options = QuantizeOptions { method, ..options(3, 2, 16) };
-            Plan::new(model.config(), &[&options], &with(&device, Memory::default())).map(|_| ())
-        };
-        assert!(plan(inner * 4 / 3, Method::Gptq).is_ok());
-        for (inner, method) in [(inner * 3 / 2, Method::Gptq), (inner * 4 / 3, Method::Quip)] {
-            let message = plan(inner, method).unwrap_err().to_string();
-            assert!(message.starts_with("--device: found ") && message.contains("can bind"), "{message}");
-        }
+device_tests!(a_layer_that_cannot_be_bound_is_told_before_anything_is_done: software_gpu);
+fn a_layer_that_cannot_be_bound_is_told_before_anything_is_done(device: Device) {
+    // H of down as tiles is a little more than half of it.
+    let inner = (device.largest_array() as f64 / 4.0).sqrt() as usize / 64 * 64;
+    let shape = |inner: usize| {
+        serde_json::json!({
+            "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": inner, "num_hidden_layers": 1,
+            "num_attention_heads": 1, "num_key_value_heads": 1, "vocab_size": 64, "max_position_embeddings": 64,
+            "rms_norm_eps": 1e-5, "tie_word_embeddings": true
+        })
+    };
+    let plan = |inner: usize, method: Method| {
+        let model = block_on(random("wide", &shape(inner), 0)).unwrap();
+        let options = QuantizeOptions { method, ..options(3, 2, 16) };
+        Plan::new(model.config(), &[&options], &with(&device, Memory::default())).map(|_| ())
+    };
+    assert!(plan(inner * 4 / 3, Method::Gptq).is_ok());
+    for (inner, method) in [(inner * 3 / 2, Method::Gptq), (inner * 4 / 3, Method::Quip)] {
+        let message = plan(inner, method).unwrap_err().to_string();
+        assert!(message.starts_with("device: found ") && message.contains("can bind"), "{message}");
     }
 }
 

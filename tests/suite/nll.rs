@@ -1,6 +1,6 @@
 //! Next-token scores, slab by slab, against a log-softmax over the whole vocabulary in float64.
 
-use crate::common::{devices, random, read, recorder};
+use crate::common::{device_tests, random, read, recorder};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::nll::{TokenScore, accumulate, finish, start};
 
@@ -27,51 +27,45 @@ fn reference(row: &[f32], target: u32) -> TokenScore {
     TokenScore { nll: log_sum_exp - f64::from(row[target as usize]), log_sum_exp, argmax }
 }
 
-#[test]
-fn slabs_add_up_to_the_whole_vocabulary() {
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for (tokens, cuts) in
-            [(1, vec![1]), (9, vec![3, 4, 11]), (5, vec![300, 1000, 1001]), (3, vec![2500]), (4_500, vec![2, 3])]
-        {
-            let vocabulary = *cuts.last().unwrap();
-            for scale in [1.0, 30.0, 3000.0] {
-                let logits: Vec<f32> = random(1, tokens * vocabulary).iter().map(|x| x * scale).collect();
-                let targets: Vec<u32> = (0..tokens).map(|t| (t * vocabulary / tokens) as u32).collect();
-                let found = scores(&mut rec, &logits, &targets, &cuts);
-                assert_eq!(found.len(), tokens);
-                for (token, found) in found.iter().enumerate() {
-                    let expected = reference(&logits[token * vocabulary..][..vocabulary], targets[token]);
-                    let error = (found.nll - expected.nll).abs().max((found.log_sum_exp - expected.log_sum_exp).abs());
-                    let bound = 1e-6 * f64::from(scale).max(1.0);
-                    assert!(error < bound, "{} {cuts:?} ×{scale}: {error}", device.name());
-                    assert_eq!(found.argmax, expected.argmax, "{} {cuts:?} ×{scale}", device.name());
-                }
+device_tests!(slabs_add_up_to_the_whole_vocabulary: cpu, software_gpu);
+fn slabs_add_up_to_the_whole_vocabulary(device: Device) {
+    let mut rec = recorder(&device);
+    for (tokens, cuts) in
+        [(1, vec![1]), (9, vec![3, 4, 11]), (5, vec![300, 1000, 1001]), (3, vec![2500]), (4_500, vec![2, 3])]
+    {
+        let vocabulary = *cuts.last().unwrap();
+        for scale in [1.0, 30.0, 3000.0] {
+            let logits: Vec<f32> = random(1, tokens * vocabulary).iter().map(|x| x * scale).collect();
+            let targets: Vec<u32> = (0..tokens).map(|t| (t * vocabulary / tokens) as u32).collect();
+            let found = scores(&mut rec, &logits, &targets, &cuts);
+            assert_eq!(found.len(), tokens);
+            for (token, found) in found.iter().enumerate() {
+                let expected = reference(&logits[token * vocabulary..][..vocabulary], targets[token]);
+                let error = (found.nll - expected.nll).abs().max((found.log_sum_exp - expected.log_sum_exp).abs());
+                let bound = 1e-6 * f64::from(scale).max(1.0);
+                assert!(error < bound, "{} {cuts:?} ×{scale}: {error}", device.name());
+                assert_eq!(found.argmax, expected.argmax, "{} {cuts:?} ×{scale}", device.name());
             }
         }
     }
 }
 
-#[test]
-fn the_target_may_lie_in_any_slab_and_the_first_of_equals_wins() {
-    for device in devices() {
-        let mut rec = recorder(&device);
-        let row = [0.5, 2.0, -1.0, 2.0, 0.0, 2.0, 1.0];
-        for target in 0..7 {
-            let found = scores(&mut rec, &row, &[target], &[2, 5, 7])[0];
-            let expected = reference(&row, target);
-            assert!((found.nll - expected.nll).abs() < 1e-6, "{} target {target}: {found:?}", device.name());
-            assert_eq!(found.argmax, 1, "{}", device.name());
-        }
+device_tests!(the_target_may_lie_in_any_slab_and_the_first_of_equals_wins: cpu, software_gpu);
+fn the_target_may_lie_in_any_slab_and_the_first_of_equals_wins(device: Device) {
+    let mut rec = recorder(&device);
+    let row = [0.5, 2.0, -1.0, 2.0, 0.0, 2.0, 1.0];
+    for target in 0..7 {
+        let found = scores(&mut rec, &row, &[target], &[2, 5, 7])[0];
+        let expected = reference(&row, target);
+        assert!((found.nll - expected.nll).abs() < 1e-6, "{} target {target}: {found:?}", device.name());
+        assert_eq!(found.argmax, 1, "{}", device.name());
     }
 }
 
-#[test]
-fn no_target_means_no_loss() {
-    for device in devices() {
-        let found = scores(&mut recorder(&device), &[0.0; 4], &[u32::MAX], &[3, 4])[0];
-        assert!(found.nll.is_nan() && (found.log_sum_exp - 4f64.ln()).abs() < 1e-6, "{found:?}");
-    }
+device_tests!(no_target_means_no_loss: cpu, software_gpu);
+fn no_target_means_no_loss(device: Device) {
+    let found = scores(&mut recorder(&device), &[0.0; 4], &[u32::MAX], &[3, 4])[0];
+    assert!(found.nll.is_nan() && (found.log_sum_exp - 4f64.ln()).abs() < 1e-6, "{found:?}");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! QuIP: its transforms are orthogonal and undone, its loop is LDLQ in another order, and it does what it is for.
 
 use crate::common::dense::{Dense, Level, gptq, hessian, objective};
-use crate::common::{devices, random, read, recorder};
+use crate::common::{device_tests, random, read, recorder};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::gram;
 use aquatint::ops::grid::Search;
@@ -19,33 +19,31 @@ fn matrix(rec: &mut Recorder, kind: RotationKind, n: usize, seed: u64) -> Dense 
     Dense::new(n, n, &read(rec, &turned)).transposed()
 }
 
-#[test]
-fn transforms_are_orthogonal_and_undone() {
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for kind in KINDS {
-            // 36 and 12 need Paley's constructions, 576 the product of two factors.
-            for n in [1, 2, 4, 12, 28, 36, 48, 160, 192, 576] {
-                let at = format!("{} {kind:?} {n}", device.name());
-                let v = matrix(&mut rec, kind, n, 3);
-                let product = v.times(&v.transposed());
-                for i in 0..n {
-                    for j in 0..n {
-                        let expected = f64::from(u8::from(i == j));
-                        assert!((product.at(i, j) - expected).abs() < 2e-6, "{at}: {i} {j} {}", product.at(i, j));
-                    }
+device_tests!(transforms_are_orthogonal_and_undone: cpu, software_gpu);
+fn transforms_are_orthogonal_and_undone(device: Device) {
+    let mut rec = recorder(&device);
+    for kind in KINDS {
+        // 36 and 12 need Paley's constructions, 576 the product of two factors.
+        for n in [1, 2, 4, 12, 28, 36, 48, 160, 192, 576] {
+            let at = format!("{} {kind:?} {n}", device.name());
+            let v = matrix(&mut rec, kind, n, 3);
+            let product = v.times(&v.transposed());
+            for i in 0..n {
+                for j in 0..n {
+                    let expected = f64::from(u8::from(i == j));
+                    assert!((product.at(i, j) - expected).abs() < 2e-6, "{at}: {i} {j} {}", product.at(i, j));
                 }
-                let rotation = Rotation::new(&mut rec, kind, n, 3, 1).unwrap();
-                let values = random(4, 5 * n);
-                let x = rec.upload(&[5, n], values.clone()).unwrap();
-                let turned = rotation.columns(&mut rec, x).unwrap();
-                let expected = Dense::new(5, n, &values).times(&v.transposed()).f32();
-                let ours = read(&mut rec, &turned);
-                assert!(ours.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{at}: X·Vᵀ");
-                let back = rotation.columns_back(&mut rec, &turned).unwrap();
-                let back = read(&mut rec, &back);
-                assert!(back.iter().zip(&values).all(|(a, b)| (a - b).abs() < 1e-5), "{at}: not undone");
             }
+            let rotation = Rotation::new(&mut rec, kind, n, 3, 1).unwrap();
+            let values = random(4, 5 * n);
+            let x = rec.upload(&[5, n], values.clone()).unwrap();
+            let turned = rotation.columns(&mut rec, x).unwrap();
+            let expected = Dense::new(5, n, &values).times(&v.transposed()).f32();
+            let ours = read(&mut rec, &turned);
+            assert!(ours.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{at}: X·Vᵀ");
+            let back = rotation.columns_back(&mut rec, &turned).unwrap();
+            let back = read(&mut rec, &back);
+            assert!(back.iter().zip(&values).all(|(a, b)| (a - b).abs() < 1e-5), "{at}: not undone");
         }
     }
 }
@@ -58,7 +56,7 @@ fn odd_widths_have_a_kronecker_transform_and_no_hadamard_one() {
         let norm: f64 = v.values.iter().map(|x| x * x).sum();
         assert!((norm - n as f64).abs() < 1e-4, "{n}: {norm}");
         let error = Rotation::new(&mut rec, RotationKind::Hadamard, n, 0, 0).unwrap_err().to_string();
-        assert!(error.contains(&n.to_string()) && error.contains("--rotation kronecker"), "{error}");
+        assert!(error.contains(&n.to_string()) && error.contains("use rotation kronecker"), "{error}");
     }
     for width in [576, 1536, 2048, 4096, 5632, 14336] {
         require_hadamard(width).unwrap();
@@ -135,34 +133,40 @@ fn rounded(rec: &mut Recorder, w: &Dense, h: &Dense, options: &QuantizeOptions, 
     (objective(&w.minus(&Dense::new(w.rows, n, &values)), h), values)
 }
 
-#[test]
-fn outliers_cost_less_after_a_rotation_and_devices_agree() {
+/// A weight with one outlier in each row, and a Hessian.
+fn with_outliers() -> (Dense, Dense) {
     let (rows, n) = (48, 64);
     let mut w = Dense::new(rows, n, &random(5, rows * n));
     for i in 0..rows {
         w.set(i, (i * 7) % n, 12.0);
     }
-    let h = hessian(6, n).damped(0.5);
-    for bits in [2, 3] {
-        for kind in KINDS {
-            let quip = options(Method::Quip, kind);
-            let errors: Vec<f64> = devices()
-                .iter()
-                .map(|device| {
-                    let mut rec = recorder(device);
-                    let (error, _) = rounded(&mut rec, &w, &h, &quip, bits);
-                    let (plain, _) = rounded(&mut rec, &w, &h, &options(Method::Gptq, kind), bits);
-                    assert!(error < 0.8 * plain, "{} {bits} {kind:?}: {error} against {plain}", device.name());
-                    error
-                })
-                .collect();
-            assert!(errors.iter().all(|e| (e / errors[0] - 1.0).abs() < 0.05), "{bits} {kind:?}: {errors:?}");
-        }
+    (w, hessian(6, n).damped(0.5))
+}
+
+device_tests!(outliers_cost_less_after_a_rotation: cpu, software_gpu);
+fn outliers_cost_less_after_a_rotation(device: Device) {
+    let (w, h) = with_outliers();
+    let mut rec = recorder(&device);
+    for (bits, kind) in [2, 3].into_iter().flat_map(|bits| KINDS.map(|kind| (bits, kind))) {
+        let (error, _) = rounded(&mut rec, &w, &h, &options(Method::Quip, kind), bits);
+        let (plain, _) = rounded(&mut rec, &w, &h, &options(Method::Gptq, kind), bits);
+        assert!(error < 0.8 * plain, "{bits} bits, {kind:?}: {error} against {plain}");
     }
 }
 
-#[test]
-fn at_eight_bits_only_the_cut_off_tails_are_left_and_dead_inputs_do_no_harm() {
+device_tests!(the_error_after_a_rotation_is_that_of_the_cpu: software_gpu);
+fn the_error_after_a_rotation_is_that_of_the_cpu(device: Device) {
+    let (w, h) = with_outliers();
+    let mut recorders = [recorder(&Device::Cpu), recorder(&device)];
+    for (bits, kind) in [2, 3].into_iter().flat_map(|bits| KINDS.map(|kind| (bits, kind))) {
+        let quip = options(Method::Quip, kind);
+        let [cpu, gpu] = recorders.each_mut().map(|rec| rounded(rec, &w, &h, &quip, bits).0);
+        assert!((gpu / cpu - 1.0).abs() < 0.05, "{bits} bits, {kind:?}: {cpu} on the CPU, {gpu} on the GPU");
+    }
+}
+
+device_tests!(at_eight_bits_only_the_cut_off_tails_are_left_and_dead_inputs_do_no_harm: cpu, software_gpu);
+fn at_eight_bits_only_the_cut_off_tails_are_left_and_dead_inputs_do_no_harm(device: Device) {
     let (rows, n) = (20, 30);
     let mut w = Dense::new(rows, n, &random(7, rows * n));
     let mut h = hessian(8, n);
@@ -171,23 +175,19 @@ fn at_eight_bits_only_the_cut_off_tails_are_left_and_dead_inputs_do_no_harm() {
         h.set(11, k, 0.0);
     }
     (0..rows).for_each(|i| w.set(i, 11, 0.0));
-    for device in devices() {
-        let mut rec = recorder(&device);
-        let (_, values) = rounded(&mut rec, &w, &h, &options(Method::Quip, RotationKind::Kronecker), 8);
-        let error: f64 = w.minus(&Dense::new(rows, n, &values)).values.iter().map(|e| e * e).sum();
-        let norm: f64 = w.values.iter().map(|v| v * v).sum();
-        // 2.4 root mean squares hold 98 % of a normal distribution; what lies beyond is cut off at any number of bits.
-        assert!(error / norm < 2e-2, "{}: {}", device.name(), error / norm);
-    }
+    let mut rec = recorder(&device);
+    let (_, values) = rounded(&mut rec, &w, &h, &options(Method::Quip, RotationKind::Kronecker), 8);
+    let error: f64 = w.minus(&Dense::new(rows, n, &values)).values.iter().map(|e| e * e).sum();
+    let norm: f64 = w.values.iter().map(|v| v * v).sum();
+    // 2.4 root mean squares hold 98 % of a normal distribution; what lies beyond is cut off at any number of bits.
+    assert!(error / norm < 2e-2, "{}: {}", device.name(), error / norm);
 }
 
-#[test]
-fn a_weight_of_zeros_stays_finite() {
+device_tests!(a_weight_of_zeros_stays_finite: cpu, software_gpu);
+fn a_weight_of_zeros_stays_finite(device: Device) {
     let (rows, n) = (4, 6);
     let w = Dense::from_fn(rows, n, |_, _| 0.0);
-    for device in devices() {
-        let mut rec = recorder(&device);
-        let (_, values) = rounded(&mut rec, &w, &hessian(1, n), &options(Method::Quip, RotationKind::Kronecker), 2);
-        assert!(values.iter().all(|v| v.is_finite()), "{}", device.name());
-    }
+    let mut rec = recorder(&device);
+    let (_, values) = rounded(&mut rec, &w, &hessian(1, n), &options(Method::Quip, RotationKind::Kronecker), 2);
+    assert!(values.iter().all(|v| v.is_finite()), "{}", device.name());
 }

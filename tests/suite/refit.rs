@@ -1,7 +1,7 @@
 //! The scale of a group by least squares, against float64 and against every other scale.
 
 use crate::common::dense::{Dense, hessian, objective};
-use crate::common::{devices, random, read, recorder};
+use crate::common::{device_tests, random, read, recorder};
 use aquatint::device::Device;
 use aquatint::ops::grid::{Grid, GridSpec, ScaleType, Search, Symmetry, search};
 use aquatint::ops::matmul::{Orientation, Rows, accumulate};
@@ -27,116 +27,107 @@ fn loss_of_row(errors: &Dense, h: &Dense, row: usize) -> f64 {
     objective(&Dense::from_fn(1, errors.columns, |_, j| errors.at(row, j)), h)
 }
 
-#[test]
-fn every_scale_is_the_best_for_its_codes() {
-    for device in devices() {
-        for (case, (m, n, size, bits)) in CASES.into_iter().enumerate() {
-            for scale_type in [ScaleType::F32, ScaleType::F16] {
-                let mut rec = recorder(&device);
-                let (w, h) = (Dense::new(m, n, &random(case as u64, m * n)), hessian(case as u64, n));
-                let spec = GridSpec {
-                    bits,
-                    group_size: size,
-                    symmetry: Symmetry::Asymmetric,
-                    search: Search::MinMax,
-                    scale_type,
+device_tests!(every_scale_is_the_best_for_its_codes: cpu, software_gpu);
+fn every_scale_is_the_best_for_its_codes(device: Device) {
+    for (case, (m, n, size, bits)) in CASES.into_iter().enumerate() {
+        for scale_type in [ScaleType::F32, ScaleType::F16] {
+            let mut rec = recorder(&device);
+            let (w, h) = (Dense::new(m, n, &random(case as u64, m * n)), hessian(case as u64, n));
+            let spec =
+                GridSpec { bits, group_size: size, symmetry: Symmetry::Asymmetric, search: Search::MinMax, scale_type };
+            let weight = rec.upload(&[m, n], w.f32()).unwrap();
+            let mut grid = search(&mut rec, &weight, None, &spec).unwrap();
+            let groups = n.div_ceil(size);
+            let read_grid = |rec: &mut _, grid: &Grid| {
+                [&grid.scales, &grid.zeros].map(|part| Dense::new(m, groups, &read(rec, part)))
+            };
+            let [mut scales, zeros] = read_grid(&mut rec, &grid);
+            // Any codes will do; these round to nearest on a grid that is a third too fine.
+            let top = f64::from((1u32 << bits) - 1);
+            let codes = Dense::from_fn(m, n, |i, j| {
+                (w.at(i, j) / scales.at(i, j / size) * 1.3 + zeros.at(i, j / size)).round().clamp(0.0, top)
+            });
+            let damped = h.damped(f64::from(RIDGE));
+            let hessian = rec.upload(&[n, n], h.f32()).unwrap();
+            let columns = rec.upload(&[n, m], w.transposed().f32()).unwrap();
+            let stored = codes.transposed().values.iter().map(|&code| code as u32).collect();
+            let stored: Tensor<u32> = rec.upload(&[n, m], stored).unwrap();
+            let first = errors(&w, &codes, [&scales, &zeros], size);
+            let mut on_device = rec.upload(&[n, m], first.transposed().f32()).unwrap();
+            for start in (0..n).step_by(size) {
+                let count = size.min(n - start);
+                let before = errors(&w, &codes, [&scales, &zeros], size);
+                let group = |i, j: usize| {
+                    if (start..start + count).contains(&j) { w.at(i, j) - before.at(i, j) } else { 0.0 }
                 };
-                let weight = rec.upload(&[m, n], w.f32()).unwrap();
-                let mut grid = search(&mut rec, &weight, None, &spec).unwrap();
-                let groups = n.div_ceil(size);
-                let read_grid = |rec: &mut _, grid: &Grid| {
-                    [&grid.scales, &grid.zeros].map(|part| Dense::new(m, groups, &read(rec, part)))
-                };
-                let [mut scales, zeros] = read_grid(&mut rec, &grid);
-                // Any codes will do; these round to nearest on a grid that is a third too fine.
-                let top = f64::from((1u32 << bits) - 1);
-                let codes = Dense::from_fn(m, n, |i, j| {
-                    (w.at(i, j) / scales.at(i, j / size) * 1.3 + zeros.at(i, j / size)).round().clamp(0.0, top)
-                });
-                let damped = h.damped(f64::from(RIDGE));
-                let hessian = rec.upload(&[n, n], h.f32()).unwrap();
-                let columns = rec.upload(&[n, m], w.transposed().f32()).unwrap();
-                let stored = codes.transposed().values.iter().map(|&code| code as u32).collect();
-                let stored: Tensor<u32> = rec.upload(&[n, m], stored).unwrap();
-                let first = errors(&w, &codes, [&scales, &zeros], size);
-                let mut on_device = rec.upload(&[n, m], first.transposed().f32()).unwrap();
-                for start in (0..n).step_by(size) {
-                    let count = size.min(n - start);
-                    let before = errors(&w, &codes, [&scales, &zeros], size);
-                    let group = |i, j: usize| {
-                        if (start..start + count).contains(&j) { w.at(i, j) - before.at(i, j) } else { 0.0 }
-                    };
-                    let rounded = Dense::from_fn(m, n, group);
-                    let mut g: Tensor = rec.zeros(&[count, m]).unwrap();
-                    let rows = Rows { tensor: &hessian, start, count };
-                    accumulate(&mut rec, Orientation::Nn, rows, Rows::all(&on_device), &mut g, 0).unwrap();
-                    let v = rec.upload(&[n, m], rounded.times(&h).transposed().f32()).unwrap();
-                    let (w_columns, ridge) = (&columns, RIDGE);
-                    let group = Group { w: w_columns, codes: &stored, g: &g, v: &v, ridge, start, size, scale_type };
-                    refit(&mut rec, group, &mut grid, &mut on_device).unwrap();
+                let rounded = Dense::from_fn(m, n, group);
+                let mut g: Tensor = rec.zeros(&[count, m]).unwrap();
+                let rows = Rows { tensor: &hessian, start, count };
+                accumulate(&mut rec, Orientation::Nn, rows, Rows::all(&on_device), &mut g, 0).unwrap();
+                let v = rec.upload(&[n, m], rounded.times(&h).transposed().f32()).unwrap();
+                let (w_columns, ridge) = (&columns, RIDGE);
+                let group = Group { w: w_columns, codes: &stored, g: &g, v: &v, ridge, start, size, scale_type };
+                refit(&mut rec, group, &mut grid, &mut on_device).unwrap();
 
-                    let [found, same_zeros] = read_grid(&mut rec, &grid);
-                    assert_eq!(same_zeros.values, zeros.values);
-                    for row in 0..m {
-                        let context = format!("{} case {case} row {row} from {start}", device.name());
-                        let (old, new) = (scales.at(row, start / size), found.at(row, start / size));
-                        let loss = |scale: f64| {
-                            let mut tried = scales.minus(&Dense::from_fn(m, groups, |_, _| 0.0));
-                            tried.set(row, start / size, scale);
-                            loss_of_row(&errors(&w, &codes, [&tried, &zeros], size), &damped, row)
-                        };
-                        // A parabola in s: its lowest point from three values.
-                        let [below, at, above] = [0.5, 1.0, 1.5].map(|factor| loss(old * factor));
-                        let curvature = below - 2.0 * at + above;
-                        if curvature <= 1e-9 * at.max(1e-12) {
-                            assert_eq!(new, old, "{context}: no weight on this scale");
-                            continue;
-                        }
-                        let best = old * (1.0 + 0.25 * (below - above) / curvature);
-                        if best <= 1e-3 * old {
-                            continue;
-                        }
-                        let unit = match scale_type {
-                            ScaleType::F32 => 0.0,
-                            ScaleType::F16 => {
-                                assert_eq!(f64::from(f16::from_f64(new)), new, "{context}: no f16");
-                                new / 2048.0
-                            }
-                        };
-                        assert!((new - best).abs() <= 2e-4 * best + unit, "{context}: scale {new}, not {best}");
+                let [found, same_zeros] = read_grid(&mut rec, &grid);
+                assert_eq!(same_zeros.values, zeros.values);
+                for row in 0..m {
+                    let context = format!("{} case {case} row {row} from {start}", device.name());
+                    let (old, new) = (scales.at(row, start / size), found.at(row, start / size));
+                    let loss = |scale: f64| {
+                        let mut tried = scales.minus(&Dense::from_fn(m, groups, |_, _| 0.0));
+                        tried.set(row, start / size, scale);
+                        loss_of_row(&errors(&w, &codes, [&tried, &zeros], size), &damped, row)
+                    };
+                    // A parabola in s: its lowest point from three values.
+                    let [below, at, above] = [0.5, 1.0, 1.5].map(|factor| loss(old * factor));
+                    let curvature = below - 2.0 * at + above;
+                    if curvature <= 1e-9 * at.max(1e-12) {
+                        assert_eq!(new, old, "{context}: no weight on this scale");
+                        continue;
                     }
-                    scales = found;
+                    let best = old * (1.0 + 0.25 * (below - above) / curvature);
+                    if best <= 1e-3 * old {
+                        continue;
+                    }
+                    let unit = match scale_type {
+                        ScaleType::F32 => 0.0,
+                        ScaleType::F16 => {
+                            assert_eq!(f64::from(f16::from_f64(new)), new, "{context}: no f16");
+                            new / 2048.0
+                        }
+                    };
+                    assert!((new - best).abs() <= 2e-4 * best + unit, "{context}: scale {new}, not {best}");
                 }
-                let after = errors(&w, &codes, [&scales, &zeros], size);
-                assert!(objective(&after, &damped) <= objective(&first, &damped) * (1.0 + 1e-9));
-                let kept = Dense::new(n, m, &read(&mut rec, &on_device)).transposed();
-                let apart = kept.minus(&after).values.iter().fold(0.0f64, |most, x| most.max(x.abs()));
-                assert!(apart < 1e-5, "{} case {case}: the errors kept are {apart} off", device.name());
+                scales = found;
             }
+            let after = errors(&w, &codes, [&scales, &zeros], size);
+            assert!(objective(&after, &damped) <= objective(&first, &damped) * (1.0 + 1e-9));
+            let kept = Dense::new(n, m, &read(&mut rec, &on_device)).transposed();
+            let apart = kept.minus(&after).values.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+            assert!(apart < 1e-5, "{} case {case}: the errors kept are {apart} off", device.name());
         }
     }
 }
 
-#[test]
-fn a_scale_that_nothing_depends_on_or_that_would_not_be_positive_stays() {
-    for device in devices() {
-        let mut rec = recorder(&device);
-        // Row 0: all levels 0. Row 1: the codes say 1, the weights −1, so that the best scale is negative.
-        let w = rec.upload(&[1, 2], vec![0.5f32, -1.0]).unwrap();
-        let codes = rec.upload(&[1, 2], vec![2u32, 3]).unwrap();
-        let mut grid = Grid {
-            scales: rec.upload(&[2, 1], vec![0.75f32, 1.0]).unwrap(),
-            zeros: rec.upload(&[2, 1], vec![2.0f32, 2.0]).unwrap(),
-        };
-        let mut errors = rec.upload(&[1, 2], vec![0.5f32, -2.0]).unwrap();
-        let g = rec.upload(&[1, 2], vec![0.5f32, -2.0]).unwrap();
-        let v = rec.upload(&[1, 2], vec![0.0f32, 1.0]).unwrap();
-        let (ridge, scale_type) = (0.5, ScaleType::F16);
-        let group = Group { w: &w, codes: &codes, g: &g, v: &v, ridge, start: 0, size: 1, scale_type };
-        refit(&mut rec, group, &mut grid, &mut errors).unwrap();
-        assert_eq!(block_on(rec.read(&grid.scales)).unwrap(), [0.75, 1.0], "{}", device.name());
-        assert_eq!(block_on(rec.read(&errors)).unwrap(), [0.5, -2.0], "{}", device.name());
-    }
+device_tests!(a_scale_that_nothing_depends_on_or_that_would_not_be_positive_stays: cpu, software_gpu);
+fn a_scale_that_nothing_depends_on_or_that_would_not_be_positive_stays(device: Device) {
+    let mut rec = recorder(&device);
+    // Row 0: all levels 0. Row 1: the codes say 1, the weights −1, so that the best scale is negative.
+    let w = rec.upload(&[1, 2], vec![0.5f32, -1.0]).unwrap();
+    let codes = rec.upload(&[1, 2], vec![2u32, 3]).unwrap();
+    let mut grid = Grid {
+        scales: rec.upload(&[2, 1], vec![0.75f32, 1.0]).unwrap(),
+        zeros: rec.upload(&[2, 1], vec![2.0f32, 2.0]).unwrap(),
+    };
+    let mut errors = rec.upload(&[1, 2], vec![0.5f32, -2.0]).unwrap();
+    let g = rec.upload(&[1, 2], vec![0.5f32, -2.0]).unwrap();
+    let v = rec.upload(&[1, 2], vec![0.0f32, 1.0]).unwrap();
+    let (ridge, scale_type) = (0.5, ScaleType::F16);
+    let group = Group { w: &w, codes: &codes, g: &g, v: &v, ridge, start: 0, size: 1, scale_type };
+    refit(&mut rec, group, &mut grid, &mut errors).unwrap();
+    assert_eq!(block_on(rec.read(&grid.scales)).unwrap(), [0.75, 1.0], "{}", device.name());
+    assert_eq!(block_on(rec.read(&errors)).unwrap(), [0.5, -2.0], "{}", device.name());
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use aquatint::Error;
 use aquatint::device::Precision;
+use aquatint::error::LibraryNames;
 use aquatint::quant::{Alpha, AlphaPolicy, GroupSize, QuantizeOptions};
 use aquatint::record::Phase;
 use aquatint::record::{BlockReport, LayerReport, Report};
@@ -131,7 +132,7 @@ fn a_document_is_read_back_digit_by_digit() {
     let text = serde_json::to_string_pretty(&document).unwrap();
     let read = Document::read("sweep.json", text.as_bytes()).unwrap();
     assert_eq!(serde_json::to_string_pretty(&read).unwrap(), text);
-    let page = html::html(&document).unwrap();
+    let page = html::html(&document, &LibraryNames).unwrap();
     let read = Document::read("sweep.html", page.as_bytes()).unwrap();
     assert_eq!(json(&read), json(&document), "from the page");
     assert_eq!(embedded(&page), json(&document));
@@ -145,7 +146,7 @@ fn the_record_of_one_run_is_a_document_with_or_without_what_is_known_beside() {
     assert_eq!(document.title, "old.json");
     assert_eq!(serde_json::to_string(&document.runs[0].report).unwrap(), bare);
     assert!(document.runs[0].sizes.is_none() && document.runs[0].evaluations.is_empty());
-    let page = html::html(&document).unwrap();
+    let page = html::html(&document, &LibraryNames).unwrap();
     check_markup(&page);
     assert!(page.contains("<h2>Size</h2>\n<p>The record has none.</p>"));
     let document = Document::read("new.json", &serde_json::to_vec(&whole).unwrap()).unwrap();
@@ -171,7 +172,7 @@ fn nothing_in_a_document_breaks_out_of_the_page() {
     document.aquatint = HOSTILE.to_string();
     for runs in [1, 2, 5] {
         document.runs = vec![hostile.clone(); runs];
-        let page = html::html(&document).unwrap();
+        let page = html::html(&document, &LibraryNames).unwrap();
         check_markup(&page);
         assert!(!page.contains("<script>alert") && !page.contains("<!-- ]]"));
         assert_eq!(embedded(&page), json(&document));
@@ -180,7 +181,7 @@ fn nothing_in_a_document_breaks_out_of_the_page() {
 
 #[test]
 fn a_page_says_what_is_in_it() {
-    let page = html::html(&Document::new("One", "quantize", vec![run("", 1.0)])).unwrap();
+    let page = html::html(&Document::new("One", "quantize", vec![run("", 1.0)]), &LibraryNames).unwrap();
     check_markup(&page);
     for part in [
         "default-src 'none'",
@@ -224,7 +225,7 @@ fn what_was_not_measured_is_said() {
             ..layer.clone()
         };
     }
-    let page = html::html(&Document::new("RTN", "quantize", vec![plain.clone()])).unwrap();
+    let page = html::html(&Document::new("RTN", "quantize", vec![plain.clone()]), &LibraryNames).unwrap();
     check_markup(&page);
     for part in ["none were held out", "No correction was asked for", "None: no layer was guarded", "aquatint eval"] {
         assert!(page.contains(part), "no {part}");
@@ -234,17 +235,17 @@ fn what_was_not_measured_is_said() {
     }
     plain.report.layers.clear();
     plain.report.blocks.clear();
-    let page = html::html(&Document::new("Nothing", "quantize", vec![plain])).unwrap();
+    let page = html::html(&Document::new("Nothing", "quantize", vec![plain]), &LibraryNames).unwrap();
     check_markup(&page);
     assert!(page.contains("No block was measured") && page.contains("No layer was measured"));
     assert!(!page.contains("<svg class=\"plot\""), "an empty plot");
-    check_markup(&html::html(&Document::new("None", "sweep", Vec::new())).unwrap());
+    check_markup(&html::html(&Document::new("None", "sweep", Vec::new()), &LibraryNames).unwrap());
 }
 
 #[test]
 fn many_runs_keep_their_order_and_twelve_have_curves() {
     let runs: Vec<Run> = (0..40).map(|index| run(&format!("cell {index:02}"), 40.0 - f64::from(index))).collect();
-    let page = html::html(&Document::new("Sweep", "sweep", runs)).unwrap();
+    let page = html::html(&Document::new("Sweep", "sweep", runs), &LibraryNames).unwrap();
     check_markup(&page);
     let at = |label: &str| page.find(&format!("<th scope=\"row\">{label}</th>")).unwrap();
     assert!(at("cell 00") < at("cell 20") && at("cell 20") < at("cell 39"), "sorted as given");
@@ -265,7 +266,7 @@ fn values_that_no_run_has_do_no_harm() {
     odd.report.layers[3].error_held_out = Some(1e-300);
     odd.report.seconds.insert(Phase::Write, -5.0);
     odd.evaluations[0].perplexity = f64::MAX;
-    check_markup(&html::html(&Document::new("odd", "report", vec![odd, run("", 1.0)])).unwrap());
+    check_markup(&html::html(&Document::new("odd", "report", vec![odd, run("", 1.0)]), &LibraryNames).unwrap());
 }
 
 #[test]
@@ -316,7 +317,9 @@ fn a_run_is_recorded_and_shown_with_what_its_result_is_worth() {
     assert_eq!((evaluation.windows, evaluation.seq_len, evaluation.tokens), (4, 64, 252));
     let ratio = evaluation.perplexity / evaluation.original_perplexity.unwrap();
     assert!((1.0..1.5).contains(&ratio), "{evaluation:?}");
-    check_markup(&fs::read_to_string(&page).unwrap());
+    let page = fs::read_to_string(&page).unwrap();
+    assert!(page.contains("reads the files that <code>--json</code> writes"));
+    check_markup(&page);
 }
 
 fn aquatint(arguments: &[&str]) -> (Option<i32>, String) {

@@ -2,8 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Output};
 
 use aquatint::device::{Device, Recorder};
 use aquatint::pipeline::{BlockRecord, Job, Journal, quantize, quantize_together};
@@ -13,11 +12,12 @@ use aquatint::stored::Replacements;
 use aquatint::study::fingerprint::kernels;
 use aquatint::{Calibration, Checkpoint, Result, bundled};
 use pollster::block_on;
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use tempfile::TempDir;
 
-use crate::common::{devices, recorder};
+#[cfg(unix)]
+use crate::common::running::killed_beyond;
+use crate::common::running::{BINARY, Running};
+use crate::common::{device_tests, recorder};
 
 /// Records in memory, as bytes.
 #[derive(Clone, Default)]
@@ -64,37 +64,31 @@ fn measured(report: &Report) -> String {
     serde_json::to_string(&(&report.layers, &report.blocks)).unwrap()
 }
 
-#[test]
-fn every_method_goes_on_from_every_block_to_the_same_bytes() {
+device_tests!(every_method_goes_on_from_every_block_to_the_same_bytes: cpu, software_gpu);
+fn every_method_goes_on_from_every_block_to_the_same_bytes(device: Device) {
     let model = block_on(bundled::checkpoint()).unwrap();
-    for device in devices() {
-        let gpu = !matches!(device, Device::Cpu);
-        for method in [Method::Rtn, Method::Gptq, Method::Awq, Method::Quip] {
-            if gpu && matches!(method, Method::Awq | Method::Rtn) {
-                continue; // nothing of theirs that is not in the other two, and the adapter is slow
-            }
-            let samples = if gpu { 2 } else { 4 };
-            let mut options = QuantizeOptions { bits: 3, method, samples, seq_len: 32, ..QuantizeOptions::default() };
-            (options.descent_passes, options.lm_head) = (1, method == Method::Gptq);
-            let mut rec = recorder(&device);
-            let mut alone = Replacements::new();
-            let windows = windows(&model, &options);
-            let report = block_on(quantize(&mut rec, &model, &windows, &options, &mut alone, &mut ())).unwrap();
-            let mut journal = Memory::default();
-            let (kept_report, kept) = run(&mut rec, &model, &options, &mut journal);
-            assert_eq!(
-                (&kept, measured(&kept_report)),
-                (&alone, measured(&report)),
-                "{method:?}: records change nothing"
-            );
-            assert_eq!(journal.blocks(), 8);
-            for blocks in if gpu { vec![5] } else { vec![0, 1, 4, 7, 8] } {
-                let mut earlier = Memory(journal.0[..blocks].to_vec());
-                let (resumed_report, resumed) = run(&mut rec, &model, &options, &mut earlier);
-                assert!(resumed == alone, "{method:?} on {}, from block {blocks}", device.name());
-                assert_eq!(measured(&resumed_report), measured(&report), "{method:?}, from block {blocks}");
-                assert_eq!(earlier.0.len(), 8);
-            }
+    let gpu = !matches!(device, Device::Cpu);
+    for method in [Method::Rtn, Method::Gptq, Method::Awq, Method::Quip] {
+        if gpu && matches!(method, Method::Awq | Method::Rtn) {
+            continue; // nothing of theirs that is not in the other two, and the adapter is slow
+        }
+        let samples = if gpu { 2 } else { 4 };
+        let mut options = QuantizeOptions { bits: 3, method, samples, seq_len: 32, ..QuantizeOptions::default() };
+        (options.descent_passes, options.lm_head) = (1, method == Method::Gptq);
+        let mut rec = recorder(&device);
+        let mut alone = Replacements::new();
+        let windows = windows(&model, &options);
+        let report = block_on(quantize(&mut rec, &model, &windows, &options, &mut alone, &mut ())).unwrap();
+        let mut journal = Memory::default();
+        let (kept_report, kept) = run(&mut rec, &model, &options, &mut journal);
+        assert_eq!((&kept, measured(&kept_report)), (&alone, measured(&report)), "{method:?}: records change nothing");
+        assert_eq!(journal.blocks(), 8);
+        for blocks in if gpu { vec![5] } else { vec![0, 1, 4, 7, 8] } {
+            let mut earlier = Memory(journal.0[..blocks].to_vec());
+            let (resumed_report, resumed) = run(&mut rec, &model, &options, &mut earlier);
+            assert!(resumed == alone, "{method:?} on {}, from block {blocks}", device.name());
+            assert_eq!(measured(&resumed_report), measured(&report), "{method:?}, from block {blocks}");
+            assert_eq!(earlier.0.len(), 8);
         }
     }
 }
@@ -135,30 +129,32 @@ impl Place {
         self.folder.path().join(".out.aquatint-resume")
     }
 
-    fn command(&self, more: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_aquatint"));
-        command.arg("quantize").arg("--out").arg(self.out()).args(&self.options).args(more);
-        command
+    /// The arguments to `program`, which is the one under test.
+    fn command(&self, mut program: Command, more: &[&str]) -> Command {
+        program.arg("quantize").arg("--out").arg(self.out()).args(&self.options).args(more);
+        program
     }
 
     fn run(&self, more: &[&str]) -> Output {
-        self.command(more).output().unwrap()
+        self.command(Command::new(BINARY), more).output().unwrap()
     }
 
-    fn start(&self, more: &[&str]) -> Child {
-        self.command(more).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    /// Kills a run as soon as it says that it has kept `blocks` blocks; for 0, that it is about to begin.
+    fn kill_after(&self, blocks: usize) {
+        let mut running = Running::start(self.command(Command::new(BINARY), &[]));
+        running.wait_for(&if blocks == 0 { "plan: ".to_string() } else { format!("block {blocks} of 8") });
+        running.kill();
     }
 
-    /// Stops a run once `blocks` blocks are kept.
-    fn stop_after(&self, blocks: usize) {
-        let mut child = self.start(&[]);
-        let file = self.kept().join(format!("block-{:05}.safetensors", blocks - 1));
-        while !file.exists() {
-            assert!(child.try_wait().unwrap().is_none(), "it was too quick to be stopped");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        child.kill().unwrap();
-        child.wait().unwrap();
+    /// Goes on from a run that was killed, to the bytes of one that was not. Returns how many blocks had been kept.
+    fn goes_on_to(&self, whole: &Self) -> usize {
+        assert!(!self.out().exists(), "an output that is not whole has its final name");
+        let resumed = self.run(&["--resume"]);
+        let said = String::from_utf8(resumed.stderr).unwrap();
+        assert!(resumed.status.success(), "{said}");
+        assert!(content(&self.out()) == content(&whole.out()), "{:?}: other bytes than uninterrupted", self.options);
+        assert_eq!(names(self.folder.path()), ["out"], "something else stays");
+        (0..=8).find(|n| said.contains(&format!("resuming: {n} of 8 blocks"))).unwrap_or_else(|| panic!("{said}"))
     }
 
     fn refused(&self, more: &[&str], parts: &[&str]) {
@@ -186,37 +182,46 @@ fn names(folder: &Path) -> Vec<String> {
 }
 
 #[test]
-fn killed_at_twenty_moments_a_run_goes_on_to_the_same_bytes() {
-    let mut rng = ChaCha8Rng::seed_from_u64(20);
-    let mut went_on_inside = 0;
+fn killed_between_blocks_a_run_goes_on_to_the_same_bytes() {
     for options in [["--method", "gptq"], ["--method", "awq"], ["--method", "quip"], ["--format", "float"]] {
-        let reference = Place::new(&options);
-        let since = Instant::now();
-        assert!(reference.run(&[]).status.success());
-        let whole = since.elapsed();
-        for _ in 0..5 {
+        let whole = Place::new(&options);
+        assert!(whole.run(&[]).status.success());
+        assert_eq!(names(whole.folder.path()), ["out"], "something else stays");
+        for blocks in [0, 1, 5] {
             let place = Place::new(&options);
-            let mut child = place.start(&[]);
-            std::thread::sleep(whole.mul_f64(rng.random_range(0.0..1.0)));
-            child.kill().unwrap();
-            child.wait().unwrap();
-            if !place.out().exists() {
-                let resumed = place.run(&["--resume"]);
-                let said = String::from_utf8_lossy(&resumed.stderr);
-                assert!(resumed.status.success(), "{said}");
-                went_on_inside += usize::from((1..8).any(|n| said.contains(&format!("resuming: {n} of 8 blocks"))));
-            }
-            assert!(content(&place.out()) == content(&reference.out()), "{options:?}: other bytes than uninterrupted");
+            place.kill_after(blocks);
+            // It goes on until the signal arrives.
+            let kept = place.goes_on_to(&whole);
+            assert!(kept >= blocks, "{options:?}: {kept} blocks, where it had said {blocks}");
         }
-        assert_eq!(names(reference.folder.path()), ["out"], "nothing else stays");
     }
-    assert!(went_on_inside >= 5, "only {went_on_inside} of 20 were killed between blocks");
+}
+
+#[cfg(unix)]
+#[test]
+fn killed_inside_a_write_a_run_goes_on_to_the_same_bytes() {
+    use std::os::unix::process::ExitStatusExt;
+
+    const SIGXFSZ: i32 = 25;
+    for options in [["--method", "gptq"], ["--method", "quip"]] {
+        let whole = Place::new(&options);
+        assert!(whole.run(&[]).status.success());
+        let size = fs::metadata(whole.out().join("model.safetensors")).unwrap().len();
+        // Inside the record of the first block, halfway through the output, and in the last kilobyte of it.
+        for (bytes, expected) in [(1 << 16, 0..=0), (size / 2, 1..=7), (size - 512, 8..=8)] {
+            let place = Place::new(&options);
+            let output = place.command(killed_beyond(bytes), &[]).output().unwrap();
+            assert_eq!(output.status.signal(), Some(SIGXFSZ), "{}", String::from_utf8_lossy(&output.stderr));
+            let kept = place.goes_on_to(&whole);
+            assert!(expected.contains(&kept), "{options:?}: {kept} blocks, killed beyond {bytes} bytes of {size}");
+        }
+    }
 }
 
 #[test]
 fn a_resumed_run_leaves_nothing_else_and_reports_the_whole() {
     let place = Place::new(&[]);
-    place.stop_after(3);
+    place.kill_after(3);
     let record = place.folder.path().join("run.json");
     let output = place.run(&["--resume", "--json", record.to_str().unwrap()]);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -244,7 +249,7 @@ fn changed_model(folder: &Path) -> PathBuf {
 #[test]
 fn only_the_same_run_goes_on() {
     let place = Place::new(&[]);
-    place.stop_after(2);
+    place.kill_after(2);
     let before = content(&place.kept());
     place.refused(&[], &["finished blocks of this very run", "--resume", "--force"]);
     place.refused(&["--resume", "--grid", "mse"], &["--resume", "grid \"hessian\"", "ask for the same"]);
@@ -282,7 +287,7 @@ fn only_the_same_run_goes_on() {
 #[test]
 fn other_options_start_anew_over_what_was_stopped() {
     let place = Place::new(&[]);
-    place.stop_after(1);
+    place.kill_after(1);
     assert!(place.run(&["--method", "rtn", "--alpha", "off"]).status.success());
     assert_eq!(names(place.folder.path()), ["out"]);
 }

@@ -1,6 +1,6 @@
 //! Rotary embedding against the rotation of each pair in float64.
 
-use crate::common::{devices, random, read, recorder, relative_error};
+use crate::common::{device_tests, random, read, recorder, relative_error};
 use aquatint::device::Device;
 use aquatint::ops::Positions;
 use aquatint::ops::rope::rope;
@@ -29,34 +29,32 @@ fn reference(x: &[f32], table: &[f32], [heads, head_dim]: [usize; 2], positions:
     (0..x.len()).map(turned).collect()
 }
 
-#[test]
-fn turns_each_pair_by_its_position() {
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for (case, [sequences, first, seq_len, heads, head_dim]) in [
-            [1, 0, 1, 1, 2],
-            [1, 0, 5, 3, 6],
-            [2, 0, 21, 1, 64],
-            [3, 0, 65, 9, 10],
-            [41, 0, 200, 4, 64],
-            [1, 300, 1, 3, 8],
-            [2, 7, 33, 5, 6],
-        ]
-        .into_iter()
-        .enumerate()
-        {
-            let positions = Positions { first, seq_len };
-            let longest = positions.end() + 3;
-            let tokens = sequences * seq_len;
-            let values = random(case as u64, tokens * heads * head_dim);
-            let angles = table(longest, head_dim);
-            let mut x = rec.upload(&[tokens, heads * head_dim], values.clone()).unwrap();
-            let t = rec.upload(&[longest, head_dim], angles.clone()).unwrap();
-            rope(&mut rec, &mut x, &t, head_dim, positions).unwrap();
-            let expected = reference(&values, &angles, [heads, head_dim], positions);
-            let error = relative_error(&read(&mut rec, &x), &expected);
-            assert!(error < 1e-6, "{} {sequences} of {positions:?}, {heads}×{head_dim}: {error}", device.name());
-        }
+device_tests!(turns_each_pair_by_its_position: cpu, software_gpu);
+fn turns_each_pair_by_its_position(device: Device) {
+    let mut rec = recorder(&device);
+    for (case, [sequences, first, seq_len, heads, head_dim]) in [
+        [1, 0, 1, 1, 2],
+        [1, 0, 5, 3, 6],
+        [2, 0, 21, 1, 64],
+        [3, 0, 65, 9, 10],
+        [41, 0, 200, 4, 64],
+        [1, 300, 1, 3, 8],
+        [2, 7, 33, 5, 6],
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let positions = Positions { first, seq_len };
+        let longest = positions.end() + 3;
+        let tokens = sequences * seq_len;
+        let values = random(case as u64, tokens * heads * head_dim);
+        let angles = table(longest, head_dim);
+        let mut x = rec.upload(&[tokens, heads * head_dim], values.clone()).unwrap();
+        let t = rec.upload(&[longest, head_dim], angles.clone()).unwrap();
+        rope(&mut rec, &mut x, &t, head_dim, positions).unwrap();
+        let expected = reference(&values, &angles, [heads, head_dim], positions);
+        let error = relative_error(&read(&mut rec, &x), &expected);
+        assert!(error < 1e-6, "{} {sequences} of {positions:?}, {heads}×{head_dim}: {error}", device.name());
     }
 }
 

@@ -3,24 +3,22 @@
 use aquatint::device::Device;
 use aquatint::ops::scale::scale_columns;
 
-use crate::common::{devices, random, read, recorder};
+use crate::common::{device_tests, random, read, recorder};
 
 const SHAPES: [[usize; 2]; 5] = [[1, 1], [1, 70], [65, 1], [33, 47], [128, 300]];
 
-#[test]
-fn each_column_gets_its_factor_and_zero_takes_it_out() {
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for [m, n] in SHAPES {
-            let values = random(1, m * n);
-            let mut factors = random(2, n);
-            factors[n / 2] = 0.0;
-            let mut w = rec.upload(&[m, n], values.clone()).unwrap();
-            let factors_tensor = rec.upload(&[n], factors.clone()).unwrap();
-            scale_columns(&mut rec, &mut w, &factors_tensor).unwrap();
-            let expected: Vec<f32> = values.iter().enumerate().map(|(at, v)| v * factors[at % n]).collect();
-            assert_eq!(read(&mut rec, &w), expected, "{} {m} × {n}", device.name());
-        }
+device_tests!(each_column_gets_its_factor_and_zero_takes_it_out: cpu, software_gpu);
+fn each_column_gets_its_factor_and_zero_takes_it_out(device: Device) {
+    let mut rec = recorder(&device);
+    for [m, n] in SHAPES {
+        let values = random(1, m * n);
+        let mut factors = random(2, n);
+        factors[n / 2] = 0.0;
+        let mut w = rec.upload(&[m, n], values.clone()).unwrap();
+        let factors_tensor = rec.upload(&[n], factors.clone()).unwrap();
+        scale_columns(&mut rec, &mut w, &factors_tensor).unwrap();
+        let expected: Vec<f32> = values.iter().enumerate().map(|(at, v)| v * factors[at % n]).collect();
+        assert_eq!(read(&mut rec, &w), expected, "{} {m} × {n}", device.name());
     }
 }
 

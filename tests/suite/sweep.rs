@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::SystemTime;
 
 use aquatint::study::fingerprint::kernels;
 use serde_json::Value;
 use tempfile::TempDir;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_aquatint");
+use crate::common::running::{BINARY, Running, interruptible};
+
 /// Four cells, a quarter of a second each.
 const SWEEP: [&str; 15] = [
     "sweep",
@@ -76,36 +76,15 @@ fn document(path: &Path) -> Value {
     document
 }
 
-/// Ctrl-C where there is such a thing.
-fn interrupt(child: &mut Child) {
-    if cfg!(unix) {
-        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    } else {
-        child.kill().unwrap();
-    }
-}
-
-/// Runs the sweep one cell at a time until it begins the third, and stops it.
+/// Runs the sweep one cell at a time, and stops it when it begins the third. Returns what it says then.
 fn stopped_after_two(directory: &Path, more: &[&str]) -> String {
-    // Tests started in the background of a script inherit an ignored SIGINT, which the program respects.
-    let mut command = command(directory, &[more, &["--together", "1"]].concat());
-    if cfg!(target_os = "linux") {
-        let arguments: Vec<_> = command.get_args().map(ToOwned::to_owned).collect();
-        command = Command::new("env");
-        command.args(["--default-signal=INT", BINARY]).args(arguments);
+    let mut command = interruptible();
+    command.args(SWEEP).arg("--out").arg(directory).args(more).args(["--together", "1"]);
+    let mut running = Running::start(command);
+    for _ in 0..3 {
+        running.wait_for("next: ");
     }
-    let mut child = command.stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
-    let mut lines = BufReader::new(child.stderr.take().unwrap());
-    let (mut begun, mut line) = (0, String::new());
-    while begun < 3 {
-        line.clear();
-        assert_ne!(lines.read_line(&mut line).unwrap(), 0, "it ended before the third cell");
-        begun += usize::from(line.starts_with("next: "));
-    }
-    interrupt(&mut child);
-    let mut rest = String::new();
-    lines.read_to_string(&mut rest).unwrap();
-    let status = child.wait().unwrap();
+    let (status, rest) = running.interrupt();
     assert!(!status.success(), "{rest}");
     if cfg!(unix) {
         assert_eq!(status.code(), Some(130), "{rest}");

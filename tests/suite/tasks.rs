@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use crate::common::{devices, recorder};
+use crate::common::{device_tests, recorder};
 use aquatint::device::{Device, Recorder};
 use aquatint::engine::network::Network;
 use aquatint::eval::logits;
@@ -51,8 +51,8 @@ fn expected(model: &Checkpoint, whole: &[u32], start: usize) -> f64 {
     (start..whole.len()).map(log_p).sum()
 }
 
-#[test]
-fn log_likelihoods_are_those_of_the_whole_logits() {
+device_tests!(log_likelihoods_are_those_of_the_whole_logits: cpu, software_gpu);
+fn log_likelihoods_are_those_of_the_whole_logits(device: Device) {
     let model = block_on(bundled::checkpoint()).unwrap();
     let tokenizer = block_on(model.tokenizer()).unwrap();
     let mut task = cloze(6);
@@ -61,17 +61,15 @@ fn log_likelihoods_are_those_of_the_whole_logits() {
         choices: vec!["Łódź".to_string(), "a".to_string(), "something of many more words than that".to_string()],
         answer: 0,
     });
-    for device in devices() {
-        let result = answered(&mut recorder(&device), &model, &task);
-        for (question, scores) in task.questions.iter().zip(&result.log_likelihoods) {
-            let start = tokenizer.encode(question.context.trim_end()).unwrap().len();
-            assert_eq!(scores.len(), question.choices.len());
-            for (choice, score) in question.choices.iter().zip(scores) {
-                let whole = tokenizer.encode(&format!("{}{choice}", question.context)).unwrap();
-                let expected = expected(&model, &whole, start);
-                let apart = (score - expected).abs() / expected.abs();
-                assert!(apart < 1e-4, "{choice:?} on {}: {score}, expected {expected}", device.name());
-            }
+    let result = answered(&mut recorder(&device), &model, &task);
+    for (question, scores) in task.questions.iter().zip(&result.log_likelihoods) {
+        let start = tokenizer.encode(question.context.trim_end()).unwrap().len();
+        assert_eq!(scores.len(), question.choices.len());
+        for (choice, score) in question.choices.iter().zip(scores) {
+            let whole = tokenizer.encode(&format!("{}{choice}", question.context)).unwrap();
+            let expected = expected(&model, &whole, start);
+            let apart = (score - expected).abs() / expected.abs();
+            assert!(apart < 1e-4, "{choice:?} on {}: {score}, expected {expected}", device.name());
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The bundled model through the whole pipeline: perplexities of an independent implementation (shared vectors,
 //! tiny-llama.md), the CPU against the software GPU, and the properties of algorithms.md §10 that need a model.
 
-use crate::common::{recorder, software_gpu};
+use crate::common::{device_tests, recorder};
 use aquatint::device::{Device, Recorder};
 use aquatint::engine::network::Network;
 use aquatint::eval::evaluate;
@@ -104,9 +104,8 @@ fn descent_lowers_the_error_of_every_kind_of_layer() {
     assert!(descended.last_error() < 0.97 * plain.last_error());
 }
 
-#[test]
-fn the_gpu_agrees_with_the_cpu() {
-    let Some(gpu) = software_gpu() else { return };
+device_tests!(the_gpu_agrees_with_the_cpu: software_gpu);
+fn the_gpu_agrees_with_the_cpu(gpu: Device) {
     let options = QuantizeOptions { samples: 8, ..best(3, Alpha::Auto) };
     agree(&gpu, &options, [0.005, 0.05]);
     // Each code that falls the other way moves others, so the two are further apart.

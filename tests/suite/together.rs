@@ -3,6 +3,7 @@
 
 use crate::common::recorder;
 use aquatint::device::{Device, Recorder};
+use aquatint::error::Phrase;
 use aquatint::pipeline::{Job, Output, quantize, quantize_together};
 use aquatint::quant::{Alpha, Method, QuantizeOptions};
 use aquatint::record::Report;
@@ -89,7 +90,7 @@ impl Output for Breaking {
     }
 
     fn put(&mut self, linear: StoredLinear) -> LocalBoxFuture<'_, Result<()>> {
-        let broken = Error::NotFinite { place: linear.name().to_string(), remedy: String::new() };
+        let broken = Error::NotFinite { place: linear.name().to_string(), remedy: Phrase::default() };
         let result = self.0.checked_sub(1).map(|left| self.0 = left).ok_or(broken);
         Box::pin(async { result })
     }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::common::{devices, read, recorder, relative_error};
+use crate::common::{device_tests, read, recorder, relative_error};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::gram::{self, Packed};
 use aquatint::ops::grid::{self, Grid, GridSpec, ScaleType, Search, Symmetry};
@@ -81,11 +81,9 @@ impl Vectors {
 const WITH_STREAMS: [&str; 3] = ["square", "ragged", "tiny"];
 const ALL: [&str; 4] = ["square", "ragged", "tiny", "wide"];
 
-fn each(names: &[&'static str], check: impl Fn(&Device, &mut Recorder, &Vectors)) {
-    for device in devices() {
-        for &name in names {
-            check(&device, &mut recorder(&device), &Vectors::load(name));
-        }
+fn each(device: &Device, names: &[&'static str], check: impl Fn(&mut Recorder, &Vectors)) {
+    for &name in names {
+        check(&mut recorder(device), &Vectors::load(name));
     }
 }
 
@@ -102,9 +100,9 @@ fn statistics(rec: &mut Recorder, v: &Vectors, rows: std::ops::Range<usize>) -> 
     statistics
 }
 
-#[test]
-fn hessian_and_error_correlation() {
-    each(&WITH_STREAMS, |device, rec, v| {
+device_tests!(hessian_and_error_correlation: cpu, software_gpu);
+fn hessian_and_error_correlation(device: Device) {
+    each(&device, &WITH_STREAMS, |rec, v| {
         let tokens = v.get("x").0[0];
         let s = statistics(rec, v, 0..tokens);
         let h = gram::unpack(rec, &s.hessian).unwrap();
@@ -118,9 +116,9 @@ fn hessian_and_error_correlation() {
     });
 }
 
-#[test]
-fn corrected_weights() {
-    each(&WITH_STREAMS, |device, rec, v| {
+device_tests!(corrected_weights: cpu, software_gpu);
+fn corrected_weights(device: Device) {
+    each(&device, &WITH_STREAMS, |rec, v| {
         let hessian = v.hessian(rec);
         let damping = block_on(Damping::of(rec, &hessian, "test")).unwrap();
         let weight = v.weight_without_dead(rec, &damping);
@@ -141,9 +139,9 @@ fn corrected_weights() {
     });
 }
 
-#[test]
-fn automatic_alpha() {
-    each(&WITH_STREAMS, |device, rec, v| {
+device_tests!(automatic_alpha: cpu, software_gpu);
+fn automatic_alpha(device: Device) {
+    each(&device, &WITH_STREAMS, |rec, v| {
         let tokens = v.get("x").0[0];
         let fit = v.get("auto_alpha.fit_tokens").1[0] as usize;
         let fitted = statistics(rec, v, 0..fit);
@@ -174,9 +172,9 @@ fn spec(name: &str, columns: usize) -> GridSpec {
     }
 }
 
-#[test]
-fn grids_and_rtn_codes() {
-    each(&ALL, |device, rec, v| {
+device_tests!(grids_and_rtn_codes: cpu, software_gpu);
+fn grids_and_rtn_codes(device: Device) {
+    each(&device, &ALL, |rec, v| {
         let weight = v.upload(rec, "w");
         let columns = weight.shape()[1];
         let names = v.names();
@@ -233,9 +231,9 @@ fn objective(w: &[f32], q: &[f64], h: &[f64], n: usize) -> f64 {
         .sum()
 }
 
-#[test]
-fn gptq_codes_and_objective() {
-    each(&ALL, |device, rec, v| {
+device_tests!(gptq_codes_and_objective: cpu, software_gpu);
+fn gptq_codes_and_objective(device: Device) {
+    each(&device, &ALL, |rec, v| {
         let hessian = v.hessian(rec);
         let damping = block_on(Damping::of(rec, &hessian, "test")).unwrap();
         let weight = v.weight_without_dead(rec, &damping);

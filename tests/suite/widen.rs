@@ -1,6 +1,6 @@
 //! Stored elements to f32, against the definition of each format, to the bit.
 
-use crate::common::{devices, recorder};
+use crate::common::{device_tests, recorder};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::widen::{Encoding, widen};
 use aquatint::tensor::Tensor;
@@ -62,96 +62,86 @@ fn check(device: &Device, rec: &mut Recorder, encoding: Encoding, elements: &[u3
 
 const HALVES: [Encoding; 2] = [Encoding::F16, Encoding::Bf16];
 
-#[test]
-fn every_finite_pattern_of_sixteen_bits_is_exact() {
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for encoding in HALVES {
-            let finite: Vec<u32> = (0..1 << 16).filter(|&bits| value(encoding, bits).is_some()).collect();
-            assert_eq!(finite.len(), if encoding == Encoding::F16 { 63488 } else { 65280 });
-            check(&device, &mut rec, encoding, &finite, 0);
-            // Each of them in the other half of its word, too.
-            check(&device, &mut rec, encoding, &finite[1..], 5);
+device_tests!(every_finite_pattern_of_sixteen_bits_is_exact: cpu, software_gpu);
+fn every_finite_pattern_of_sixteen_bits_is_exact(device: Device) {
+    let mut rec = recorder(&device);
+    for encoding in HALVES {
+        let finite: Vec<u32> = (0..1 << 16).filter(|&bits| value(encoding, bits).is_some()).collect();
+        assert_eq!(finite.len(), if encoding == Encoding::F16 { 63488 } else { 65280 });
+        check(&device, &mut rec, encoding, &finite, 0);
+        // Each of them in the other half of its word, too.
+        check(&device, &mut rec, encoding, &finite[1..], 5);
+    }
+}
+
+device_tests!(every_pattern_of_sixteen_bits_that_is_not_finite_raises_the_flag: cpu, software_gpu);
+fn every_pattern_of_sixteen_bits_that_is_not_finite_raises_the_flag(device: Device) {
+    let mut rec = recorder(&device);
+    for encoding in HALVES {
+        let bad: Vec<u32> = (0..1 << 16).filter(|&bits| value(encoding, bits).is_none()).collect();
+        assert_eq!(bad.len(), if encoding == Encoding::F16 { 2048 } else { 256 });
+        let mut out = rec.zeros(&[5]).unwrap();
+        let flags: Vec<Tensor<u32>> = (0..bad.len())
+            .map(|i| {
+                let mut elements = vec![0x3c00; 1 + i % 5];
+                let place = i / 5 % elements.len();
+                elements[place] = bad[i];
+                let words = rec.upload_bytes(&stored(encoding, &elements)).unwrap();
+                let mut flag = rec.zeros(&[1]).unwrap();
+                widen(&mut rec, encoding, &words, 0..elements.len(), &mut out, &mut flag).unwrap();
+                flag
+            })
+            .collect();
+        for (bits, raised) in bad.iter().zip(&flags) {
+            assert_eq!(flag(&mut rec, raised), 1, "{} {encoding:?} {bits:#06x}", device.name());
         }
     }
 }
 
-#[test]
-fn every_pattern_of_sixteen_bits_that_is_not_finite_raises_the_flag() {
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for encoding in HALVES {
-            let bad: Vec<u32> = (0..1 << 16).filter(|&bits| value(encoding, bits).is_none()).collect();
-            assert_eq!(bad.len(), if encoding == Encoding::F16 { 2048 } else { 256 });
-            let mut out = rec.zeros(&[5]).unwrap();
-            let flags: Vec<Tensor<u32>> = (0..bad.len())
-                .map(|i| {
-                    let mut elements = vec![0x3c00; 1 + i % 5];
-                    let place = i / 5 % elements.len();
-                    elements[place] = bad[i];
-                    let words = rec.upload_bytes(&stored(encoding, &elements)).unwrap();
-                    let mut flag = rec.zeros(&[1]).unwrap();
-                    widen(&mut rec, encoding, &words, 0..elements.len(), &mut out, &mut flag).unwrap();
-                    flag
-                })
-                .collect();
-            for (bits, raised) in bad.iter().zip(&flags) {
-                assert_eq!(flag(&mut rec, raised), 1, "{} {encoding:?} {bits:#06x}", device.name());
-            }
-        }
-    }
-}
-
-#[test]
-fn thirty_two_bits_stay_as_they_are() {
+device_tests!(thirty_two_bits_stay_as_they_are: cpu, software_gpu);
+fn thirty_two_bits_stay_as_they_are(device: Device) {
     let edges = [0, 1, 0x007f_ffff, 0x0080_0000, 0x3f80_0000, 0x7f7f_ffff];
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let random = (0..5000).map(|_| rng.random::<u32>()).filter(|&bits| value(Encoding::F32, bits).is_some());
     let finite: Vec<u32> = edges.into_iter().chain(edges.map(|bits| bits | 1 << 31)).chain(random).collect();
-    for device in devices() {
-        let mut rec = recorder(&device);
-        check(&device, &mut rec, Encoding::F32, &finite, 3);
-        for bad in [0x7f80_0000, 0xff80_0000, 0x7f80_0001, 0x7fc0_0000, 0xffff_ffff] {
-            let (_, raised) = run(&mut rec, Encoding::F32, &[0x3f80_0000, bad, 0], 1);
-            assert_eq!(flag(&mut rec, &raised), 1, "{} {bad:#x}", device.name());
-        }
+    let mut rec = recorder(&device);
+    check(&device, &mut rec, Encoding::F32, &finite, 3);
+    for bad in [0x7f80_0000, 0xff80_0000, 0x7f80_0001, 0x7fc0_0000, 0xffff_ffff] {
+        let (_, raised) = run(&mut rec, Encoding::F32, &[0x3f80_0000, bad, 0], 1);
+        assert_eq!(flag(&mut rec, &raised), 1, "{} {bad:#x}", device.name());
     }
 }
 
-#[test]
-fn odd_counts_at_odd_places() {
+device_tests!(odd_counts_at_odd_places: cpu, software_gpu);
+fn odd_counts_at_odd_places(device: Device) {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for encoding in [Encoding::F32, Encoding::F16, Encoding::Bf16] {
-            let limit = if encoding == Encoding::F32 { u32::MAX } else { 0xffff };
-            // The last one takes more workgroups than one axis is given.
-            for (count, start) in [(1, 0), (2, 1), (3, 7), (255, 2), (257, 1), (511, 0), (513, 3), (2_100_001, 1)] {
-                let elements: Vec<u32> = std::iter::repeat_with(|| rng.random_range(0..=limit))
-                    .filter(|&bits| value(encoding, bits).is_some())
-                    .take(count)
-                    .collect();
-                check(&device, &mut rec, encoding, &elements, start);
-            }
+    let mut rec = recorder(&device);
+    for encoding in [Encoding::F32, Encoding::F16, Encoding::Bf16] {
+        let limit = if encoding == Encoding::F32 { u32::MAX } else { 0xffff };
+        // The last one takes more workgroups than one axis is given.
+        for (count, start) in [(1, 0), (2, 1), (3, 7), (255, 2), (257, 1), (511, 0), (513, 3), (2_100_001, 1)] {
+            let elements: Vec<u32> = std::iter::repeat_with(|| rng.random_range(0..=limit))
+                .filter(|&bits| value(encoding, bits).is_some())
+                .take(count)
+                .collect();
+            check(&device, &mut rec, encoding, &elements, start);
         }
     }
 }
 
-#[test]
-fn what_lies_behind_the_last_element_is_not_looked_at_and_a_raised_flag_stays() {
-    for device in devices() {
-        let mut rec = recorder(&device);
-        for encoding in HALVES {
-            let words = rec.upload(&[2], vec![0, 0xffff_0000]).unwrap();
-            let mut out = rec.zeros(&[4]).unwrap();
-            let mut raised = rec.zeros(&[1]).unwrap();
-            widen(&mut rec, encoding, &words, 1..4, &mut out, &mut raised).unwrap();
-            assert_eq!(flag(&mut rec, &raised), 0, "{} {encoding:?}", device.name());
-            widen(&mut rec, encoding, &words, 0..4, &mut out, &mut raised).unwrap();
-            let zero = rec.zeros(&[1]).unwrap();
-            widen(&mut rec, encoding, &zero, 0..2, &mut out, &mut raised).unwrap();
-            assert_eq!(flag(&mut rec, &raised), 1, "{} {encoding:?}", device.name());
-        }
+device_tests!(what_lies_behind_the_last_element_is_not_looked_at_and_a_raised_flag_stays: cpu, software_gpu);
+fn what_lies_behind_the_last_element_is_not_looked_at_and_a_raised_flag_stays(device: Device) {
+    let mut rec = recorder(&device);
+    for encoding in HALVES {
+        let words = rec.upload(&[2], vec![0, 0xffff_0000]).unwrap();
+        let mut out = rec.zeros(&[4]).unwrap();
+        let mut raised = rec.zeros(&[1]).unwrap();
+        widen(&mut rec, encoding, &words, 1..4, &mut out, &mut raised).unwrap();
+        assert_eq!(flag(&mut rec, &raised), 0, "{} {encoding:?}", device.name());
+        widen(&mut rec, encoding, &words, 0..4, &mut out, &mut raised).unwrap();
+        let zero = rec.zeros(&[1]).unwrap();
+        widen(&mut rec, encoding, &zero, 0..2, &mut out, &mut raised).unwrap();
+        assert_eq!(flag(&mut rec, &raised), 1, "{} {encoding:?}", device.name());
     }
 }
 

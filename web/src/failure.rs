@@ -4,31 +4,14 @@ use aquatint::Error;
 use serde::Serialize;
 use wasm_bindgen::JsValue;
 
+use crate::names::PageNames;
+
 /// What the worker's promise rejects with.
 #[derive(Serialize)]
 pub struct Failure {
     kind: &'static str,
     message: String,
 }
-
-/// What the page calls things that the library knows by the names of the command line, longest first.
-const WORDS: [(&str, &str); 12] = [
-    (
-        "; run again, with --device cpu if it happens again",
-        "; reload the page and run again, with fewer samples if it happens again",
-    ),
-    ("; use fewer or shorter samples, or --device cpu", "; choose fewer or shorter samples, or use the command line"),
-    ("; try --device cpu, and please report this", "; try another browser or the command line, and please report this"),
-    ("use shorter sequences or --device cpu", "choose a shorter length"),
-    (", or choose --out on another disk", ", or let this site store more"),
-    ("--calibration-text", "the calibration text"),
-    ("--format float", "the format \"float\""),
-    ("--group-size", "the group size"),
-    ("--seq-len", "the length"),
-    ("--samples", "the samples"),
-    ("--alpha", "α"),
-    ("--bits", "the bits"),
-];
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
@@ -41,9 +24,7 @@ impl From<Error> for Failure {
             Error::Cancelled => "cancelled",
             _ => "internal",
         };
-        let sentence = error.to_string();
-        let message = WORDS.iter().fold(sentence, |sentence, (theirs, ours)| sentence.replace(theirs, ours));
-        Self { kind, message }
+        Self { kind, message: error.sentence(&PageNames) }
     }
 }
 

@@ -96,7 +96,7 @@ impl Source for RangeSource {
 
 impl RangeSource {
     fn refused(&self, source: io::Error) -> Error {
-        let remedy = "the file may have changed or the connection may be down; open the model again".to_owned();
+        let remedy = "the file may have changed or the connection may be down; open the model again".into();
         Error::Io { path: PathBuf::from(&self.name), action: "read", source, remedy }
     }
 }
@@ -165,6 +165,6 @@ pub async fn remove_folder(storage: &JsStorage, folder: &str) -> Result<()> {
 }
 
 fn storage_error(action: &'static str, value: JsValue) -> Error {
-    let remedy = "private windows and strict settings may forbid it; open the page in an ordinary window".to_owned();
+    let remedy = "private windows and strict settings may forbid it; open the page in an ordinary window".into();
     Error::Io { path: PathBuf::from("this site's storage"), action, source: thrown(value), remedy }
 }

@@ -1,6 +1,7 @@
 //! The page's options, and the library's that they stand for.
 
 use aquatint::checkpoint::{Checkpoint, Format};
+use aquatint::error::Setting;
 use aquatint::ops::grid::{Search, Symmetry};
 use aquatint::quant::options::default_symmetry;
 use aquatint::quant::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions};
@@ -42,13 +43,13 @@ impl PageOptions {
             method: match self.method.as_str() {
                 "gptq" => Method::Gptq,
                 "rtn" => Method::Rtn,
-                other => return Err(unknown("the method", other)),
+                other => return Err(unknown(Setting::Method, other)),
             },
             bits: self.bits,
             group_size: match &self.group_size {
                 Choice::Value(-1) => GroupSize::PerChannel,
                 Choice::Value(size) if *size > 0 => GroupSize::Columns(*size as usize),
-                Choice::Value(size) => return Err(unknown("the group size", &size.to_string())),
+                Choice::Value(size) => return Err(unknown(Setting::GroupSize, &size.to_string())),
                 Choice::Word(_) => GroupSize::Auto,
             },
             symmetry: match self.symmetric {
@@ -60,7 +61,7 @@ impl PageOptions {
                 "hessian" => Search::Weighted,
                 "mse" => Search::Mse,
                 "minmax" => Search::MinMax,
-                other => return Err(unknown("the grid", other)),
+                other => return Err(unknown(Setting::Grid, other)),
             },
             descent_passes: self.descent,
             activation_order: if self.act_order { ActivationOrder::Descending } else { ActivationOrder::Natural },
@@ -78,8 +79,8 @@ impl PageOptions {
         match &self.alpha {
             Choice::Value(0.0) => Ok(Alpha::Off),
             Choice::Value(value) if (0.0..=1.0).contains(value) => Ok(Alpha::Fixed(*value)),
-            Choice::Value(value) => Err(unknown("α", &value.to_string())),
-            Choice::Word(word) => word.parse().map_err(|_| unknown("α", word)),
+            Choice::Value(value) => Err(unknown(Setting::Alpha, &value.to_string())),
+            Choice::Word(word) => word.parse().map_err(|_| unknown(Setting::Alpha, word)),
         }
     }
 
@@ -89,6 +90,6 @@ impl PageOptions {
     }
 }
 
-fn unknown(option: &str, found: &str) -> Error {
-    Error::input(option, format!("'{found}'"), "one of the values that the page offers", "choose one of these")
+fn unknown(setting: Setting, found: &str) -> Error {
+    Error::input(setting, format!("'{found}'"), "one of the values that the page offers", "choose one of these")
 }

@@ -3,7 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use aquatint::device::{AdapterSummary, Choice, Device, Precision, Recorder, adapters, select};
+use aquatint::device::{AdapterSummary, Choice, Device, Precision, Recorder, adapters};
+use aquatint::ops::tier;
 use aquatint::{Checkpoint, Error};
 use js_sys::Function;
 use serde::Serialize;
@@ -160,12 +161,13 @@ impl Session {
         Ok(open_checkpoint("the quantized model", files).await?)
     }
 
-    /// The GPU, opened at first use. Also one that is emulated in software: in a browser there is nothing else.
+    /// The GPU of the browser, which is opened at first use. It may be emulated in software. A page lends it nothing: a
+    /// browser has no fast tier, and its clock is not used for submissions.
     async fn device(&self) -> Result<Device, Failure> {
         if let Some(device) = self.device.borrow().clone() {
             return Ok(device);
         }
-        let (device, _) = select(&Choice::Index(0), Precision::Portable).await?;
+        let (device, _) = tier::open(&Choice::Index(0), Precision::Portable, &()).await?;
         self.device.replace(Some(device.clone()));
         Ok(device)
     }

@@ -55,12 +55,10 @@ fn chromium() -> Option<PathBuf> {
     named.into_iter().chain(usual).find(|program| program.is_file())
 }
 
-/// Builds the page, and the program to compare with, and runs the test.
+/// Builds the page and runs the test, which compares with the programs of the workspace. They must have been built.
 pub fn run(chromium: &Path) -> Result<()> {
     let page = web::default_folder();
     web::build(&page)?;
-    // All of the workspace, as the tests after this build it: other selections have other features and compile everything again.
-    process::step("programs", &mut process::cargo(["build", "--release", "--workspace", "--bins", "--examples"]))?;
     let programs = process::target().join("release");
     let tests = process::root().join(TESTS);
     let installed = process::target().join("web-tests");

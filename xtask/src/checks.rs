@@ -1,5 +1,8 @@
-//! `cargo xtask test`: the set-up, then formatting, lints, documentation, the web page in a browser, and the tests. It
-//! stops at the first step that fails. The tests come last so that their closing lines close the output.
+//! `cargo xtask test`: the set-up, then formatting, lints, documentation, the web page in a browser, and the tests. It stops at
+//! the first step that fails. The tests come last so that their closing lines close the output.
+//!
+//! libtest decides which tests are ignored when it compiles them. So the tests are compiled with a feature that tells which
+//! devices the machine has.
 
 use std::process::{Command, ExitCode};
 
@@ -7,8 +10,19 @@ use crate::browser;
 use crate::process::{self, Failure, Result};
 use crate::vulkan::{self, Readiness};
 
-/// The variable that tells the GPU tests to report themselves skipped. A reader may set it; CI may not.
+/// With the value `skip`, this variable has the GPU tests ignored. A reader may set it; in CI it has no effect.
 const GPU_TESTS: &str = "AQUATINT_GPU_TESTS";
+
+/// What the tests can use of this machine.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Adapter {
+    /// No adapter: tests run on the CPU.
+    None,
+    /// The software adapter, with portable kernels.
+    Portable,
+    /// The software adapter, with the kernels of the fast tier too.
+    Fast,
+}
 
 /// Runs every check.
 pub fn run() -> Result<ExitCode> {
@@ -21,11 +35,26 @@ pub fn run() -> Result<ExitCode> {
         process::step("lints", &mut lints())?;
     }
     process::step("documentation", &mut documentation())?;
+    process::step("programs", &mut programs())?;
     match browser::set_up()? {
         browser::Readiness::Ready(chromium) => browser::run(&chromium)?,
         browser::Readiness::Missing(advice) => notice(&format!("BROWSER TEST SKIPPED: {advice}")),
     }
-    process::last_step("tests", &mut tests(&readiness))
+    process::last_step("tests", &mut tests(adapter(&readiness)?))
+}
+
+/// What there is, said aloud where something is missing. The programs must have been built.
+fn adapter(readiness: &Readiness) -> Result<Adapter> {
+    if let Readiness::Missing(advice) = readiness {
+        notice(&format!("GPU TESTS IGNORED: {advice}"));
+        return Ok(Adapter::None);
+    }
+    let tier = vulkan::tier(&process::target().join("release/aquatint"))?;
+    if tier.starts_with("fast") {
+        return Ok(Adapter::Fast);
+    }
+    notice(&format!("TESTS OF THE FAST TIER IGNORED: the adapter is {tier}"));
+    Ok(Adapter::Portable)
 }
 
 /// Says what nobody may overlook.
@@ -44,14 +73,20 @@ fn documentation() -> Command {
     command
 }
 
-/// The tests; those that need a GPU are told to skip, with a notice, where no adapter could be set up.
-fn tests(readiness: &Readiness) -> Command {
+/// The programs of the workspace. All of it, as the tests build it: another selection of packages has other features, and cargo
+/// would compile everything again.
+fn programs() -> Command {
+    process::cargo(["build", "--release", "--workspace", "--bins", "--examples"])
+}
+
+/// The tests. Those that need more than `adapter` are shown as ignored.
+fn tests(adapter: Adapter) -> Command {
     let mut command = process::cargo(["test", "--release", "--workspace"]);
-    command.env_remove(GPU_TESTS);
-    if let Readiness::Missing(advice) = readiness {
-        notice(&format!("GPU TESTS SKIPPED: {advice}"));
-        command.env(GPU_TESTS, "skip");
-    }
+    match adapter {
+        Adapter::None => command.args(["--features", "aquatint/test-without-gpu"]),
+        Adapter::Portable => &mut command,
+        Adapter::Fast => command.args(["--features", "aquatint/test-matrix-units"]),
+    };
     command
 }
 
@@ -72,15 +107,17 @@ fn component_installed(subcommand: &str, component: &str) -> Result<bool> {
 mod tests {
     use super::*;
 
-    /// What the command does to the variable: sets it, or removes it.
-    fn gpu_variable(command: &Command) -> Option<Option<String>> {
-        let (_, value) = command.get_envs().find(|(name, _)| *name == GPU_TESTS)?;
-        Some(value.map(|value| value.to_string_lossy().into_owned()))
+    /// The features that the tests are compiled with.
+    fn features(adapter: Adapter) -> Option<String> {
+        let command = tests(adapter);
+        let mut arguments = command.get_args().skip_while(|argument| *argument != "--features");
+        arguments.nth(1).map(|features| features.to_string_lossy().into_owned())
     }
 
     #[test]
-    fn gpu_tests_are_skipped_only_without_an_adapter() {
-        assert_eq!(gpu_variable(&tests(&Readiness::Ready)), Some(None));
-        assert_eq!(gpu_variable(&tests(&Readiness::Missing("nothing here".into()))), Some(Some("skip".into())));
+    fn tests_are_ignored_only_where_their_device_is_missing() {
+        assert_eq!(features(Adapter::None).as_deref(), Some("aquatint/test-without-gpu"));
+        assert_eq!(features(Adapter::Portable), None);
+        assert_eq!(features(Adapter::Fast).as_deref(), Some("aquatint/test-matrix-units"));
     }
 }

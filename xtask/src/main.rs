@@ -34,8 +34,8 @@ Chores:
   help              This text
 
 Set-up means a Vulkan loader and Mesa's software adapter (lavapipe) for the GPU tests. On Debian and Ubuntu `test`
-installs what is missing if it runs as root or sudo asks for no password; elsewhere it names the packages and skips the
-GPU tests. With CI=true anything missing is an error.";
+installs what is missing if it runs as root or sudo asks for no password; elsewhere it names the packages, and the GPU
+tests are ignored. With CI=true anything missing is an error.";
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);

@@ -1,9 +1,10 @@
-//! What GPU tests need from the machine: a Vulkan loader and a software adapter, Mesa's lavapipe. Looks for both, and
-//! installs them where that can be done without asking anybody.
+//! What GPU tests need from the machine: a Vulkan loader and a software adapter, Mesa's lavapipe. Looks for both, installs
+//! them where nobody has to be asked, and tells whether the adapter can run the fast tier.
 
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use crate::packages::{self, System};
 use crate::process::{self, Failure, Result};
@@ -38,6 +39,32 @@ pub fn set_up() -> Result<Readiness> {
     }
     let advice = format!("{} missing ({})", missing.join(" and "), advice(System::of_this_machine()));
     if process::in_ci() { Err(Failure::new(advice)) } else { Ok(Readiness::Missing(advice)) }
+}
+
+/// The adapter that the tests take where this variable names no other, by its number or a part of its name.
+const TEST_DEVICE: &str = "AQUATINT_TEST_DEVICE";
+
+/// The kernels that the adapter of the tests can run, as `program devices` words it: "fast, …" or "portable, …". `program` is aquatint.
+///
+/// Errors: the program cannot be started or does not list the adapter.
+pub fn tier(program: &Path) -> Result<String> {
+    let wanted = std::env::var(TEST_DEVICE).unwrap_or_else(|_| "llvmpipe".into());
+    let output = Command::new(program).arg("devices").output();
+    let output = output.map_err(|error| Failure::new(format!("cannot start {}: {error}", program.display())))?;
+    let table = String::from_utf8_lossy(&output.stdout);
+    let missing = || Failure::new(format!("`aquatint devices` lists no adapter {wanted:?}"));
+    tier_of(&wanted, &table).map(str::to_string).ok_or_else(missing)
+}
+
+/// The tier of an adapter in the table that `aquatint devices` prints: columns at least two spaces apart, of which the first is the
+/// number, the second the name and the fifth the tier.
+fn tier_of<'a>(wanted: &str, table: &'a str) -> Option<&'a str> {
+    let wanted = wanted.to_lowercase();
+    let columns = |line: &'a str| -> Vec<&'a str> {
+        line.split("  ").map(str::trim).filter(|column| !column.is_empty()).collect()
+    };
+    let named = |row: &Vec<&str>| row.len() > 4 && (row[0] == wanted || row[1].to_lowercase().contains(&wanted));
+    table.lines().map(columns).find(named).map(|row| row[4])
 }
 
 /// The command that installs the loader and the adapter.
@@ -165,6 +192,21 @@ mod tests {
         let folder = Folder::new("direct").with("lvp_icd.json");
         assert!(holds_lavapipe(&folder.0.join("lvp_icd.json")));
         assert!(!holds_lavapipe(&folder.0.join("lvp_icd.x86_64.json")));
+    }
+
+    #[test]
+    fn the_tier_is_read_from_the_list_of_devices() {
+        let table =
+            "      name                   backend  kind      tier                               binding     threads
+ 0    Intel(R) Arc(tm) A770  vulkan   GPU       fast, f16 in squares of 8, error   128.00 MiB  1024
+ 1    llvmpipe (LLVM 15)     vulkan   software  portable, no cooperative matrices  128.00 MiB  1024
+ cpu  2 threads
+auto takes Intel(R) Arc(tm) A770: the first real GPU";
+        assert_eq!(tier_of("llvmpipe", table), Some("portable, no cooperative matrices"));
+        assert_eq!(tier_of("arc(TM)", table), Some("fast, f16 in squares of 8, error"));
+        assert_eq!(tier_of("1", table), Some("portable, no cooperative matrices"));
+        assert_eq!(tier_of("cpu", table), None);
+        assert_eq!(tier_of("nvidia", table), None);
     }
 
     #[test]

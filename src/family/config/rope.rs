@@ -5,9 +5,11 @@ use serde_json::{Map, Value};
 use super::fields::Fields;
 use crate::{Error, Result};
 
-/// Base and scaling of the rotary embedding.
+/// A table of rotary angles: base, scaling, and how much of a head it turns.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rope {
+    /// The first columns of each head, as many as this, are turned; even.
+    pub rotated: usize,
     /// Base of the geometric series of angles.
     pub theta: f32,
     /// How angles are stretched for contexts longer than those of pre-training.
@@ -40,8 +42,9 @@ pub enum RopeScaling {
 const DEFAULT_THETA: f32 = 10_000.0;
 
 impl Rope {
-    /// Reads `rope_parameters`, or `rope_theta` with `rope_scaling`; where both forms stand they must agree on theta.
-    pub(in crate::family) fn parse(config: Fields<'_>) -> Result<Self> {
+    /// Reads `rope_parameters`, or `rope_theta` with `rope_scaling`, for heads that turn `rotated` of their columns. Where both
+    /// forms stand they must agree on theta.
+    pub(in crate::family) fn read(config: Fields<'_>, rotated: usize) -> Result<Self> {
         let parameters = config.object("rope_parameters")?;
         let outer = config.positive("rope_theta")?;
         let inner = parameters.map(|p| p.positive("rope_theta")).transpose()?.flatten();
@@ -59,16 +62,23 @@ impl Rope {
             Some(parameters) => Some(parameters),
             None => config.object("rope_scaling")?,
         };
-        for fields in [Some(config), scaling].into_iter().flatten() {
-            if fields.positive("partial_rotary_factor")?.is_some_and(|part| part != 1.0) {
-                return Err(fields.refuse("partial_rotary_factor", "rotary embedding of whole heads (1.0)"));
-            }
-        }
         Ok(Self {
+            rotated,
             theta: inner.or(outer).unwrap_or(DEFAULT_THETA),
             scaling: scaling.map_or(Ok(RopeScaling::None), RopeScaling::parse)?,
         })
     }
+}
+
+/// Refuses a model that turns only a part of each head.
+pub(in crate::family) fn require_whole_heads(config: Fields<'_>) -> Result<()> {
+    let nested = [config.object("rope_parameters")?, config.object("rope_scaling")?];
+    for fields in [Some(config)].into_iter().chain(nested).flatten() {
+        if fields.positive("partial_rotary_factor")?.is_some_and(|part| part != 1.0) {
+            return Err(fields.refuse("partial_rotary_factor", "rotary embedding of whole heads (1.0)"));
+        }
+    }
+    Ok(())
 }
 
 impl RopeScaling {

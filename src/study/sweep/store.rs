@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::super::fingerprint::Fingerprint;
+use crate::error::{Setting, phrase};
 use crate::eval::tasks::TaskResult;
 use crate::report::{Evaluation, Run};
 use crate::{Error, Result};
@@ -74,14 +75,14 @@ pub(super) fn load<T: DeserializeOwned>(
     let found = match serde_json::from_slice::<Stored<T>>(&bytes) {
         Ok(stored) => match stored.fingerprint.difference(expected) {
             None => return Ok(Some(stored.result)),
-            Some(difference) => format!("a result made with {difference}"),
+            Some(difference) => phrase!["a result made with ", difference.phrase()],
         },
-        Err(error) => format!("something else ({error})"),
+        Err(error) => format!("something else ({error})").into(),
     };
     match foreign {
         ForeignResult::Replace => Ok(None),
         ForeignResult::Refuse => {
-            let remedy = "choose another --out, or add --force to redo it";
+            let remedy = phrase!["choose another ", Setting::Out, ", or add ", Setting::Replace, " to redo it"];
             Err(Error::input(store.place(name), found, "a finished part of this sweep", remedy))
         }
     }
@@ -155,6 +156,6 @@ mod native {
     }
 
     fn io_error(path: &Path, action: &'static str, source: io::Error) -> Error {
-        Error::Io { path: path.to_owned(), action, source, remedy: "choose another --out".to_string() }
+        Error::Io { path: path.to_owned(), action, source, remedy: phrase!["choose another ", Setting::Out] }
     }
 }

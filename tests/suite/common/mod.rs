@@ -1,44 +1,94 @@
-//! What the tests of the ops share: the devices to run on, and random tensors.
+//! What the tests share: the devices to run on, seeded values and comparisons, and runs of the command line.
 
 pub mod dense;
+pub mod running;
 
-use aquatint::device::{Choice, Device, Precision, Recorder, select};
+use std::collections::HashMap;
+use std::sync::{LazyLock, Mutex};
+use std::time::Instant;
+
+use aquatint::device::{Choice, Clock, Device, Precision, Recorder};
+use aquatint::ops::tier::{self, FrontEnd};
 use aquatint::tensor::Tensor;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// The software GPU with portable kernels, or with those that `AQUATINT_TEST_PRECISION` names, or `None` where `cargo xtask test` was told that there is none.
-pub fn software_gpu() -> Option<Device> {
+/// The tests as a front end. The quickest shape is remembered as long as the process lives, so that one test times the shapes.
+struct Tests;
+
+static START: LazyLock<Instant> = LazyLock::new(Instant::now);
+static SHAPES: LazyLock<Mutex<HashMap<String, String>>> = LazyLock::new(Mutex::default);
+
+impl FrontEnd for Tests {
+    fn clock(&self) -> Option<Clock> {
+        Some(|| START.elapsed().as_secs_f64())
+    }
+
+    fn remembered_shape(&self, key: &str) -> Option<String> {
+        SHAPES.lock().unwrap().get(key).cloned()
+    }
+
+    fn remember_shape(&self, key: &str, shape: &str) {
+        SHAPES.lock().unwrap().insert(key.to_string(), shape.to_string());
+    }
+}
+
+/// Makes one test per device of a function: `device_tests!(sums: cpu, software_gpu)` above `fn sums(device: Device)` makes
+/// `sums::cpu` and `sums::software_gpu`.
+///
+/// The third device is `fast_gpu`, the software GPU with the kernels of the fast tier. Where a machine lacks a device, its tests are
+/// shown as ignored, with the reason. libtest takes that decision when the suite is compiled, so features of the package tell
+/// what the machine has; `cargo xtask test` finds out and sets them.
+macro_rules! device_tests {
+    ($test:ident: $($device:ident),+) => {
+        mod $test {
+            $($crate::common::device_tests!(@$device $test);)+
+        }
+    };
+    (@cpu $test:ident) => {
+        #[test]
+        fn cpu() {
+            super::$test(aquatint::device::Device::Cpu);
+        }
+    };
+    (@software_gpu $test:ident) => {
+        #[test]
+        #[cfg_attr(feature = "test-without-gpu", ignore = "no software Vulkan adapter, or AQUATINT_GPU_TESTS=skip")]
+        fn software_gpu() {
+            super::$test($crate::common::software_gpu());
+        }
+    };
+    (@fast_gpu $test:ident) => {
+        #[test]
+        #[cfg_attr(not(feature = "test-matrix-units"), ignore = "no adapter that is known to have matrix units")]
+        fn fast_gpu() {
+            super::$test($crate::common::fast_gpu());
+        }
+    };
+}
+pub(crate) use device_tests;
+
+/// The software GPU, with the portable kernels or with those that `AQUATINT_TEST_PRECISION` names. Panics if there is none.
+pub fn software_gpu() -> Device {
     let precision = std::env::var("AQUATINT_TEST_PRECISION").unwrap_or_else(|_| "portable".to_string());
     open_software_gpu(precision.parse().unwrap())
 }
 
-/// The software GPU with the fast kernels, or `None` where it cannot run them.
-pub fn fast_gpu() -> Option<Device> {
-    let device = open_software_gpu(Precision::Fast)?;
-    match &device {
-        Device::Gpu(gpu) if device.precision() == Precision::Portable => {
-            eprintln!("SKIPPED the fast kernels: {} is {}", gpu.name(), gpu.tier());
-            None
-        }
-        _ => Some(device),
+/// The software GPU with the kernels of the fast tier. Panics if it cannot run them.
+pub fn fast_gpu() -> Device {
+    let device = open_software_gpu(Precision::Fast);
+    if let Device::Gpu(gpu) = &device {
+        assert_eq!(device.precision(), Precision::Fast, "{} is {}", gpu.name(), gpu.tier());
     }
+    device
 }
 
-fn open_software_gpu(precision: Precision) -> Option<Device> {
-    if std::env::var("AQUATINT_GPU_TESTS").as_deref() == Ok("skip") {
-        eprintln!("SKIPPED on the GPU: AQUATINT_GPU_TESTS=skip");
-        return None;
-    }
+/// `AQUATINT_TEST_DEVICE` names another adapter than Mesa's.
+fn open_software_gpu(precision: Precision) -> Device {
     let name = std::env::var("AQUATINT_TEST_DEVICE").unwrap_or_else(|_| "llvmpipe".to_string());
     let choice = name.parse::<Choice>().unwrap();
-    let opened = pollster::block_on(select(&choice, precision));
-    Some(opened.expect("a software Vulkan adapter (Debian: mesa-vulkan-drivers)").0)
-}
-
-/// The CPU and, where there is one, the software GPU.
-pub fn devices() -> Vec<Device> {
-    std::iter::once(Device::Cpu).chain(software_gpu()).collect()
+    let opened = pollster::block_on(tier::open(&choice, precision, &Tests));
+    opened.expect("a software Vulkan adapter (Debian: mesa-vulkan-drivers), or --features test-without-gpu").0
 }
 
 /// A recorder for `device`.

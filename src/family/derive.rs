@@ -1,0 +1,294 @@
+//! What follows from the description of a block: what a stream keeps at each stop, where scales can go, which tensors there
+//! are, and how much there is to compute. Pure functions of the line of nodes.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::graph::{Attention, Block, Linear, LinearSpec, ModelConfig, Name, Op, Value};
+
+/// What a stream of hidden states does at one stop and on the way to the next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cut {
+    /// The node of the stop: a group of linears, or one past the last node at the end of the block.
+    pub node: usize,
+    /// What is kept of each token here.
+    pub kept: Vec<Value>,
+    /// Nodes before the stop that are run again, in order: they make from `kept` what else is read before the next cut.
+    pub remade: Vec<usize>,
+    /// Nodes to run after the linears of the stop, in order, up to the next cut. Empty at the end of the block.
+    pub run: Vec<usize>,
+}
+
+/// Where the scales of a stop's input go: whatever makes the input has one number, or one row, per channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fold {
+    /// Gains and biases, each divided by the scales.
+    pub tensors: Vec<Name>,
+    /// The linear layer whose rows are divided, if it is one.
+    pub linear: Option<Name>,
+}
+
+impl Op {
+    /// Whether each token's result depends on that token alone.
+    fn is_per_token(&self) -> bool {
+        !matches!(self, Self::Attention(_))
+    }
+
+    /// Whether running it again costs no more than keeping its result.
+    fn is_light(&self) -> bool {
+        matches!(self, Self::Norm(_))
+    }
+}
+
+impl Block {
+    /// The nodes at which the pipeline stops.
+    pub fn stops(&self) -> impl Iterator<Item = usize> + '_ {
+        (0..self.nodes.len()).filter(|&node| matches!(self.nodes[node].op, Op::Linears(_)))
+    }
+
+    /// The linear layers of the stop at `node`; none for any other node.
+    pub fn group(&self, node: usize) -> &[Linear] {
+        match self.nodes.get(node).map(|node| &node.op) {
+            Some(Op::Linears(linears)) => linears,
+            _ => &[],
+        }
+    }
+
+    /// The groups of linear layers, in the order in which they run.
+    pub fn groups(&self) -> impl Iterator<Item = &[Linear]> {
+        self.stops().map(|node| self.group(node))
+    }
+
+    /// A short name of the stop at `node` for progress lines, such as `gate, up`.
+    pub fn label(&self, node: usize) -> String {
+        self.group(node).iter().map(Linear::label).collect::<Vec<_>>().join(", ")
+    }
+
+    /// The attention nodes, each with its number.
+    pub fn attentions(&self) -> impl Iterator<Item = (usize, Attention)> + '_ {
+        self.nodes.iter().enumerate().filter_map(|(number, node)| match node.op {
+            Op::Attention(attention) => Some((number, attention)),
+            _ => None,
+        })
+    }
+
+    /// The node that makes a value; `None` for an input of the block.
+    fn maker(&self, value: Value) -> Option<usize> {
+        self.nodes.iter().position(|node| node.makes.contains(&value))
+    }
+
+    fn readers(&self, value: Value) -> impl Iterator<Item = usize> + '_ {
+        (0..self.nodes.len()).filter(move |&node| self.nodes[node].reads.contains(&value))
+    }
+
+    /// For each value the last node that reads it; the number of nodes for an output of the block.
+    pub fn last_readers(&self) -> Vec<usize> {
+        let last = |value| match self.outputs.contains(&value) {
+            true => self.nodes.len(),
+            false => self.readers(value).last().unwrap_or(0),
+        };
+        (0..self.widths.len()).map(Value).map(last).collect()
+    }
+
+    /// The stops, and the end of the block, with what a stream keeps at each.
+    ///
+    /// What a norm makes is never kept. With `remake` nothing is kept that can be computed again token by token, through
+    /// linear layers too: that saves memory and costs time. Before the first stop everything is made again from the inputs.
+    pub fn cuts(&self, remake: bool) -> Vec<Cut> {
+        let nodes: Vec<usize> = self.stops().chain([self.nodes.len()]).collect();
+        let kept = |(index, &node): (usize, &usize)| match index {
+            0 => (0..self.inputs).map(Value).filter(|&input| self.is_live(input, 0)).collect(),
+            _ => self.kept_before(node, remake),
+        };
+        let kept: Vec<Vec<Value>> = nodes.iter().enumerate().map(kept).collect();
+        let mut cuts = Vec::new();
+        for (index, &node) in nodes.iter().enumerate() {
+            let (remade, run) = match nodes.get(index + 1) {
+                Some(&next) => self.way(node, &kept[index], next, &kept[index + 1]),
+                None => (Vec::new(), Vec::new()),
+            };
+            cuts.push(Cut { node, kept: kept[index].clone(), remade, run });
+        }
+        cuts
+    }
+
+    /// Whether a value is there before `node` runs, and read then or later.
+    fn is_live(&self, value: Value, node: usize) -> bool {
+        let made = self.maker(value).is_none_or(|maker| maker < node);
+        made && (self.outputs.contains(&value) || self.readers(value).any(|reader| reader >= node))
+    }
+
+    /// The live values before `node` that cannot be made again from others that are kept there.
+    fn kept_before(&self, node: usize, remake: bool) -> Vec<Value> {
+        let mut kept = Vec::new();
+        for value in (0..self.widths.len()).map(Value).filter(|&value| self.is_live(value, node)) {
+            if node == self.nodes.len() || !self.follows(value, &kept, remake) {
+                kept.push(value);
+            }
+        }
+        kept
+    }
+
+    /// Whether a value is among `kept`, or can be made from these.
+    fn follows(&self, value: Value, kept: &[Value], remake: bool) -> bool {
+        let again = |op: &Op| op.is_light() || remake && op.is_per_token();
+        let makes = |maker: usize| {
+            let node = &self.nodes[maker];
+            again(&node.op) && node.reads.iter().all(|&read| self.follows(read, kept, remake))
+        };
+        kept.contains(&value) || self.maker(value).is_some_and(makes)
+    }
+
+    /// The nodes before and after the stop at `node` that lead from what is kept there to what is kept before `next`.
+    fn way(&self, node: usize, kept: &[Value], next: usize, kept_next: &[Value]) -> (Vec<usize>, Vec<usize>) {
+        let mut needed: BTreeSet<Value> = kept_next.iter().copied().filter(|value| !kept.contains(value)).collect();
+        let (mut remade, mut run) = (Vec::new(), Vec::new());
+        for number in (0..next).rev() {
+            let step = &self.nodes[number];
+            if number != node && !step.makes.iter().any(|made| needed.contains(made)) {
+                continue;
+            }
+            match number {
+                _ if number < node => remade.push(number),
+                _ if number > node => run.push(number),
+                _ => {}
+            }
+            needed.extend(step.reads.iter().filter(|read| !kept.contains(read)));
+        }
+        remade.reverse();
+        run.reverse();
+        (remade, run)
+    }
+
+    /// Elements of the weights of all linear layers.
+    pub fn weights(&self) -> usize {
+        self.groups().flatten().map(|linear| linear.rows * linear.columns).sum()
+    }
+
+    /// Columns of the widest value.
+    pub fn widest(&self) -> usize {
+        self.widths.iter().copied().max().unwrap_or(0)
+    }
+
+    /// Columns of what a stream keeps of a token at most.
+    pub fn kept_columns(&self, remake: bool) -> usize {
+        let columns = |cut: &Cut| cut.kept.iter().map(|value| self.widths[value.0]).sum();
+        self.cuts(remake).iter().map(columns).max().unwrap_or(0)
+    }
+
+    /// Where positive scales of the input of the stop at `node` go, so that the model computes what it did before: one channel
+    /// of the input is divided, and the columns of the stop's linears are multiplied. `None` where a channel has several
+    /// sources or other readers.
+    pub fn fold(&self, node: usize) -> Option<Fold> {
+        let (mut reader, mut value) = (node, *self.nodes.get(node)?.reads.first()?);
+        loop {
+            if self.outputs.contains(&value) || !self.readers(value).eq([reader]) {
+                return None;
+            }
+            reader = self.maker(value)?;
+            let maker = &self.nodes[reader];
+            value = match &maker.op {
+                Op::Norm(norm) if norm.width == self.widths[value.0] => {
+                    return Some(Fold { tensors: vec![norm.weight()], linear: None });
+                }
+                Op::Linears(linears) => {
+                    let linear = &linears[maker.makes.iter().position(|&made| made == value)?];
+                    return Some(Fold {
+                        tensors: linear.bias().into_iter().collect(),
+                        linear: Some(linear.path.clone()),
+                    });
+                }
+                Op::Gate(_) => maker.reads[1],
+                // It mixes the rows of one head over the tokens. Heads that share values would share channels.
+                Op::Attention(attention) if attention.heads == attention.kv_heads => maker.reads[2],
+                _ => return None,
+            };
+        }
+    }
+
+    /// Operations on one token of a sequence of `length` in the nodes between linear layers, on average; those of less than the
+    /// width squared are left out.
+    pub fn work_between_linears(&self, length: usize) -> f64 {
+        let work = |(_, attention): (usize, Attention)| {
+            let reach = attention.window.unwrap_or(length).min(length) as f64;
+            // Two products over half of the keys.
+            4.0 * (attention.heads * attention.head_dim) as f64 * reach / 2.0
+        };
+        self.attentions().map(work).sum()
+    }
+
+    /// Name and shape of every tensor in layer `layer`, in the order of the nodes. A weight is `[outputs, inputs]`.
+    pub fn tensors(&self, layer: usize) -> Vec<(String, Vec<usize>)> {
+        let mut tensors = Vec::new();
+        for node in &self.nodes {
+            match &node.op {
+                Op::Linears(linears) => {
+                    for linear in linears {
+                        tensors.push((linear.path.with(".weight").at(layer), vec![linear.rows, linear.columns]));
+                        tensors.extend(linear.bias().map(|bias| (bias.at(layer), vec![linear.rows])));
+                    }
+                }
+                Op::Norm(norm) => tensors.push((norm.weight().at(layer), vec![norm.width])),
+                Op::Rope { .. } | Op::Attention(_) | Op::Gate(_) | Op::Add => {}
+            }
+        }
+        tensors
+    }
+}
+
+impl ModelConfig {
+    /// The linear layers of block `layer`, in the order in which they run.
+    pub fn block_linears(&self, layer: usize) -> Vec<LinearSpec> {
+        self.blocks[layer].groups().flatten().map(|linear| linear.at(layer)).collect()
+    }
+
+    /// The linear layers of all blocks, in model order.
+    pub fn linears(&self) -> Vec<LinearSpec> {
+        (0..self.blocks.len()).flat_map(|layer| self.block_linears(layer)).collect()
+    }
+
+    /// The output matrix as a linear layer: it reads the normalised last hidden state.
+    pub fn head_linear(&self) -> LinearSpec {
+        let linear = self.head.groups().flatten().last().expect("a head ends in the output matrix");
+        linear.at(0)
+    }
+
+    /// Name of the tensor that holds the output matrix.
+    pub fn output_weight(&self) -> String {
+        if self.tie_word_embeddings { self.embedding.clone() } else { format!("{}.weight", self.head_linear().name) }
+    }
+
+    /// Columns of the widest value of any block.
+    pub fn widest(&self) -> usize {
+        self.distinct_blocks().map(Block::widest).max().unwrap_or(self.hidden_size)
+    }
+
+    /// Elements of the weights of the largest block.
+    pub fn largest_block(&self) -> usize {
+        self.distinct_blocks().map(Block::weights).max().unwrap_or(0)
+    }
+
+    /// The blocks without those that are described by the one before them.
+    pub fn distinct_blocks(&self) -> impl Iterator<Item = &Block> {
+        let before = [None].into_iter().chain(self.blocks.iter().map(Some));
+        let differs = |(block, before): &(&Arc<Block>, Option<&Arc<Block>>)| {
+            before.is_none_or(|before| !Arc::ptr_eq(block, before))
+        };
+        self.blocks.iter().zip(before).filter(differs).map(|(block, _)| &**block)
+    }
+
+    /// Module paths of the linear layers of all blocks, in model order.
+    pub fn linear_names(&self) -> Vec<String> {
+        self.linears().into_iter().map(|linear| linear.name).collect()
+    }
+
+    /// Name and shape of every tensor of the model, in model order. A weight is `[outputs, inputs]`.
+    pub fn expected_tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let embedding = (self.embedding.clone(), vec![self.vocab_size, self.hidden_size]);
+        let blocks = self.blocks.iter().enumerate().flat_map(|(layer, block)| block.tensors(layer));
+        let output = self.head_linear().name;
+        let head = self.head.tensors(0).into_iter();
+        let head = head.filter(|(name, _)| !self.tie_word_embeddings || *name != format!("{output}.weight"));
+        [embedding].into_iter().chain(blocks).chain(head).collect()
+    }
+}

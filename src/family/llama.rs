@@ -1,0 +1,96 @@
+//! LLaMA and what shares its block: RMSNorm, rotary attention of grouped heads, and a MLP gated by SiLU.
+//!
+//! Covers Llama 1 to 3, TinyLlama, SmolLM and SmolLM2, and Mistral with its window. Qwen builds its block here, too.
+
+use super::build::Line;
+use super::config::dimensions::Dimensions;
+use super::config::fields::Fields;
+use super::config::rope::{Rope, require_whole_heads};
+use super::config::window;
+use super::graph::{Activation, Attention, Block, ModelConfig};
+use super::{Family, decoder};
+use crate::Result;
+
+/// Llama 1 to 3, TinyLlama, SmolLM and others that share the architecture.
+pub(super) const LLAMA: Family = Family {
+    architecture: "LlamaForCausalLM",
+    model_type: "llama",
+    read: |family, config| {
+        let bias = config.flag("attention_bias")?.unwrap_or(false);
+        let mlp_bias = config.flag("mlp_bias")?.unwrap_or(false);
+        build(family, config, None, Details { qkv_bias: bias, o_bias: bias, mlp_bias, ..Details::default() })
+    },
+};
+
+/// Mistral, with its optional sliding window.
+pub(super) const MISTRAL: Family = Family {
+    architecture: "MistralForCausalLM",
+    model_type: "mistral",
+    read: |family, config| {
+        build(family, config, None, Details { window: window::mistral(config)?, ..Details::default() })
+    },
+};
+
+/// In what the models with this block differ.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Details {
+    pub qkv_bias: bool,
+    pub o_bias: bool,
+    pub mlp_bias: bool,
+    /// Whether each head of the queries and keys is normalised.
+    pub head_norms: bool,
+    pub window: Option<usize>,
+}
+
+/// The model of `family`. `head_dim`: what the family takes where the file does not say.
+pub(super) fn build(
+    family: &Family,
+    config: Fields<'_>,
+    head_dim: Option<usize>,
+    details: Details,
+) -> Result<ModelConfig> {
+    if config.text("hidden_act")?.is_some_and(|name| !matches!(name, "silu" | "swish")) {
+        return Err(config.refuse("hidden_act", "\"silu\""));
+    }
+    let dimensions = Dimensions::read(config, head_dim)?;
+    require_whole_heads(config)?;
+    let epsilon = config.positive("rms_norm_eps")?.unwrap_or(1e-6);
+    let rope = Rope::read(config, dimensions.head_dim)?;
+    let block = block(&dimensions, epsilon, details);
+    Ok(decoder(family, dimensions, epsilon, rope, block))
+}
+
+fn block(dimensions: &Dimensions, epsilon: f32, details: Details) -> Block {
+    let Details { qkv_bias, o_bias, mlp_bias, head_norms, window } = details;
+    let (hidden, inner, head_dim) = (dimensions.hidden_size, dimensions.intermediate_size, dimensions.head_dim);
+    let (queries, keys) = (dimensions.queries(), dimensions.keys());
+    let attention =
+        Attention { heads: dimensions.num_attention_heads, kv_heads: dimensions.num_key_value_heads, head_dim, window };
+    let (mut line, h) = Line::new("model.layers.{layer}.", hidden);
+    let x = line.norm(h, "input_layernorm", epsilon);
+    let [mut q, mut k, v] = line.linears(
+        x,
+        [
+            ("self_attn.q_proj", queries, qkv_bias),
+            ("self_attn.k_proj", keys, qkv_bias),
+            ("self_attn.v_proj", keys, qkv_bias),
+        ],
+    );
+    if head_norms {
+        q = line.norm_per(q, "self_attn.q_norm", epsilon, head_dim);
+    }
+    q = line.rope(q, 0, head_dim);
+    if head_norms {
+        k = line.norm_per(k, "self_attn.k_norm", epsilon, head_dim);
+    }
+    k = line.rope(k, 0, head_dim);
+    let mixed = line.attention(q, k, v, attention);
+    let o = line.linear(mixed, "self_attn.o_proj", hidden, o_bias);
+    let h = line.add(h, o);
+    let x = line.norm(h, "post_attention_layernorm", epsilon);
+    let [gate, up] = line.linears(x, [("mlp.gate_proj", inner, mlp_bias), ("mlp.up_proj", inner, mlp_bias)]);
+    let gated = line.gate(Activation::Silu, gate, up);
+    let down = line.linear(gated, "mlp.down_proj", hidden, mlp_bias);
+    let h = line.add(h, down);
+    line.finish(h)
+}

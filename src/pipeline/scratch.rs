@@ -1,0 +1,163 @@
+//! A file for hidden states that no memory can hold.
+
+#[cfg(not(target_arch = "wasm32"))]
+pub(super) use native::Scratch;
+
+/// A browser has no files: no plan puts anything into one.
+#[cfg(target_arch = "wasm32")]
+pub(super) enum Scratch {}
+
+#[cfg(target_arch = "wasm32")]
+impl Scratch {
+    pub fn new(_: Option<&std::path::Path>) -> crate::Result<Self> {
+        Err(crate::Error::shape("scratch", "a file in a browser"))
+    }
+
+    pub fn read(&self, _: usize, _: usize) -> crate::Result<Vec<f32>> {
+        match *self {}
+    }
+
+    pub fn store(&mut self, _: &[f32]) -> crate::Result<usize> {
+        match *self {}
+    }
+
+    pub fn release(&mut self, _: usize, _: usize) {
+        match *self {}
+    }
+}
+
+#[cfg(not(target_arch = "wasm32"))]
+mod native {
+    use std::fs::File;
+    use std::io::{Read, Seek, SeekFrom, Write};
+    use std::ops::Range;
+    use std::path::{Path, PathBuf};
+
+    use crate::error::{Setting, phrase};
+    use crate::tensor::recycled;
+    use crate::{Error, Result};
+
+    /// A file without a name: the system removes it with the program, however that ends. Places are counted in elements.
+    pub struct Scratch {
+        file: File,
+        directory: PathBuf,
+        space: Space,
+    }
+
+    impl Scratch {
+        /// A file in `directory`, or where the system keeps temporary ones.
+        pub fn new(directory: Option<&Path>) -> Result<Self> {
+            let directory = directory.map_or_else(std::env::temp_dir, Path::to_owned);
+            let file = tempfile::tempfile_in(&directory).map_err(|source| refuse(&directory, source))?;
+            Ok(Self { file, directory, space: Space::default() })
+        }
+
+        /// `len` elements from element `first` on.
+        pub fn read(&self, first: usize, len: usize) -> Result<Vec<f32>> {
+            let mut values = recycled(len);
+            let mut read = || {
+                (&self.file).seek(position(first))?;
+                (&self.file).read_exact(bytemuck::cast_slice_mut(&mut values))
+            };
+            read().map_err(|source| refuse(&self.directory, source))?;
+            Ok(values)
+        }
+
+        /// Writes `values` where there is room for them. Returns the place of the first.
+        pub fn store(&mut self, values: &[f32]) -> Result<usize> {
+            let first = self.space.take(values.len());
+            let write = || {
+                (&self.file).seek(position(first))?;
+                (&self.file).write_all(bytemuck::cast_slice(values))
+            };
+            write().map_err(|source| refuse(&self.directory, source))?;
+            Ok(first)
+        }
+
+        /// Lets others have the place of `len` elements from element `first` on.
+        pub fn release(&mut self, first: usize, len: usize) {
+            self.space.give_back(first..first + len);
+        }
+    }
+
+    /// Which parts of a file are free: some before `end`, all behind it. The free parts are in order and do not touch.
+    #[derive(Debug, Default)]
+    struct Space {
+        free: Vec<Range<usize>>,
+        end: usize,
+    }
+
+    impl Space {
+        /// The first place for `len` elements.
+        fn take(&mut self, len: usize) -> usize {
+            match self.free.iter().position(|free| free.len() >= len) {
+                Some(index) => {
+                    let first = self.free[index].start;
+                    self.free[index].start += len;
+                    if self.free[index].is_empty() {
+                        self.free.remove(index);
+                    }
+                    first
+                }
+                None => {
+                    let first = self.end;
+                    self.end += len;
+                    first
+                }
+            }
+        }
+
+        fn give_back(&mut self, part: Range<usize>) {
+            if part.is_empty() {
+                return;
+            }
+            let index = self.free.partition_point(|free| free.end <= part.start);
+            self.free.insert(index, part);
+            if index + 1 < self.free.len() && self.free[index].end == self.free[index + 1].start {
+                self.free[index].end = self.free.remove(index + 1).end;
+            }
+            if index > 0 && self.free[index - 1].end == self.free[index].start {
+                self.free[index - 1].end = self.free.remove(index).end;
+            }
+            if self.free.last().is_some_and(|last| last.end == self.end) {
+                self.end = self.free.pop().map_or(self.end, |last| last.start);
+            }
+        }
+    }
+
+    fn position(element: usize) -> SeekFrom {
+        SeekFrom::Start(element as u64 * size_of::<f32>() as u64)
+    }
+
+    fn refuse(directory: &Path, source: std::io::Error) -> Error {
+        let remedy = phrase!["choose another directory with ", Setting::Scratch, ", or allow more ", Setting::Memory];
+        Error::Io { path: directory.to_owned(), action: "keep hidden states in", source, remedy }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use proptest::prelude::*;
+
+        use super::*;
+
+        proptest! {
+            #[test]
+            fn places_never_overlap_and_all_come_back(steps in prop::collection::vec((1usize..50, any::<prop::sample::Index>(), any::<bool>()), 1..200)) {
+                let (mut space, mut taken) = (Space::default(), Vec::<Range<usize>>::new());
+                for (len, index, take) in steps {
+                    if take || taken.is_empty() {
+                        let first = space.take(len);
+                        let part = first..first + len;
+                        prop_assert!(taken.iter().all(|other| other.end <= part.start || part.end <= other.start));
+                        prop_assert!(part.end <= space.end);
+                        taken.push(part);
+                    } else {
+                        space.give_back(taken.swap_remove(index.index(taken.len())));
+                    }
+                }
+                taken.into_iter().for_each(|part| space.give_back(part));
+                prop_assert_eq!((space.free, space.end), (vec![], 0));
+            }
+        }
+    }
+}
