@@ -43,6 +43,7 @@ pub mod quant;
 pub mod record;
 pub mod report;
 pub mod stored;
+pub mod study;
 pub mod tensor;
 pub mod tokenizer;
 

@@ -1,4 +1,4 @@
-//! The `aquatint` command: everything it does is in the library and in `cli`.
+//! The `aquatint` command. Its code is in the library and in `cli`.
 
 mod cli;
 

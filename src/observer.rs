@@ -1,5 +1,7 @@
 //! What a run tells the program around it, and what it asks of it: a clock and whether to stop.
 
+use crate::device::Place;
+use crate::error::Phrase;
 use crate::record::{Phase, Plan};
 use crate::{Error, Result};
 
@@ -59,6 +61,15 @@ pub enum Event {
     },
     /// The output matrix is next, after the last block.
     Head,
+    /// The device ran out of memory, and the run begins again with less.
+    Retry {
+        /// The error that ended the attempt, as a sentence.
+        reason: Phrase,
+        /// Tokens that are processed together from now on.
+        chunk_tokens: usize,
+        /// Where hidden states are from now on.
+        streams: Place,
+    },
     /// An evaluated model has passed a block.
     EvaluationBlock {
         /// Blocks done.

@@ -1,4 +1,4 @@
-//! The options, as clap sees them, and what they mean to the library.
+//! The options as clap reads them, and their translation to those of the library.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -8,6 +8,7 @@ use aquatint::device::{Choice, Precision};
 use aquatint::ops::grid::{Search, Symmetry};
 use aquatint::quant::options::default_symmetry;
 use aquatint::quant::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions, RotationKind};
+use aquatint::study::sweep::{Axes, Variant};
 use aquatint::{GenerateOptions, ModelConfig, Sampling};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -368,21 +369,24 @@ pub struct DemoArgs {
     pub device: DeviceArg,
 }
 
-/// The options that a sweep varies.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Variant {
-    pub method: Method,
-    pub bits: u32,
-    pub group_size: GroupSize,
-    pub alpha: Alpha,
-    pub seed: u64,
-}
-
 impl MethodArgs {
     /// The options for `model`, with the calibration of `text`.
     pub fn options(&self, text: &CalibrationArgs, model: &ModelConfig) -> QuantizeOptions {
         let Self { method, bits, group_size, alpha, .. } = *self;
         self.details.options(&Variant { method, bits, group_size, alpha, seed: text.seed }, text, model)
+    }
+}
+
+impl SweepArgs {
+    /// The options that the sweep varies.
+    pub fn axes(&self) -> Axes {
+        Axes {
+            methods: self.methods.clone(),
+            bits: self.bits.clone(),
+            group_sizes: self.group_sizes.clone(),
+            alphas: self.alphas.clone(),
+            seeds: if self.seeds.is_empty() { vec![self.calibration.seed] } else { self.seeds.clone() },
+        }
     }
 }
 
@@ -394,7 +398,7 @@ impl CalibrationArgs {
 }
 
 impl DetailArgs {
-    /// The options for `model` that differ from others by `variant`.
+    /// The options of `variant` for `model`, with the calibration of `text`.
     pub fn options(&self, variant: &Variant, text: &CalibrationArgs, model: &ModelConfig) -> QuantizeOptions {
         let symmetry = match (self.sym, self.asym) {
             (true, _) => Symmetry::Symmetric,

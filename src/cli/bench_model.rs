@@ -1,67 +1,47 @@
-//! `aquatint bench-model`: how long a model of some shape takes, without having one.
+//! `aquatint bench-model`: how long it takes to quantize a model of some shape, measured on random weights.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use aquatint::checkpoint::random;
-use aquatint::device::{Precision, Recorder};
-use aquatint::pipeline::{Output, quantize, work};
+use aquatint::device::{Device, Memory, Precision, Recorder};
+use aquatint::observer::Observer;
+use aquatint::pipeline::{quantize, work};
 use aquatint::quant::QuantizeOptions;
-use aquatint::record::Report;
-use aquatint::record::{Phase, Plan};
-use aquatint::stored::StoredLinear;
-use aquatint::{Error, Result};
+use aquatint::record::{Phase, Plan, Report};
+use aquatint::study::files::write_json;
+use aquatint::study::retry::with_less_memory;
+use aquatint::study::trial::{NoOutput, product_rate, random_windows};
+use aquatint::{Checkpoint, Error, ModelConfig, Result, Sampling};
 use comfy_table::{CellAlignment, Table, presets};
-use futures::future::LocalBoxFuture;
 use indicatif::HumanDuration;
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::args::{BenchModelArgs, CalibrationArgs};
 use super::console::Console;
-use super::memory::{attempt, summary};
+use super::memory::summary;
 use super::profile::Traced;
-use super::speed::{operations, peak_memory, product_rate};
-use super::{check_writable, open_device, write_json};
-
-/// Takes layers and forgets them.
-pub struct Nowhere;
-
-impl Output for Nowhere {
-    fn put_tensor(&mut self, _: String, _: Vec<f32>) -> Result<()> {
-        Ok(())
-    }
-
-    fn put(&mut self, _: StoredLinear) -> LocalBoxFuture<'_, Result<()>> {
-        Box::pin(async { Ok(()) })
-    }
-}
-
-/// The calibration windows that `options` ask for, of random tokens.
-pub fn random_windows(options: &QuantizeOptions, vocabulary: usize) -> Vec<Vec<u32>> {
-    let mut dice = ChaCha8Rng::seed_from_u64(options.seed);
-    let mut window = || (0..options.seq_len).map(|_| dice.random_range(0..vocabulary as u32)).collect();
-    (0..options.samples).map(|_| window()).collect()
-}
+use super::speed::{operations, peak_memory};
+use super::{check_writable, open_device};
 
 /// What `--json` writes.
 #[derive(Serialize)]
 struct Record<'a> {
     shape: &'a str,
-    /// Blocks that were quantized, and of the whole model.
+    /// Blocks that were quantized.
     blocks: usize,
+    /// Blocks of the whole model.
     blocks_of_the_model: usize,
     device: &'a str,
     precision: Precision,
     options: &'a QuantizeOptions,
-    /// Of all blocks that were quantized.
+    /// Seconds of each phase, in all blocks that were quantized.
     seconds: &'a BTreeMap<Phase, f64>,
     total_seconds: f64,
-    /// Operations of the same.
+    /// Operations of each phase, in the same blocks.
     work: &'a BTreeMap<Phase, f64>,
-    /// Operations per second of an f32 matrix product in the same process.
+    /// Operations per second of an f32 matrix product, measured before the run.
     product_rate: f64,
     plan: Option<&'a Plan>,
     peak_device_bytes: Option<u64>,
@@ -71,49 +51,20 @@ struct Record<'a> {
 
 /// Quantizes some blocks of random weights and prints where the time went.
 pub fn run(args: BenchModelArgs) -> Result<()> {
-    for (option, path) in [("--json", &args.json), ("--profile", &args.profile)] {
-        path.as_deref().map_or(Ok(()), |path| check_writable(option, path))?;
-    }
-    let mut shape = shape(&args.shape)?;
-    let blocks_of_the_model = shape["num_hidden_layers"].as_u64().unwrap_or(0) as usize;
-    if args.blocks == 0 || args.blocks > blocks_of_the_model {
-        let expected = format!("1 to {blocks_of_the_model}, the blocks of {}", args.shape);
-        return Err(Error::input("--blocks", args.blocks.to_string(), expected, "leave it out for 1"));
-    }
-    shape["num_hidden_layers"] = json!(args.blocks);
-    let model = pollster::block_on(random(&args.shape, &shape, args.seed))?;
-    let config = model.config();
-    let text = CalibrationArgs {
-        calibration: Vec::new(),
-        samples: Some(args.samples),
-        seq_len: Some(args.seq_len),
-        sampling: aquatint::Sampling::Random,
-        seed: args.seed,
-    };
-    let options = args.method.options(&text, config);
-    options.validate_for(config)?;
-    let windows = random_windows(&options, config.vocab_size);
+    let files = [("--json", &args.json), ("--profile", &args.profile)];
+    check_writable(&files.map(|(option, path)| (option, path.as_deref())))?;
+    let (model, blocks_of_the_model) = random_blocks(&args)?;
+    let options = options(&args, model.config());
+    options.validate_for(model.config())?;
     let device = open_device(&args.device)?;
     let memory = args.memory.resolve(&device, args.json.as_deref())?;
-    let rate = product_rate(&mut Recorder::new(&device))?;
-    let mut console = Traced::new(Console::new());
-    let (report, kernel_times) = attempt(&device, memory, options.seq_len, |rec| {
-        if args.profile.is_some() {
-            rec.start_profile()?;
-        }
-        pollster::block_on(async {
-            let report = quantize(rec, &model, &windows, &options, &mut Nowhere, &mut console).await?;
-            Ok((report, rec.kernel_times().await?))
-        })
-    })?;
-    match &args.profile {
-        Some(path) => console.write(path, &kernel_times)?,
-        None => drop(console),
-    }
-    let work = work(config, &options);
-    let whole = report.total_seconds / args.blocks as f64 * blocks_of_the_model as f64;
+    let console = Console::new();
+    let rate = pollster::block_on(product_rate(&mut Recorder::new(&device), &console))?;
+    let report = quantize_blocks(&args, &model, &options, (&device, memory), console)?;
+    let work = work(model.config(), &options);
     print(&args, &report, &work, rate);
     say!("{}", summary(&report));
+    let whole = report.total_seconds / args.blocks as f64 * blocks_of_the_model as f64;
     let all = HumanDuration(std::time::Duration::from_secs_f64(whole));
     say!("all {blocks_of_the_model} blocks at this pace: {whole:.0} s ({all}), without reading and writing files");
     let Some(path) = &args.json else { return Ok(()) };
@@ -136,7 +87,53 @@ pub fn run(args: BenchModelArgs) -> Result<()> {
     write_json(path, &record)
 }
 
-/// Seconds and rates by phase, of one block on average.
+/// A model of random weights with the blocks to quantize, and how many blocks the whole model has.
+fn random_blocks(args: &BenchModelArgs) -> Result<(Checkpoint, usize)> {
+    let mut shape = shape(&args.shape)?;
+    let blocks_of_the_model = shape["num_hidden_layers"].as_u64().unwrap_or(0) as usize;
+    if args.blocks == 0 || args.blocks > blocks_of_the_model {
+        let expected = format!("1 to {blocks_of_the_model}, the blocks of {}", args.shape);
+        return Err(Error::input("--blocks", args.blocks.to_string(), expected, "leave it out for 1"));
+    }
+    shape["num_hidden_layers"] = json!(args.blocks);
+    Ok((pollster::block_on(random(&args.shape, &shape, args.seed))?, blocks_of_the_model))
+}
+
+fn options(args: &BenchModelArgs, config: &ModelConfig) -> QuantizeOptions {
+    let text = CalibrationArgs {
+        calibration: Vec::new(),
+        samples: Some(args.samples),
+        seq_len: Some(args.seq_len),
+        sampling: Sampling::Random,
+        seed: args.seed,
+    };
+    args.method.options(&text, config)
+}
+
+/// Quantizes on random tokens, drops the layers, and writes the file of `--profile`.
+fn quantize_blocks(
+    args: &BenchModelArgs,
+    model: &Checkpoint,
+    options: &QuantizeOptions,
+    (device, memory): (&Device, Memory),
+    console: Console,
+) -> Result<Report> {
+    let windows = random_windows(options, model.config().vocab_size);
+    let mut console = Traced::new(console);
+    let attempt = async |rec: &mut Recorder, observer: &mut dyn Observer| {
+        if args.profile.is_some() {
+            rec.start_profile()?;
+        }
+        let report = quantize(rec, model, &windows, options, &mut NoOutput, observer).await?;
+        Ok((report, rec.kernel_times().await?))
+    };
+    let run = with_less_memory(device, memory, options.seq_len, &mut console, attempt);
+    let (report, kernel_times) = pollster::block_on(run)?;
+    console.finish(args.profile.as_deref(), &kernel_times)?;
+    Ok(report)
+}
+
+/// Prints seconds and rates by phase, averaged over the blocks. `rate`: operations per second of a matrix product.
 fn print(args: &BenchModelArgs, report: &Report, work: &BTreeMap<Phase, f64>, rate: f64) {
     let blocks = args.blocks as f64;
     let mut table = Table::new();
@@ -173,7 +170,7 @@ fn print(args: &BenchModelArgs, report: &Report, work: &BTreeMap<Phase, f64>, ra
     say!("{table}");
 }
 
-/// The configuration of a well-known model, or that in a file.
+/// The config.json of a well-known model by name, or the one in the file `name`.
 fn shape(name: &str) -> Result<Value> {
     let llama = |hidden: u32, inner: u32, layers: u32, heads: u32, kv_heads: u32, vocabulary: u32| {
         json!({

@@ -1,7 +1,7 @@
-//! Progress on a terminal as a bar with the time left, elsewhere as plain lines; a clock; Ctrl-C.
+//! The observer of the command line: a clock, Ctrl-C, and progress. On a terminal progress is a bar with the time left, elsewhere
+//! plain lines.
 
 use std::io::IsTerminal;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -9,22 +9,24 @@ use aquatint::observer::{Event, Group, Observer};
 use aquatint::record::Phase;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
-use super::memory::describe;
+use super::memory::{describe, place};
 
-/// Watches a run for a person.
+/// Whether Ctrl-C was pressed. A process has one handler, so all consoles share the flag.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Observes runs and prints their progress to standard error.
 pub struct Console {
     started: Instant,
-    /// When the blocks in hand were begun.
-    planned: Instant,
+    /// When the first block of the current run began.
+    blocks_started: Instant,
     bar: Option<ProgressBar>,
     terminal: bool,
     quiet: bool,
     blocks: usize,
     /// Groups of linear layers in all blocks.
     groups: usize,
-    /// Of each run in hand after the last block.
+    /// The error of each current run after its last block, as text.
     errors: String,
-    interrupted: Arc<AtomicBool>,
 }
 
 impl Console {
@@ -33,18 +35,16 @@ impl Console {
         Self::start(false)
     }
 
-    /// The same, without progress.
+    /// As [`new`](Self::new), without progress.
     pub fn quiet() -> Self {
         Self::start(true)
     }
 
     fn start(quiet: bool) -> Self {
-        let interrupted = Arc::new(AtomicBool::new(false));
-        let flag = interrupted.clone();
-        // Fails if a handler is set already, which is this same one, or if whoever started the program had it ignore Ctrl-C, as
-        // shells do for jobs in the background.
-        let _ = ctrlc::try_set_handler(move || {
-            if flag.swap(true, Ordering::Relaxed) {
+        // This fails if an earlier console has set the handler, or if the program was started with Ctrl-C ignored, as shells start
+        // background jobs. Neither needs one.
+        let _ = ctrlc::try_set_handler(|| {
+            if INTERRUPTED.swap(true, Ordering::Relaxed) {
                 std::process::exit(130);
             }
             eprintln!("\nstopping after the chunk in hand; press Ctrl-C again to stop at once");
@@ -53,14 +53,13 @@ impl Console {
         let started = Instant::now();
         Self {
             started,
-            planned: started,
+            blocks_started: started,
             bar: None,
             terminal,
             quiet,
             blocks: 0,
             groups: 0,
             errors: String::new(),
-            interrupted,
         }
     }
 
@@ -71,10 +70,10 @@ impl Console {
         })
     }
 
-    /// Before a first block, perhaps not the first one in the life of this value.
+    /// Forgets an earlier run, before the first block of the next.
     fn start_over(&mut self, blocks: usize) {
         self.blocks = blocks;
-        self.planned = Instant::now();
+        self.blocks_started = Instant::now();
         self.errors.clear();
         if let Some(bar) = self.bar.take() {
             bar.finish_and_clear();
@@ -98,7 +97,7 @@ impl Console {
 
     fn phase(&mut self, block: usize, phase: Phase, label: &str) {
         let so_far = if self.errors.is_empty() { String::new() } else { format!(", error so far {}", self.errors) };
-        let message = format!("block {} of {}: {} {}{so_far}", block + 1, self.blocks, phase.label(), label);
+        let message = format!("block {} of {}: {} {label}{so_far}", block + 1, self.blocks, phase.label());
         self.bar(self.groups).set_message(message);
     }
 
@@ -108,7 +107,7 @@ impl Console {
             return;
         }
         let done = block + 1;
-        let left = self.planned.elapsed().mul_f64((self.blocks - done) as f64 / done as f64);
+        let left = self.blocks_started.elapsed().mul_f64((self.blocks - done) as f64 / done as f64);
         eprintln!("block {done} of {}: error {}, about {} left", self.blocks, self.errors, HumanDuration(left));
     }
 }
@@ -127,6 +126,9 @@ impl Observer for Console {
             Event::Group(_) if self.terminal => self.bar(self.groups).inc(1),
             Event::Head if self.terminal => self.bar(self.groups).set_message("output matrix"),
             Event::Head => eprintln!("output matrix"),
+            Event::Retry { ref reason, chunk_tokens, streams } => {
+                eprintln!("{reason}\ntrying again, {chunk_tokens} tokens at a time, hidden states {}", place(streams))
+            }
             Event::Block { block, ref errors } => self.block(block, errors),
             Event::EvaluationBlock { block, blocks } if self.terminal => {
                 if block == 1 {
@@ -144,7 +146,7 @@ impl Observer for Console {
     }
 
     fn cancelled(&self) -> bool {
-        self.interrupted.load(Ordering::Relaxed)
+        INTERRUPTED.load(Ordering::Relaxed)
     }
 }
 

@@ -1,19 +1,19 @@
 //! `aquatint demo`: the bundled model, full precision and four ways of quantizing it to 3 bits, in one table.
 
 use aquatint::device::Recorder;
-use aquatint::engine::network::Network;
-use aquatint::eval::evaluate;
 use aquatint::observer::Observer;
 use aquatint::pipeline::quantize;
 use aquatint::quant::options::default_symmetry;
 use aquatint::quant::{Alpha, Method, QuantizeOptions};
 use aquatint::stored::Replacements;
+use aquatint::study::checkpoint_run::calibration_windows;
+use aquatint::study::evaluation::Evaluated;
 use aquatint::{Calibration, Result, bundled};
 use comfy_table::{CellAlignment, Table, presets};
 
 use super::args::DemoArgs;
 use super::console::Console;
-use super::eval::evaluation_windows;
+use super::eval::evaluation_text;
 use super::{open_device, open_model};
 
 const BITS: u32 = 3;
@@ -21,13 +21,13 @@ const SAMPLES: usize = 64;
 const SEQ_LEN: usize = 256;
 const EVALUATION_WINDOWS: usize = 40;
 
-/// Runs the four and prints the table.
+/// Quantizes the model in all four ways and prints the table.
 pub fn run(args: DemoArgs) -> Result<()> {
     let device = open_device(&args.device)?;
     let model = open_model(None)?;
     let tokenizer = pollster::block_on(model.tokenizer())?;
     let text = Calibration::from_texts(&tokenizer, &[bundled::calibration_text()], model.config().vocab_size)?;
-    let evaluation = evaluation_windows(&model, &bundled::evaluation_text(), SEQ_LEN, Some(EVALUATION_WINDOWS))?;
+    let evaluation = evaluation_text(&model, bundled::evaluation_text(), SEQ_LEN, Some(EVALUATION_WINDOWS))?;
     let base = QuantizeOptions {
         bits: BITS,
         symmetry: default_symmetry(BITS),
@@ -35,12 +35,12 @@ pub fn run(args: DemoArgs) -> Result<()> {
         seq_len: SEQ_LEN,
         ..QuantizeOptions::default()
     };
-    let windows = text.draw(SAMPLES, base.held_out(), SEQ_LEN, base.sampling, base.seed)?;
+    let windows = calibration_windows(&text, &base)?;
     let mut rec = Recorder::new(&device);
     let mut console = Console::quiet();
-    let mut perplexity = |rec: &mut Recorder, replacements: Option<&Replacements>| -> Result<f64> {
-        let network = Network::new(rec, &model, replacements, SEQ_LEN)?;
-        Ok(pollster::block_on(evaluate(rec, &network, None, &evaluation, &mut console))?.perplexity)
+    let mut perplexity = |rec: &mut Recorder, layers: Option<&Replacements>| -> Result<f64> {
+        let evaluated = Evaluated { layers, ..Evaluated::new(&model) };
+        Ok(pollster::block_on(evaluation.evaluate(rec, evaluated, &mut console))?.perplexity)
     };
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN).set_header(vec!["", "perplexity", "last-block error", "seconds"]);

@@ -1,10 +1,11 @@
-//! `aquatint eval`.
+//! `aquatint eval`: perplexity on a text and accuracy in tasks, of one model or beside another.
 
 use aquatint::checkpoint::read_text_file;
 use aquatint::device::{Precision, Recorder};
-use aquatint::engine::network::Network;
+use aquatint::eval::Evaluation;
 use aquatint::eval::tasks::{Task, TaskResult, answer};
-use aquatint::eval::{Evaluation, evaluate};
+use aquatint::study::evaluation::{Evaluated, EvaluationText};
+use aquatint::study::files::write_json;
 use aquatint::{Calibration, Checkpoint, Error, Result, Sampling, TextFile, bundled};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
@@ -12,7 +13,7 @@ use serde::Serialize;
 use super::args::EvalArgs;
 use super::console::Console;
 use super::memory::MemoryArgs;
-use super::{open_device, open_model, write_json};
+use super::{open_device, open_model};
 
 /// What `--json` writes.
 #[derive(Serialize)]
@@ -38,27 +39,19 @@ struct Answered {
     against: Option<TaskResult>,
 }
 
-/// A text in windows.
-struct Windows {
-    name: String,
-    seq_len: usize,
-    windows: Vec<Vec<u32>>,
-}
-
-/// Evaluates and prints.
+/// Evaluates and prints the results.
 pub fn run(args: EvalArgs) -> Result<()> {
     let model = open_model(args.model.as_deref())?;
     let against = args.against.as_deref().map(|path| open_model(Some(path))).transpose()?;
-    let text = args.seq_len.map(|seq_len| windows(&args, &model, seq_len)).transpose()?;
+    let text = args.seq_len.map(|seq_len| text(&args, &model, seq_len)).transpose()?;
     let tasks = args.tasks.iter().map(|path| Task::parse(&read_text_file(path)?)).collect::<Result<Vec<_>>>()?;
     let device = open_device(&args.device)?;
     let mut rec = Recorder::new(&device);
     rec.set_memory(MemoryArgs::default().resolve(&device, None)?);
     let mut console = Console::new();
-    let evaluation = match &text {
-        Some(text) => Some(perplexity(&mut rec, &model, against.as_ref(), text, &mut console)?),
-        None => None,
-    };
+    let evaluated = Evaluated { against: against.as_ref(), ..Evaluated::new(&model) };
+    let evaluate = |text: &EvaluationText| pollster::block_on(text.evaluate(&mut rec, evaluated, &mut console));
+    let evaluation = text.as_ref().map(evaluate).transpose()?;
     let mut answered = Vec::new();
     for task in &tasks {
         let mut answer = |model| pollster::block_on(answer(&mut rec, model, None, task, &mut console));
@@ -83,24 +76,13 @@ pub fn run(args: EvalArgs) -> Result<()> {
     args.json.as_deref().map_or(Ok(()), |path| write_json(path, &record))
 }
 
-fn windows(args: &EvalArgs, model: &Checkpoint, seq_len: usize) -> Result<Windows> {
-    let text = match &args.text {
+/// The text of `--text`, or the bundled one, in windows of `seq_len` tokens.
+fn text(args: &EvalArgs, model: &Checkpoint, seq_len: usize) -> Result<EvaluationText> {
+    let file = match &args.text {
         Some(path) => read_text_file(path)?,
         None => bundled::evaluation_text(),
     };
-    Ok(Windows { windows: evaluation_windows(model, &text, seq_len, args.windows)?, name: text.name, seq_len })
-}
-
-fn perplexity(
-    rec: &mut Recorder,
-    model: &Checkpoint,
-    against: Option<&Checkpoint>,
-    text: &Windows,
-    console: &mut Console,
-) -> Result<Evaluation> {
-    let network = Network::new(rec, model, None, text.seq_len)?;
-    let other = against.map(|other| Network::new(rec, other, None, text.seq_len)).transpose()?;
-    pollster::block_on(evaluate(rec, &network, other.as_ref(), &text.windows, console))
+    evaluation_text(model, file, seq_len, args.windows)
 }
 
 fn print_perplexity(evaluation: &Evaluation) {
@@ -121,7 +103,7 @@ fn print_perplexity(evaluation: &Evaluation) {
     }
 }
 
-/// A row per task; for two models, one for each.
+/// A table with a row per task and model.
 fn table(answered: &[Answered]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::ASCII_MARKDOWN).set_header(vec!["task", "questions", "accuracy", "per character"]);
@@ -143,22 +125,23 @@ fn table(answered: &[Answered]) -> Table {
     table
 }
 
-/// The first windows of the text, all of them if no number is given.
-pub fn evaluation_windows(
+/// A text in its first `count` windows of `seq_len` tokens of `model`; in all of them if `count` is `None`.
+pub fn evaluation_text(
     model: &Checkpoint,
-    text: &TextFile,
+    file: TextFile,
     seq_len: usize,
     count: Option<usize>,
-) -> Result<Vec<Vec<u32>>> {
+) -> Result<EvaluationText> {
     if seq_len < 2 {
         let found = seq_len.to_string();
         return Err(Error::input("--seq-len", found, "at least 2, to predict something", "use 1024"));
     }
     let tokenizer = pollster::block_on(model.tokenizer())?;
-    let tokens = Calibration::from_texts(&tokenizer, std::slice::from_ref(text), model.config().vocab_size)?;
+    let tokens = Calibration::from_texts(&tokenizer, std::slice::from_ref(&file), model.config().vocab_size)?;
     let count = count.unwrap_or_else(|| tokens.sequential_windows(seq_len).max(1));
     if count == 0 {
         return Err(Error::input("--windows", "0", "at least 1", "leave it out to use the whole text"));
     }
-    tokens.windows(count, seq_len, Sampling::Sequential, 0)
+    let windows = tokens.windows(count, seq_len, Sampling::Sequential, 0)?;
+    Ok(EvaluationText { name: file.name, windows })
 }

@@ -1,4 +1,4 @@
-//! `aquatint generate`: the continuation on standard output as it comes, a summary on standard error.
+//! `aquatint generate`: prints the continuation as it is generated, and a summary to standard error.
 
 use std::io::{Read, Write, stdin, stdout};
 use std::time::Instant;
@@ -10,7 +10,7 @@ use pollster::block_on;
 use super::args::GenerateArgs;
 use super::{open_device, open_model};
 
-/// Continues the prompt.
+/// Continues the prompt and prints the continuation.
 pub fn run(args: GenerateArgs) -> Result<()> {
     let options = GenerateOptions { tokens: args.tokens, temperature: args.temperature, seed: args.seed };
     options.validate()?;
@@ -18,7 +18,7 @@ pub fn run(args: GenerateArgs) -> Result<()> {
     let prompt = if args.prompt == "-" { read_prompt()? } else { args.prompt };
     let context = match args.context {
         Some(context) => context,
-        // An empty prompt takes one token.
+        // An empty prompt becomes one token.
         None => block_on(model.tokenizer())?.encode(&prompt)?.len().max(1).saturating_add(options.tokens),
     };
     let device = open_device(&args.device)?;
@@ -55,7 +55,7 @@ fn read_prompt() -> Result<String> {
     Ok(text)
 }
 
-/// Writes a piece at once: it shall be seen before the next one is there.
+/// Writes a piece and flushes, so that it is seen before the next one is computed.
 fn write(piece: &str) -> Result<()> {
     let mut out = stdout();
     out.write_all(piece.as_bytes()).and_then(|()| out.flush()).map_err(|source| Error::Io {

@@ -1,17 +1,15 @@
-//! `--memory`: what a run may hold, what it did hold, and a second try with less.
+//! `--memory`: the memory that a run may take, and sentences about what it plans to take and what it took.
 
 use std::path::{Path, PathBuf};
 
-use aquatint::device::{Device, Memory, Place, Recorder};
-use aquatint::record::Plan;
-use aquatint::record::Report;
+use aquatint::device::{Device, Memory, Place};
+use aquatint::record::{Plan, Report};
 use aquatint::{Error, Result};
 use bytesize::ByteSize;
 use clap::Args;
 use indicatif::HumanBytes;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
-use super::names::OptionNames;
 use super::speed::{anonymous_memory, peak_memory};
 
 #[derive(Debug, Default, Args)]
@@ -24,13 +22,13 @@ pub struct MemoryArgs {
     pub scratch: Option<PathBuf>,
 }
 
-/// What the program takes beside arrays where the system does not tell.
+/// Bytes that the program takes beside arrays, where the system does not say.
 const BESIDE: u64 = 256 << 20;
 
 impl MemoryArgs {
-    /// What a run on `device` may hold that writes to `out`, if to anything.
+    /// The memory of a run on `device`. Hidden states that fit nowhere else go beside `out`, the output of the run.
     ///
-    /// Errors: `Error::Input` naming `--scratch` if that is no directory.
+    /// Errors: `Error::Input` naming `--scratch` if it is no directory.
     pub fn resolve(&self, device: &Device, out: Option<&Path>) -> Result<Memory> {
         if let Some(directory) = self.scratch.as_deref().filter(|directory| !directory.is_dir()) {
             let found = format!("'{}', which is no directory", directory.display());
@@ -44,48 +42,18 @@ impl MemoryArgs {
         };
         let beside = out.and_then(|out| Some(std::path::absolute(out).ok()?.parent()?.to_owned()));
         let scratch = self.scratch.clone().or(beside.filter(|directory| directory.is_dir()));
-        // In steps, so that the same run has the same plan.
+        // Rounded up, so that the same run has the same plan each time.
         let beside = anonymous_memory().map_or(BESIDE, |bytes| bytes.next_multiple_of(64 << 20));
         Ok(Memory { device: bytes, beside, host: host.map(|bytes| bytes / 2), scratch, ..Memory::default() })
     }
 }
 
-/// The memory of the machine, or of the control group that the program is in.
+/// Bytes of memory of the machine, or of the program's control group if that has less.
 fn host_bytes() -> Option<u64> {
     let system =
         System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram()));
     let group = system.cgroup_limits().map(|limits| limits.total_memory);
     Some(group.unwrap_or(u64::MAX).min(system.total_memory())).filter(|bytes| *bytes > 0)
-}
-
-/// Attempts a run, again with less each time its device turns out to have less memory than it said.
-///
-/// Errors: those of the last attempt.
-pub fn attempt<T>(
-    device: &Device,
-    mut memory: Memory,
-    seq_len: usize,
-    mut run: impl FnMut(&mut Recorder) -> Result<T>,
-) -> Result<T> {
-    loop {
-        let mut rec = Recorder::new(device);
-        rec.set_memory(memory.clone());
-        let error = match run(&mut rec) {
-            Err(error @ Error::OutOfMemory { .. }) => error,
-            other => return other,
-        };
-        memory = match memory.less(device, seq_len) {
-            Some(less) => less,
-            None => return Err(error),
-        };
-        rec.trim();
-        eprintln!(
-            "{}\ntrying again, {} tokens at a time, hidden states {}",
-            error.sentence(&OptionNames),
-            memory.chunk_tokens,
-            place(memory.streams)
-        );
-    }
 }
 
 /// Where hidden states are, as a phrase.
@@ -108,7 +76,7 @@ pub fn describe(plan: &Plan) -> String {
     format!("about {} on the device{streams}{computed}", HumanBytes(plan.device_bytes))
 }
 
-/// What was held, beside what was planned.
+/// The planned memory and the peak, as a sentence.
 pub fn summary(report: &Report) -> String {
     let planned = report.plan.as_ref().map_or("nothing".to_string(), describe);
     let device =

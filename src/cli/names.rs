@@ -31,6 +31,7 @@ impl Names for OptionNames {
             Setting::Memory => "--memory",
             Setting::Scratch => "--scratch",
             Setting::Device => "--device",
+            Setting::Precision => "--precision",
             Setting::Profile => "--profile",
             Setting::Against => "--against",
             Setting::Prompt => "--prompt",

@@ -1,6 +1,4 @@
-//! `--profile`: writes when each phase and each kernel ran, and prints how long each kernel took.
-//!
-//! The file is in the Chrome trace format, which chrome://tracing and ui.perfetto.dev show.
+//! `--profile`: a file in the Chrome trace format (chrome://tracing, ui.perfetto.dev) that shows what ran when, and a table of kernels.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,16 +7,16 @@ use aquatint::Result;
 use aquatint::device::KernelTime;
 use aquatint::observer::{Event, Observer};
 use aquatint::record::Phase;
+use aquatint::study::files::write_json;
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::{Value, json};
 
 use super::console::Console;
-use super::write_json;
 
-/// An observer that notes when each phase began and passes everything on to a console.
+/// A console that also records when each phase began.
 pub struct Traced {
-    pub console: Console,
-    /// When a phase began, in seconds, and its name. The name is empty where the last phase ended.
+    console: Console,
+    /// Seconds and the name of what began then; an empty name ends what was before.
     marks: Vec<(f64, String)>,
 }
 
@@ -56,8 +54,13 @@ impl Observer for Traced {
 }
 
 impl Traced {
-    /// Writes the trace to `path` and prints the time of each kernel. `kernels`: all dispatches until now, which have just finished.
-    pub fn write(mut self, path: &Path, kernels: &[KernelTime]) -> Result<()> {
+    /// Ends the progress, and writes the trace to `path` if there is one. `kernels`: all that ran, to the end.
+    pub fn finish(self, path: Option<&Path>, kernels: &[KernelTime]) -> Result<()> {
+        path.map_or(Ok(()), |path| self.write(path, kernels))
+    }
+
+    /// Writes the trace and prints which kernels took the time.
+    fn write(mut self, path: &Path, kernels: &[KernelTime]) -> Result<()> {
         let end = self.console.seconds();
         self.mark(String::new());
         let span = |name: &str, track: u32, start: f64, seconds: f64| json!({ "name": name, "ph": "X", "pid": 1, "tid": track, "ts": start * 1e6, "dur": seconds * 1e6 });
@@ -66,7 +69,7 @@ impl Traced {
         for pair in self.marks.windows(2).filter(|pair| !pair[0].1.is_empty()) {
             events.push(span(&pair[0].1, 1, pair[0].0, pair[1].0 - pair[0].0));
         }
-        // The zero of the GPU's clock is arbitrary, but its last kernel ended about now.
+        // The GPU's clock has another origin. Its last kernel ended about now.
         let last = kernels.iter().map(|kernel| kernel.start + kernel.seconds).fold(f64::NEG_INFINITY, f64::max);
         for kernel in kernels {
             events.push(span(kernel.kernel, 2, kernel.start - last + end, kernel.seconds));
@@ -80,7 +83,7 @@ impl Traced {
     }
 }
 
-/// Prints the kernels, the slowest first, and their share of a run of `wall` seconds.
+/// Prints the kernels by the time that they took in `wall` seconds.
 fn print(kernels: &[KernelTime], wall: f64) {
     let mut sums: BTreeMap<&str, (usize, f64, f64)> = BTreeMap::new();
     for kernel in kernels {

@@ -1,167 +1,176 @@
-//! `aquatint quantize`.
+//! `aquatint quantize`: one model into a checkpoint, with progress, a summary and records.
 
 use std::path::{Path, PathBuf};
 
 use aquatint::calibration::TextFile;
-use aquatint::checkpoint::{
-    CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, WritePlan, formats, read_text_file,
-};
-use aquatint::device::Recorder;
-use aquatint::engine::network::Network;
-use aquatint::eval::evaluate;
-use aquatint::pipeline::{Job, quantize_together};
+use aquatint::checkpoint::{CheckpointWriter, DirectorySink, Existing, Format, formats, read_text_file};
+use aquatint::device::{Device, Memory, Recorder};
+use aquatint::observer::Observer;
 use aquatint::quant::QuantizeOptions;
 use aquatint::record::Report;
-use aquatint::report::{Document, Evaluation, Run, Sizes, html};
+use aquatint::report::{Document, Evaluation, Run, html};
+use aquatint::study::checkpoint_run::{CheckpointRun, calibration_windows};
+use aquatint::study::evaluation::{Evaluated, EvaluationText};
+use aquatint::study::files::{write_json, write_whole};
+use aquatint::study::fingerprint::Fingerprint;
+use aquatint::study::resume::{EarlierRecords, ResumeDirectory};
+use aquatint::study::retry::with_less_memory;
 use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
 use indicatif::{HumanBytes, HumanDuration};
 
 use super::args::{CalibrationArgs, QuantizeArgs};
 use super::console::Console;
-use super::eval::evaluation_windows;
-use super::fingerprint::Fingerprint;
+use super::eval::evaluation_text;
 use super::forecast::forecast;
-use super::memory::{attempt, summary as memory_summary};
+use super::memory::summary as memory_summary;
 use super::names::OptionNames;
 use super::profile::Traced;
-use super::unfinished::{Earlier, Unfinished};
-use super::{check_writable, open_device, open_model, write_json, write_whole};
+use super::{check_writable, open_device, open_model};
 
 /// Quantizes, writes and reports.
 pub fn run(args: QuantizeArgs) -> Result<()> {
-    for (option, path) in [("--json", &args.json), ("--report", &args.report), ("--profile", &args.profile)] {
-        path.as_deref().map_or(Ok(()), |path| check_writable(option, path))?;
-    }
+    let files = [("--json", &args.json), ("--report", &args.report), ("--profile", &args.profile)];
+    check_writable(&files.map(|(option, path)| (option, path.as_deref())))?;
     let model = open_model(args.model.as_deref())?;
     let options = args.method.options(&args.text, model.config());
     options.validate_for(model.config())?;
-    let windows = draw(&calibration_tokens(&model, &args.text)?, &options)?;
+    let windows = calibration_windows(&calibration_tokens(&model, &args.text)?, &options)?;
     let texts = evaluation_texts(&args, &model, options.seq_len)?;
-    let (format, settings) = (format(args.format, &options)?, options.settings(model.config()));
-    let plan = WritePlan::new(&model, format, settings, &options.layers(model.config()), DEFAULT_SHARD_LIMIT)?;
-    let existing = if args.force { Existing::Replace } else { Existing::Refuse };
-    let sink = DirectorySink::new(&args.out, existing, model.directory())?;
-    let sizes = Sizes {
-        original_bytes: model.bytes(),
-        quantized_bytes: plan.bytes(),
-        bits_per_weight: Some(plan.bits_per_weight()),
-    };
-    plan.notes().iter().for_each(|note| eprintln!("note: {note}"));
-    let mut writer = Some(CheckpointWriter::new(&model, plan.clone(), Box::new(sink))?);
+    let format = format(args.format, &options)?;
+    let run = CheckpointRun::new(&model, &options, format)?;
+    let command = Quantization { args: &args, model: &model, options: &options, windows: &windows, run: &run };
+    // The output is checked before the device is opened, since that is quicker.
+    let writer = command.writer()?;
+    run.notes().iter().for_each(|note| eprintln!("note: {note}"));
     let device = open_device(&args.device)?;
     let memory = args.memory.resolve(&device, Some(&args.out))?;
     if args.dry_run {
-        let group_size = options.grid_columns(model.config());
-        let groups = group_size.map_or("one grid per row".to_string(), |size| format!("groups of {size}"));
-        say!(
-            "would quantize {} to {} bits, {groups}, on {} windows of {} tokens, and write {} to {}",
-            model.name(),
-            options.bits,
-            windows.len(),
-            options.seq_len,
-            HumanBytes(sizes.quantized_bytes),
-            args.out.display()
-        );
+        command.announce();
         return forecast(&device, memory, &model, &options);
     }
-    let earlier = match args {
-        _ if args.resume => Earlier::Resume,
-        _ if args.force => Earlier::Discard,
-        _ => Earlier::Protect,
-    };
-    let fingerprint = Fingerprint::new(&model, &device)?.quantized(&options, &windows);
-    let mut unfinished = Unfinished::open(&args.out, &fingerprint, earlier)?;
-    let blocks = model.config().blocks.len();
-    if args.resume {
-        eprintln!("resuming: {} of {blocks} blocks are done", unfinished.blocks());
-    }
-    let mut console = Traced::new(Console::new());
-    let result = attempt(&device, memory.clone(), options.seq_len, |rec| {
-        let mut writer = match writer.take() {
-            Some(writer) => writer,
-            None => {
-                let sink = DirectorySink::new(&args.out, existing, model.directory())?;
-                CheckpointWriter::new(&model, plan.clone(), Box::new(sink))?
-            }
-        };
-        if args.profile.is_some() {
-            rec.start_profile()?;
-        }
-        pollster::block_on(async {
-            let job = Job { options: &options, output: &mut writer, journal: Some(unfinished.journal()) };
-            let report = quantize_together(rec, &model, &windows, vec![job], &mut console).await?.swap_remove(0)?;
-            writer.finish().await?;
-            Ok((report, rec.kernel_times().await?))
-        })
-    });
-    let (report, kernel_times) = result.inspect_err(|_| match unfinished.blocks() {
-        0 => eprintln!("nothing was written"),
-        done => eprintln!("{done} of {blocks} blocks are kept; the same command with --resume goes on from there"),
-    })?;
-    unfinished.finish();
-    match &args.profile {
-        Some(path) => console.write(path, &kernel_times)?,
-        None => drop(console),
-    }
+    let report = command.quantize(&device, memory.clone(), writer)?;
     summarise(&report);
     say!("{}", memory_summary(&report));
-    say!("wrote {} to {}", HumanBytes(sizes.quantized_bytes), args.out.display());
-    let mut run = Run { sizes: Some(sizes), ..Run::new("", model.name(), report) };
+    say!("wrote {} to {}", HumanBytes(run.sizes().quantized_bytes), args.out.display());
+    let mut record = Run { sizes: Some(run.sizes()), ..Run::new("", model.name(), report) };
     let mut rec = Recorder::new(&device);
     rec.set_memory(memory);
     // The record of a long run is written even if an evaluation after it fails or is cancelled.
     let evaluated = texts.iter().try_for_each(|text| {
-        run.evaluations.push(evaluate_result(&mut rec, &model, &args.out, text)?);
+        record.evaluations.push(evaluate_output(&mut rec, &model, &args.out, text)?);
         Ok(())
     });
-    record(&args, run)?;
+    write_record(&args, record)?;
     evaluated
 }
 
-/// A text by name, and its windows.
-type Windows = (String, Vec<Vec<u32>>);
-
-/// The texts of `--evaluate`, read before the work begins.
-fn evaluation_texts(args: &QuantizeArgs, model: &Checkpoint, seq_len: usize) -> Result<Vec<Windows>> {
-    let windows = |path: &PathBuf| {
-        let text = read_text_file(path)?;
-        let mut windows = evaluation_windows(model, &text, seq_len, None)?;
-        windows.truncate(args.evaluate_windows.get());
-        Ok((text.name, windows))
-    };
-    args.evaluate.iter().map(windows).collect()
+/// What the command works on.
+struct Quantization<'a> {
+    args: &'a QuantizeArgs,
+    model: &'a Checkpoint,
+    options: &'a QuantizeOptions,
+    /// Calibration windows.
+    windows: &'a [Vec<u32>],
+    run: &'a CheckpointRun<'a>,
 }
 
-/// Measures what was written to `out` against the original on a text.
-fn evaluate_result(rec: &mut Recorder, model: &Checkpoint, out: &Path, text: &Windows) -> Result<Evaluation> {
-    let (name, windows) = text;
+impl<'a> Quantization<'a> {
+    /// A writer to `--out`. Errors: `Error::Input` if the directory is in use or the disk too full.
+    fn writer(&self) -> Result<CheckpointWriter<'a>> {
+        let existing = if self.args.force { Existing::Replace } else { Existing::Refuse };
+        self.run.writer(Box::new(DirectorySink::new(&self.args.out, existing, self.model.directory())?))
+    }
+
+    /// Prints what `--dry-run` leaves undone.
+    fn announce(&self) {
+        let group_size = self.options.grid_columns(self.model.config());
+        let groups = group_size.map_or("one grid per row".to_string(), |size| format!("groups of {size}"));
+        say!(
+            "would quantize {} to {} bits, {groups}, on {} windows of {} tokens, and write {} to {}",
+            self.model.name(),
+            self.options.bits,
+            self.windows.len(),
+            self.options.seq_len,
+            HumanBytes(self.run.sizes().quantized_bytes),
+            self.args.out.display()
+        );
+    }
+
+    /// Quantizes and completes the output, from the first block or from where an earlier run was stopped.
+    fn quantize(&self, device: &Device, memory: Memory, writer: CheckpointWriter<'_>) -> Result<Report> {
+        let args = self.args;
+        let earlier = match args {
+            _ if args.resume => EarlierRecords::Resume,
+            _ if args.force => EarlierRecords::Discard,
+            _ => EarlierRecords::Protect,
+        };
+        let original = pollster::block_on(Fingerprint::new(self.model, device))?;
+        let fingerprint = original.quantized(self.options, self.windows);
+        let mut records = ResumeDirectory::open(&args.out, &fingerprint, earlier)?;
+        let blocks = self.model.config().blocks.len();
+        if args.resume {
+            eprintln!("resuming: {} of {blocks} blocks are done", records.blocks());
+        }
+        let mut console = Traced::new(Console::new());
+        let mut first_writer = Some(writer);
+        let attempt = async |rec: &mut Recorder, observer: &mut dyn Observer| {
+            let writer = first_writer.take().map_or_else(|| self.writer(), Ok)?;
+            if args.profile.is_some() {
+                rec.start_profile()?;
+            }
+            let report = self.run.quantize(rec, self.windows, writer, Some(records.journal()), observer).await?;
+            Ok((report, rec.kernel_times().await?))
+        };
+        let run = with_less_memory(device, memory, self.options.seq_len, &mut console, attempt);
+        let (report, kernel_times) = pollster::block_on(run).inspect_err(|_| match records.blocks() {
+            0 => eprintln!("nothing was written"),
+            done => eprintln!("{done} of {blocks} blocks are kept; the same command with --resume goes on from there"),
+        })?;
+        records.finish();
+        console.finish(args.profile.as_deref(), &kernel_times)?;
+        Ok(report)
+    }
+}
+
+/// The texts of `--evaluate`.
+fn evaluation_texts(args: &QuantizeArgs, model: &Checkpoint, seq_len: usize) -> Result<Vec<EvaluationText>> {
+    let read = |path: &PathBuf| {
+        let mut text = evaluation_text(model, read_text_file(path)?, seq_len, None)?;
+        text.windows.truncate(args.evaluate_windows.get());
+        Ok(text)
+    };
+    args.evaluate.iter().map(read).collect()
+}
+
+/// Measures the checkpoint in `out` against the original on a text, and prints its perplexity.
+fn evaluate_output(rec: &mut Recorder, model: &Checkpoint, out: &Path, text: &EvaluationText) -> Result<Evaluation> {
     let written = open_model(Some(out))?;
-    let quantized = Network::new(rec, &written, None, windows[0].len())?;
-    let original = Network::new(rec, model, None, windows[0].len())?;
     let mut console = Console::new();
-    let measured = pollster::block_on(evaluate(rec, &quantized, Some(&original), windows, &mut console))?;
+    let evaluated = Evaluated { against: Some(model), ..Evaluated::new(&written) };
+    let measured = pollster::block_on(text.evaluate(rec, evaluated, &mut console))?;
     drop(console);
+    let name = &text.name;
     let evaluation = Evaluation::new(name, &measured);
     let before = evaluation.original_perplexity.map_or(String::new(), |value| format!(", {value:.4} of the original"));
     say!("perplexity {:.4} on {name}{before}", evaluation.perplexity);
     Ok(evaluation)
 }
 
-/// Writes what `--json` and `--report` ask for.
-fn record(args: &QuantizeArgs, run: Run) -> Result<()> {
+/// Writes the files of `--json` and `--report`.
+fn write_record(args: &QuantizeArgs, run: Run) -> Result<()> {
     if let Some(path) = &args.json {
         write_json(path, &run)?;
     }
     if let Some(path) = &args.report {
         let title = format!("{} at {} bits", file_name(&run.model), run.report.options.bits);
-        let document = Document::new(title, "quantize", vec![run]);
-        write_whole(path, &html::html(&document, &OptionNames)?)?;
+        let page = html::html(&Document::new(title, "quantize", vec![run]), &OptionNames)?;
+        write_whole(path, page.as_bytes())?;
         say!("wrote {}", path.display());
     }
     Ok(())
 }
 
-/// The last part of a path, or a name that is none.
+/// The last part of a path; `path` itself if it has none.
 fn file_name(path: &str) -> String {
     Path::new(path).file_name().map_or(path.to_string(), |name| name.to_string_lossy().into_owned())
 }
@@ -181,7 +190,7 @@ fn format(wanted: Option<&'static dyn Format>, options: &QuantizeOptions) -> Res
     }
 }
 
-/// The text to calibrate on, as tokens of the model.
+/// The tokens of `--calibration`, or of the bundled text.
 pub fn calibration_tokens(model: &Checkpoint, text: &CalibrationArgs) -> Result<Calibration> {
     let files: Vec<TextFile> = if text.calibration.is_empty() {
         if model.directory().is_some() {
@@ -197,11 +206,7 @@ pub fn calibration_tokens(model: &Checkpoint, text: &CalibrationArgs) -> Result<
     Calibration::from_texts(&tokenizer, &files, model.config().vocab_size)
 }
 
-/// The calibration windows that the options ask for.
-pub fn draw(tokens: &Calibration, options: &QuantizeOptions) -> Result<Vec<Vec<u32>>> {
-    tokens.draw(options.samples, options.held_out(), options.seq_len, options.sampling, options.seed)
-}
-
+/// Prints what became of the layers and where the time went.
 fn summarise(report: &Report) {
     let alphas: Vec<f64> = report.layers.iter().map(|layer| layer.alpha).collect();
     let mean = alphas.iter().sum::<f64>() / alphas.len().max(1) as f64;

@@ -3,15 +3,16 @@
 use std::path::{Path, PathBuf};
 
 use aquatint::report::{Document, Run, html};
+use aquatint::study::files::write_whole;
 use aquatint::{Error, Result};
 
 use super::args::ReportArgs;
+use super::check_writable;
 use super::names::OptionNames;
-use super::{check_writable, write_whole};
 
-/// Reads all files before it writes the page.
+/// Reads all files, then writes the page.
 pub fn run(args: ReportArgs) -> Result<()> {
-    check_writable("--out", &args.out)?;
+    check_writable(&[("--out", Some(&args.out))])?;
     let mut documents = args.files.iter().map(|path| read(path)).collect::<Result<Vec<_>>>()?;
     let mut document = match documents.len() {
         1 => documents.remove(0),
@@ -20,7 +21,7 @@ pub fn run(args: ReportArgs) -> Result<()> {
     if let Some(title) = args.title {
         document.title = title;
     }
-    write_whole(&args.out, &html::html(&document, &OptionNames)?)?;
+    write_whole(&args.out, html::html(&document, &OptionNames)?.as_bytes())?;
     let runs = document.runs.len();
     say!("wrote {runs} {} to {}", if runs == 1 { "run" } else { "runs" }, args.out.display());
     Ok(())
@@ -36,7 +37,7 @@ fn read(path: &Path) -> Result<Document> {
     Document::read(&path.display().to_string(), &bytes)
 }
 
-/// One document of all runs. A run is called what its file is, where it has no name of its own or other files have runs too.
+/// One document of the runs of all files. The label of a run begins with the name of its file.
 fn compare(files: &[PathBuf], documents: Vec<Document>) -> Document {
     let mut runs = Vec::new();
     for (path, document) in files.iter().zip(documents) {

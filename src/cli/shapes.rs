@@ -9,9 +9,8 @@ use std::time::Instant;
 
 use aquatint::device::Clock;
 use aquatint::ops::tier::FrontEnd;
+use aquatint::study::files::write_json;
 use serde_json::{Map, Value};
-
-use super::write_json;
 
 /// The command line as a front end.
 pub struct CommandLine;

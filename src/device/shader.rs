@@ -96,6 +96,11 @@ pub fn permutations() -> impl Iterator<Item = Permutation> {
     })
 }
 
+/// The texts that all kernels come from, each with its path below `shaders/`: every source file, then `permutations`.
+pub fn texts() -> impl Iterator<Item = (&'static str, &'static str)> {
+    SOURCES.iter().copied().chain([("permutations", PERMUTATIONS)])
+}
+
 /// The kernel of this name. Panics on an unknown name, which is a bug in an op.
 pub(super) fn permutation(name: &str) -> Permutation {
     permutations().find(|p| p.name == name).unwrap_or_else(|| panic!("shaders/permutations has no variant '{name}'"))

@@ -69,6 +69,8 @@ settings! {
     Scratch = "scratch",
     /// The `Choice` of a device.
     Device = "device",
+    /// The `Precision` of a device's large products.
+    Precision = "precision",
     /// `Recorder::profile`.
     Profile = "profile",
     /// The model that another one is compared with in an evaluation.

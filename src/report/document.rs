@@ -1,4 +1,4 @@
-//! Runs as files: one run is its report with what is known beside it, a document is several runs.
+//! The JSON documents of runs. A run is the pipeline's report with sizes and evaluations; a document holds one run or several.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,27 +6,29 @@ use crate::error::{Phrase, Setting, phrase};
 use crate::record::Report;
 use crate::{Error, Result, eval};
 
-/// Opens the document in a page, which is JSON up to the next `<`.
+/// The tag before the document in a page. The document ends at the next `<`.
 pub(super) const EMBEDDED: &str = "<script type=\"application/json\" id=\"aquatint-document\">";
 
-/// One or more runs, to be shown together.
+/// One or more runs that are shown together.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Document {
-    /// What the page is headed with.
+    /// The heading of the page.
     pub title: String,
-    /// The command that made it: quantize, sweep, error-growth or report.
+    /// The command that made the document: quantize, sweep, error-growth or report.
     pub command: String,
     /// Version of this crate.
     pub aquatint: String,
-    /// In the order in which they are shown.
+    /// The runs in the order in which they are shown.
     pub runs: Vec<Run>,
 }
 
-/// A report, and what the pipeline does not know of the run. In JSON the report's fields stand beside the others, so that a
-/// run is read wherever a report is, and a report alone is a run of which no more is known.
+/// The report of a run, and what front ends know beside it.
+///
+/// JSON has the report's fields beside the others. So a run can be read as a report, and a report as a run without sizes and
+/// evaluations.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Run {
-    /// Tells the runs of a document apart, in a few words; empty if there is nothing to say.
+    /// A few words that tell the runs of a document apart; may be empty.
     #[serde(default)]
     pub label: String,
     /// Name of the model; empty if unknown.
@@ -35,27 +37,27 @@ pub struct Run {
     /// What the pipeline recorded.
     #[serde(flatten)]
     pub report: Report,
-    /// Sizes of the checkpoints, where one was written or planned.
+    /// Sizes of the checkpoints; `None` if none was written or planned.
     #[serde(default)]
     pub sizes: Option<Sizes>,
-    /// What the quantized model makes of some texts.
+    /// Measurements of the quantized model, text by text.
     #[serde(default)]
     pub evaluations: Vec<Evaluation>,
 }
 
-/// What storage the quantization saves.
+/// Sizes of a checkpoint before and after quantization.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Sizes {
     /// Bytes of the original checkpoint.
     pub original_bytes: u64,
     /// Bytes of the quantized checkpoint.
     pub quantized_bytes: u64,
-    /// Bits that a quantized weight takes, scales and zero points included.
+    /// Bits per quantized weight, scales and zero points included.
     #[serde(default)]
     pub bits_per_weight: Option<f64>,
 }
 
-/// What the quantized model makes of a text.
+/// A measurement of the quantized model on a text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
     /// Name of the text.
@@ -68,7 +70,7 @@ pub struct Evaluation {
     pub tokens: usize,
     /// exp of the mean negative log-likelihood.
     pub perplexity: f64,
-    /// The same of the original model.
+    /// Perplexity of the original model.
     #[serde(default)]
     pub original_perplexity: Option<f64>,
     /// Mean KL(original ‖ quantized) per predicted token, in nats.
@@ -80,15 +82,14 @@ pub struct Evaluation {
 }
 
 impl Document {
-    /// A document of this version.
+    /// A document made by this version of the crate.
     pub fn new(title: impl Into<String>, command: impl Into<String>, runs: Vec<Run>) -> Self {
         Self { title: title.into(), command: command.into(), aquatint: env!("CARGO_PKG_VERSION").to_string(), runs }
     }
 
-    /// Reads a record or a page that was written: a document, the page around one, or the record of one run, which is then all
-    /// there is in the document.
+    /// Reads a document, a page with a document in it, or the record of one run, which becomes a document of that run.
     ///
-    /// `name`: the file as the user knows it. Errors: `Error::Input` if it is none of these, or has no runs.
+    /// `name`: the file as the user knows it. Errors: `Error::Input` if `bytes` are none of these, or if there are no runs.
     pub fn read(name: &str, bytes: &[u8]) -> Result<Self> {
         let text = std::str::from_utf8(bytes).map_err(|_| refused(name, "bytes that are no text"))?;
         let text = match text.split_once(EMBEDDED) {
@@ -115,14 +116,14 @@ impl Document {
 }
 
 impl Run {
-    /// A run of which the report alone is known so far.
+    /// A run without sizes and evaluations.
     pub fn new(label: impl Into<String>, model: impl Into<String>, report: Report) -> Self {
         Self { label: label.into(), model: model.into(), report, sizes: None, evaluations: Vec::new() }
     }
 }
 
 impl Evaluation {
-    /// From a measurement of the quantized model; if it was made against another model, that one is the original.
+    /// The record of `measured` on the text of that name. The model that was compared with, if any, counts as the original.
     pub fn new(text: impl Into<String>, measured: &eval::Evaluation) -> Self {
         let against = measured.against.as_ref();
         Self {

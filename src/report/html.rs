@@ -1,6 +1,6 @@
-//! A document as one HTML page that needs nothing else: plots as SVG, tables, and the document itself as JSON.
+//! A document as one HTML page: plots as SVG, tables, and the document itself as JSON.
 //!
-//! Pure: no file, no clock. There is no script, and the page's own policy forbids every request.
+//! The page needs no other file. It has no script, and its policy forbids every request.
 
 mod bars;
 mod growth;
@@ -11,9 +11,9 @@ mod summary;
 mod table;
 
 use std::collections::HashMap;
-use std::fmt;
 
 use super::document::EMBEDDED;
+use super::escaped::Escaped;
 use super::plots::{Ink, SERIES};
 use super::{Document, Run};
 use crate::Result;
@@ -22,34 +22,12 @@ use crate::error::{Names, Setting};
 const STYLE: &str = include_str!("html/page.css");
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; img-src data:";
 
-/// Text for HTML, as content and between double quotation marks.
-#[derive(Clone, Copy)]
-pub(super) struct Escaped<'a>(pub &'a str);
-
-impl fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for c in self.0.chars() {
-            match c {
-                '&' => f.write_str("&amp;")?,
-                '<' => f.write_str("&lt;")?,
-                '>' => f.write_str("&gt;")?,
-                '"' => f.write_str("&quot;")?,
-                '\'' => f.write_str("&#39;")?,
-                // Not allowed in HTML, and nothing to see.
-                '\0' => f.write_str("\u{fffd}")?,
-                _ => write!(f, "{c}")?,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// What all sections share: the runs, what they are called, and which of them have curves.
+/// What all sections share: the runs, their labels, and which runs have curves.
 struct Page<'a> {
     runs: &'a [Run],
-    /// One per run, no two alike.
+    /// One label per run; no two are the same.
     labels: Vec<String>,
-    /// Those with curves, at most as many as there are ways to draw one, as indices into `runs`.
+    /// Indices of the runs that have curves; at most [`SERIES`].
     drawn: Vec<usize>,
 }
 
@@ -68,7 +46,7 @@ impl<'a> Page<'a> {
         (&self.runs[index], Escaped(&self.labels[index]))
     }
 
-    /// The runs with curves, what they are called, and how their curves look.
+    /// The runs that have curves, with their labels and the ink of their curves.
     fn drawn(&self) -> impl Iterator<Item = (&'a Run, Escaped<'_>, Ink)> {
         self.drawn.iter().enumerate().map(|(position, &index)| {
             let (run, label) = self.run(index);
@@ -76,7 +54,7 @@ impl<'a> Page<'a> {
         })
     }
 
-    /// Says which runs have curves, where not all have.
+    /// A paragraph that says which runs have curves; empty if all have.
     fn selection(&self) -> String {
         let (all, drawn) = (self.runs.len(), self.drawn.len());
         if drawn == all || drawn < SERIES {
@@ -86,7 +64,7 @@ impl<'a> Page<'a> {
     }
 }
 
-/// The runs' own labels, numbered where there is none or where two are the same.
+/// The runs' own labels. A run without a label is numbered, and so are runs with the same label.
 fn labels(runs: &[Run]) -> Vec<String> {
     if let [run] = runs
         && run.label.is_empty()
@@ -105,7 +83,7 @@ fn labels(runs: &[Run]) -> Vec<String> {
     runs.iter().enumerate().map(label).collect()
 }
 
-/// The page. Works for one run as for many; curves are drawn for twelve at most. `names`: of the front end that the reader has.
+/// The page of a document. At most [`SERIES`] runs have curves. `names`: those of the reader's front end.
 ///
 /// Errors: `Error::Shape` if a plot cannot be drawn, which is a bug.
 pub fn html(document: &Document, names: &dyn Names) -> Result<String> {
@@ -159,13 +137,13 @@ pub fn html(document: &Document, names: &dyn Names) -> Result<String> {
     ))
 }
 
-/// The document as JSON that cannot end the element it stands in: `<` occurs in strings only, where it may be written otherwise.
+/// The document as JSON without any `<`, which could end the element around it. Only strings have one, and there it is escaped.
 fn data(document: &Document) -> String {
     let text = serde_json::to_string(document).expect("the keys of a document are words");
     text.replace('<', "\\u003c")
 }
 
-/// A section with a heading; nothing if there is nothing in it.
+/// A section with a heading; empty if `body` is.
 fn section(heading: &str, body: &str) -> String {
     if body.is_empty() {
         return String::new();
@@ -173,7 +151,7 @@ fn section(heading: &str, body: &str) -> String {
     format!("<section>\n<h2>{heading}</h2>\n{body}</section>\n")
 }
 
-/// What the curves or, with the class "legend parts", the parts of a bar mean.
+/// A legend of curves; with the class "legend parts", of the parts of a bar. Entries: ink, name, value.
 fn legend<'a>(class: &str, entries: impl IntoIterator<Item = (Ink, Escaped<'a>, String)>) -> String {
     let entry = |(ink, label, value): (Ink, Escaped<'_>, String)| {
         let class = ink.class();

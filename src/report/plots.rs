@@ -1,5 +1,5 @@
-//! Plots as SVG, drawn by `plotters`. Colours and dashes are not here: every element gets a class, and report.css says how it
-//! looks in either theme and on paper.
+//! Plots as SVG, drawn by `plotters`. Elements get a class instead of a colour; page.css has their looks in either theme and on
+//! paper.
 
 use std::fmt::Display;
 use std::ops::Range;
@@ -8,13 +8,14 @@ use plotters::coord::ranged1d::{DefaultFormatting, KeyPointHint, Ranged};
 use plotters::prelude::*;
 use plotters::style::RGBColor;
 
+use super::escaped::Escaped;
 use crate::{Error, Result};
 
-/// Coordinates are whole numbers in `plotters`; so many of them make one CSS pixel.
+/// Units per CSS pixel. `plotters` has whole numbers as coordinates.
 const FINE: u32 = 10;
 const FONT: u32 = 13 * FINE;
 const RADIUS: u32 = 26;
-/// How many series report.css tells apart.
+/// How many series have looks of their own in page.css.
 pub const SERIES: usize = 12;
 
 /// What an element of a plot stands for.
@@ -26,14 +27,14 @@ pub enum Ink {
     Grid,
     /// Labels.
     Label,
-    /// What others are compared with: the original model, the uncorrected layer.
+    /// What others are compared with, such as the original model or the uncorrected layer.
     Reference,
-    /// One of [`SERIES`] that are told apart.
+    /// One of [`SERIES`] that look different; higher numbers begin again.
     Series(usize),
 }
 
 impl Ink {
-    /// The class in report.css.
+    /// The class in page.css.
     pub fn class(self) -> String {
         match self {
             Self::Axis => "axis".to_string(),
@@ -44,7 +45,7 @@ impl Ink {
         }
     }
 
-    /// The colour that stands for the class until [`classes`] puts it in.
+    /// The colour that stands for the class until [`classes`] replaces it.
     fn colour(self) -> RGBColor {
         let code = match self {
             Self::Axis => 0,
@@ -66,7 +67,7 @@ impl Ink {
 pub struct Curve {
     /// How it looks.
     pub ink: Ink,
-    /// Block, from 0 and rising, and value. Where blocks are left out, the line is interrupted.
+    /// Blocks, from 0 and rising, with their values. The line is interrupted where a block is missing.
     pub points: Vec<(usize, f64)>,
 }
 
@@ -88,7 +89,7 @@ impl Axis {
         Self { low: 0.0, high: steps * step, ticks, logarithmic: false }
     }
 
-    /// Fits `values`: from 0, or logarithmic where the greatest would leave no room for `typical` ones.
+    /// Fits `values`. Begins at 0, or is logarithmic if the greatest value is so large that `typical` ones would vanish.
     pub fn fitting(values: &[f64], typical: f64) -> Self {
         let low = values.iter().copied().fold(f64::INFINITY, f64::min);
         let high = values.iter().copied().fold(0.0, f64::max);
@@ -116,14 +117,14 @@ impl Axis {
         if value != 0.0 && !(0.000_95..1e5).contains(&value) {
             return format!("{value:.0e}");
         }
-        // Ticks have at most two digits that matter; `{}` of the rounded number shows no more than there are.
+        // Ticks have at most two significant digits. `{}` prints no zeros after them.
         let digits = if value == 0.0 { 0 } else { (2 - value.log10().floor() as i32).max(0) };
         let scale = 10f64.powi(digits);
         ((value * scale).round() / scale).to_string()
     }
 }
 
-/// A range with ticks at chosen places: `plotters` chooses too many.
+/// A range with given ticks. `plotters` itself would choose too many.
 struct Scale {
     range: Range<f64>,
     ticks: Vec<f64>,
@@ -163,15 +164,15 @@ fn nice_step(at_least: f64) -> f64 {
 /// A plot of curves over the blocks of a model.
 #[derive(Debug)]
 pub struct Plot<'a> {
-    /// Width and height in CSS pixels at which text has its natural size.
+    /// Width and height in CSS pixels, for text of its natural size.
     pub size: (u32, u32),
     /// Blocks of the model.
     pub blocks: usize,
     /// The vertical axis.
     pub axis: &'a Axis,
-    /// Drawn in this order, the last on top.
+    /// The curves, drawn in this order: the last one is on top.
     pub curves: &'a [Curve],
-    /// What there is to see, for those who do not see it.
+    /// A description for readers who do not see the plot.
     pub description: &'a str,
 }
 
@@ -182,7 +183,7 @@ impl Plot<'_> {
         self.draw(&mut text).map_err(failed)?;
         let body = text.split_once('>').map_or("", |(_, body)| body);
         let (width, height) = self.size;
-        let name = super::html::Escaped(self.description);
+        let name = Escaped(self.description);
         let frame = format!("0 0 {} {}", width * FINE, height * FINE);
         Ok(format!("<svg class=\"plot\" viewBox=\"{frame}\" role=\"img\" aria-label=\"{name}\">{}", classes(body)))
     }
@@ -227,9 +228,9 @@ impl Plot<'_> {
     }
 }
 
-/// A horizontal bar: lengths from left to right, each a share of the whole width. It has no text and stretches to its box.
+/// A horizontal bar without text that stretches to its box. `segments`: lengths from left to right as shares of the width.
 ///
-/// Errors: `Error::Shape`, never with shares in [0, 1].
+/// Errors: `Error::Shape` if the bar cannot be drawn, which does not happen with shares in [0, 1].
 pub fn bar(segments: &[(f64, Ink)]) -> Result<String> {
     const WIDTH: f64 = 10_000.0;
     let mut text = String::new();
@@ -250,9 +251,9 @@ pub fn bar(segments: &[(f64, Ink)]) -> Result<String> {
     Ok(open + &classes(body))
 }
 
-/// Classes in the place of colours. Text holds no quotation mark as such, so only attributes are touched.
+/// Replaces colours by classes. Quotation marks in text are escaped, so only attributes match.
 fn classes(svg: &str) -> String {
-    // What a browser assumes anyway: in a page with many points it adds up.
+    // Browsers assume these values anyway. They would add up in a page with many points.
     let mut svg = svg.replace(" opacity=\"1\"", "").replace(" stroke=\"none\" stroke-width=\"1\"", "");
     for ink in Ink::all() {
         let RGBColor(r, g, b) = ink.colour();

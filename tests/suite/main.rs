@@ -51,6 +51,7 @@ mod shaders;
 mod silu_mul;
 mod small_model;
 mod solve;
+mod study;
 mod sweep;
 mod tasks;
 mod tiny_llama;

@@ -9,6 +9,7 @@ use aquatint::pipeline::{BlockRecord, Job, Journal, quantize, quantize_together}
 use aquatint::quant::{Method, QuantizeOptions};
 use aquatint::record::Report;
 use aquatint::stored::Replacements;
+use aquatint::study::fingerprint::kernels;
 use aquatint::{Calibration, Checkpoint, Result, bundled};
 use pollster::block_on;
 use tempfile::TempDir;
@@ -265,6 +266,13 @@ fn only_the_same_run_goes_on() {
     assert!(description.contains(&version));
     fs::write(&run, description.replace(&version, "\"aquatint\": \"0.0.1\"")).unwrap();
     place.refused(&["--resume"], &["--resume", "version 0.0.1 of aquatint"]);
+    let kernels = kernels();
+    for (recorded, found) in [("\"0-other\"", "revision 0-other"), ("\"\"", "an earlier revision")] {
+        fs::write(&run, description.replace(&format!("\"{kernels}\""), recorded)).unwrap();
+        let found = format!("--resume: found a run made with {found} of aquatint's kernels");
+        let expected = format!("expected revision {kernels}, which this program has");
+        place.refused(&["--resume"], &[&found, &expected, "the program that began it", "--force"]);
+    }
     fs::write(&run, "{").unwrap();
     place.refused(&["--resume"], &["--resume", "something unknown"]);
     fs::write(&run, &description).unwrap();

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::time::SystemTime;
 
+use aquatint::study::fingerprint::kernels;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -161,7 +162,16 @@ fn results_of_other_options_or_texts_are_not_mixed() {
     }
     succeed(sweep(&["--windows", "4", "--grid", "minmax", "--force"]));
     assert_eq!(table(&out.join("sweep.csv"))[0]["grid"], "minmax");
-    fs::write(out.join("cells/rtn-3bit-g32-off-seed0.json"), "{").unwrap();
+    let cell = out.join("cells/rtn-3bit-g32-off-seed0.json");
+    let result = fs::read_to_string(&cell).unwrap();
+    assert!(result.contains(&kernels()));
+    fs::write(&cell, result.replace(&kernels(), "0-other")).unwrap();
+    let minmax = ["--windows", "4", "--grid", "minmax"];
+    let refusal = ["seed0.json", "revision 0-other of aquatint's kernels", "--out", "--force"];
+    refused(&sweep(&minmax).output().unwrap(), &refusal);
+    succeed(sweep(&[&minmax[..], &["--force"]].concat()));
+    assert!(fs::read_to_string(&cell).unwrap().contains(&kernels()), "--force did not redo the cell");
+    fs::write(&cell, "{").unwrap();
     refused(&sweep(&["--windows", "4", "--grid", "minmax"]).output().unwrap(), &["seed0.json", "something else"]);
 }
 

@@ -22,6 +22,7 @@ impl Names for PageNames {
             Setting::Temperature => "temperature",
             Setting::Context => "room for prompt and tokens",
             Setting::Device => "GPU",
+            Setting::Precision => "kernels of the GPU (command line only)",
             Setting::BitsFor => "bits of single layers (command line only)",
             Setting::Skip => "patterns of skipped layers (command line only)",
             Setting::LmHead => "quantized output matrix (command line only)",

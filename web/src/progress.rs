@@ -108,8 +108,8 @@ impl Observer for Progress {
             }
             Event::Group(ref group) => self.at(group, 1.0),
             Event::Write { .. } => self.phase = Phase::Write.label(),
-            // The page does not offer to quantize the output matrix.
-            Event::Head => {}
+            // The page does not offer to quantize the output matrix, and makes one attempt.
+            Event::Head | Event::Retry { .. } => {}
             Event::Block { block, ref errors } => {
                 if let (Some(series), &[error]) = (self.steps[self.current].series, errors.as_slice()) {
                     self.send(&Message::Point { series, block, error });

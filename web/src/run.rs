@@ -1,12 +1,13 @@
 //! A run: quantize into the private file system, once more without correction if asked, and measure all of them.
 
-use aquatint::checkpoint::{Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, WritePlan};
+use aquatint::checkpoint::Checkpoint;
 use aquatint::device::Recorder;
 use aquatint::engine::network::Network;
 use aquatint::eval::evaluate;
 use aquatint::pipeline;
 use aquatint::quant::{Alpha, QuantizeOptions};
 use aquatint::record::Report;
+use aquatint::study::checkpoint_run::{CheckpointRun, calibration_windows};
 use serde::{Deserialize, Serialize};
 
 use crate::failure::Failure;
@@ -207,15 +208,10 @@ impl Place<'_> {
         texts: &Texts,
         folder: &str,
     ) -> aquatint::Result<Report> {
-        let QuantizeOptions { samples, seq_len, sampling, seed, .. } = *options;
-        let windows = texts.calibration.draw(samples, options.held_out(), seq_len, sampling, seed)?;
-        let config = self.model.config();
-        let (format, settings) = (request.options.format()?, options.settings(config));
-        let plan = WritePlan::new(self.model, format, settings, &options.layers(config), DEFAULT_SHARD_LIMIT)?;
-        let sink = create_folder(self.storage, folder).await?;
-        let mut writer = CheckpointWriter::new(self.model, plan, sink)?;
-        let report = pipeline::quantize(self.rec, self.model, &windows, options, &mut writer, self.progress).await?;
-        writer.finish().await?;
+        let windows = calibration_windows(&texts.calibration, options)?;
+        let run = CheckpointRun::new(self.model, options, request.options.format()?)?;
+        let writer = run.writer(create_folder(self.storage, folder).await?)?;
+        let report = run.quantize(self.rec, &windows, writer, None, self.progress).await?;
         self.rec.trim();
         Ok(report)
     }

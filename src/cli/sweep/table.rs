@@ -1,22 +1,14 @@
-//! The results of a sweep as a table to read and as one to compute with.
+//! The results of a sweep: a table for the terminal, and one for sweep.csv.
 
 use std::collections::BTreeMap;
 
 use aquatint::eval::tasks::TaskResult;
 use aquatint::quant::QuantizeOptions;
 use aquatint::report::Evaluation;
+use aquatint::study::sweep::{Original, Row, method_name};
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::grid::{Cell, method};
-use super::store::{Finished, Original};
-
-/// A cell with what became of it.
-pub struct Row {
-    pub cell: Cell,
-    pub finished: Finished,
-}
-
-/// What a person reads: a row per cell, and where there are several seeds, means over them.
+/// Prints a row per cell and, where there are several seeds, means over them.
 pub fn print(rows: &[Row], original: &Original) {
     let measures = headings(original);
     let mut table = table(&["", "bits", "groups", "α", "seed"], &measures, &["last-block error", "seconds"]);
@@ -41,7 +33,7 @@ pub fn print(rows: &[Row], original: &Original) {
     means(rows, &measures);
 }
 
-/// What [`measured`] gives, in words.
+/// A heading for each value of [`measured`].
 fn headings(original: &Original) -> Vec<String> {
     let file = |path: &str| path.rsplit(['/', '\\']).next().unwrap_or_default().to_string();
     let text = |text: &Evaluation| match original.texts.len() {
@@ -57,7 +49,7 @@ fn measured(texts: &[Evaluation], tasks: &[TaskResult]) -> impl Iterator<Item = 
     texts.iter().map(|text| text.perplexity).chain(tasks.iter().map(|task| 100.0 * task.accuracy))
 }
 
-/// Mean and standard deviation over the seeds, where there are several.
+/// Prints mean and standard deviation over the seeds, if there are several.
 fn means(rows: &[Row], measures: &[String]) {
     let mut kinds: Vec<[String; 4]> = Vec::new();
     let mut values: BTreeMap<usize, Vec<Vec<f64>>> = BTreeMap::new();
@@ -112,10 +104,10 @@ fn table(options: &[&str], texts: &[String], more: &[&str]) -> Table {
 /// Method, bits, groups and α.
 fn varied(options: &QuantizeOptions, row: &Row) -> [String; 4] {
     let groups = row.cell.group_size.map_or("-1".to_string(), |size| size.to_string());
-    [method(options.method), options.bits.to_string(), groups, options.alpha.default.to_string()]
+    [method_name(options.method), options.bits.to_string(), groups, options.alpha.default.to_string()]
 }
 
-/// One for each of `count` measures, `None` where the run broke down before.
+/// A value for each of `count` measures; `None` from the one at which the run failed.
 fn results(row: &Row, count: usize) -> impl Iterator<Item = Option<f64>> {
     let texts = row.finished.run.as_ref().map_or(&[][..], |run| &run.evaluations);
     measured(texts, &row.finished.tasks).map(Some).chain(std::iter::repeat(None)).take(count)
@@ -125,7 +117,7 @@ fn number(value: Option<f64>, digits: usize) -> String {
     value.map_or(String::new(), |value| format!("{value:.digits$}"))
 }
 
-/// A line per cell and text or task, with a column for every option and every result.
+/// The lines of sweep.csv: one for each text or task of each cell, in the columns of [`COLUMNS`].
 pub fn records(rows: &[Row], original: &Original) -> Vec<Vec<String>> {
     let mut lines = Vec::new();
     for row in rows {
@@ -159,7 +151,7 @@ fn exact(value: Option<f64>) -> String {
     value.map_or(String::new(), |value| value.to_string())
 }
 
-/// What the columns of [`records`] hold.
+/// The names of the columns of sweep.csv.
 pub const COLUMNS: [&str; 36] = [
     "method",
     "bits",
@@ -199,7 +191,7 @@ pub const COLUMNS: [&str; 36] = [
     "failure",
 ];
 
-/// The columns up to those of the text.
+/// The values of the columns before those of the text.
 fn options(row: &Row) -> Vec<String> {
     let options = &row.cell.options;
     let [method, bits, group_size, alpha] = varied(options, row);

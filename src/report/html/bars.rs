@@ -1,4 +1,4 @@
-//! Perplexities, sizes and times: bars with their figures beside them.
+//! Perplexities, sizes and times as bars with their figures beside them.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use crate::Result;
 use crate::report::plots::{Ink, bar};
 use crate::report::{Evaluation, Run};
 
-/// One labelled bar: its parts in the unit of the longest.
+/// A bar with its label and its figure. The parts of all bars have the same unit.
 struct Bar<'a> {
     label: Escaped<'a>,
     parts: Vec<(f64, Ink)>,
@@ -28,7 +28,7 @@ fn bars(list: &[Bar<'_>]) -> Result<String> {
     Ok(format!("<ul class=\"bars\">\n{rows}</ul>\n"))
 }
 
-/// A text and the windows on it: what perplexities must share to be compared.
+/// A text in windows. Perplexities can be compared if they share it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Task<'a> {
     /// Name of the text.
@@ -42,7 +42,7 @@ impl<'a> Task<'a> {
         Self { text: &evaluation.text, windows: evaluation.windows, seq_len: evaluation.seq_len }
     }
 
-    /// All that a page has, in order of appearance.
+    /// All tasks of a page, in order of appearance.
     pub fn all(page: &Page<'a>) -> Vec<Self> {
         let mut tasks = Vec::new();
         for task in page.runs.iter().flat_map(|run| &run.evaluations).map(Task::of) {
@@ -53,18 +53,18 @@ impl<'a> Task<'a> {
         tasks
     }
 
-    /// A run's result.
+    /// The result of a run on this task.
     pub fn result(self, run: &Run) -> Option<&Evaluation> {
         run.evaluations.iter().find(|evaluation| Task::of(evaluation) == self)
     }
 
-    /// In few words.
+    /// The task in a few words.
     pub fn name(self) -> String {
         format!("{}, {} × {} tokens", numbers::file_name(self.text), self.windows, self.seq_len)
     }
 }
 
-/// Perplexities, text by text.
+/// The section of perplexities, text by text.
 pub fn perplexities(page: &Page<'_>) -> Result<String> {
     let tasks = Task::all(page);
     if tasks.is_empty() {
@@ -77,7 +77,7 @@ pub fn perplexities(page: &Page<'_>) -> Result<String> {
             page.runs.iter().zip(&page.labels).filter_map(|(run, label)| Some((label, task.result(run)?))).collect();
         let originals = results.iter().filter_map(|(_, result)| result.original_perplexity);
         let distinct: BTreeSet<u64> = originals.clone().map(f64::to_bits).collect();
-        // Runs of different models have no original in common.
+        // Runs of different models have different originals.
         let original = originals.clone().next().filter(|_| distinct.len() == 1);
         let original = original.map(|value| Bar {
             label: Escaped("original model"),
@@ -98,7 +98,7 @@ pub fn perplexities(page: &Page<'_>) -> Result<String> {
     Ok(super::section("Perplexity", &body))
 }
 
-/// Sizes of the checkpoints.
+/// The section of checkpoint sizes.
 pub fn sizes(page: &Page<'_>) -> Result<String> {
     let known: Vec<_> =
         page.runs.iter().zip(&page.labels).filter_map(|(run, label)| Some((label, run.sizes?))).collect();
@@ -121,7 +121,7 @@ pub fn sizes(page: &Page<'_>) -> Result<String> {
     Ok(super::section("Size", &format!("<p>All files of a checkpoint.</p>\n{}", bars(&list)?)))
 }
 
-/// Seconds by phase.
+/// The section of seconds by phase.
 pub fn times(page: &Page<'_>) -> Result<String> {
     let timed: Vec<_> = page.runs.iter().zip(&page.labels).filter(|(run, _)| run.report.total_seconds > 0.0).collect();
     if timed.is_empty() {

@@ -1,16 +1,16 @@
-//! The error of the hidden states, block by block: each run a curve.
+//! The error of the hidden states after each block, one curve per run.
 
 use super::numbers::significant;
 use super::{Page, legend};
 use crate::Result;
 use crate::report::plots::{Axis, Curve, Plot};
 
-/// For a wide page, and for a phone.
+/// Classes and sizes of the plot for a wide page and for a phone.
 const SIZES: [(&str, (u32, u32)); 2] = [("wide", (740, 330)), ("narrow", (370, 300))];
-/// Up to this many curves are named beside the plot, more below it.
+/// The legend of up to this many curves is beside the plot; that of more is below it.
 const BESIDE: usize = 6;
 
-/// The section.
+/// The section of error growth.
 pub fn section(page: &Page<'_>) -> Result<String> {
     let body = if page.drawn.is_empty() { "<p>No block was measured.</p>\n".to_string() } else { figure(page)? };
     Ok(super::section("Error growth", &body))

@@ -1,4 +1,4 @@
-//! What became of each layer: its error before and after the correction, and its α, kind by kind over the blocks.
+//! The error of each layer before and after the correction, and its α: a plot over the blocks for each kind of layer.
 
 use super::numbers::{self, optional, significant};
 use super::table::Table;
@@ -11,7 +11,7 @@ use crate::report::plots::{Axis, Curve, Ink, Plot};
 
 const SIZE: (u32, u32) = (420, 165);
 
-/// The section: all runs in the same plots, then each by itself.
+/// The section of layers: all runs in the same plots, then each run by itself.
 pub fn section(page: &Page<'_>) -> Result<String> {
     let drawn: Vec<_> = page.drawn().filter(|(run, ..)| !run.report.layers.is_empty()).collect();
     if drawn.is_empty() {
@@ -30,9 +30,9 @@ pub fn section(page: &Page<'_>) -> Result<String> {
     Ok(super::section("Layers", &body))
 }
 
-/// The same for all runs of a page, so that they can be compared.
+/// The axes that all runs of a page share, so that they can be compared.
 struct Axes<'a> {
-    /// By kind, in execution order.
+    /// The axis of errors for each kind of layer, in execution order.
     errors: Vec<(&'a str, Axis)>,
     alpha: Axis,
     blocks: usize,
@@ -60,12 +60,12 @@ impl<'a> Axes<'a> {
     }
 }
 
-/// The error on held-out tokens, or else on those that were fitted; the text above the plots says which.
+/// The error on held-out tokens, or on the fitted ones if none were held out. The text above the plots says which it is.
 fn error(layer: &LayerReport) -> f64 {
     layer.error_held_out.unwrap_or(layer.error_fitted)
 }
 
-/// Block and kind of a layer: its path has the number of the block, and ends in the kind.
+/// Block and kind of a layer, from its path, which has the number of the block in it and ends in the kind.
 fn place(layer: &LayerReport) -> Option<(usize, &str)> {
     let block = layer.name.split('.').find_map(|part| part.parse().ok())?;
     Some((block, layer.name.rsplit('.').next()?))
@@ -94,7 +94,7 @@ fn curve(ink: Ink, members: &[(usize, &LayerReport)], value: impl Fn(&LayerRepor
     Curve { ink, points }
 }
 
-/// The stored layers of all runs, kind by kind.
+/// Plots of the stored layers of all runs, one for each kind.
 fn together(drawn: &[(&Run, Escaped<'_>, Ink)], axes: &Axes<'_>) -> Result<String> {
     let mut plots = String::new();
     for (kind, _) in &axes.errors {
@@ -120,7 +120,7 @@ fn together(drawn: &[(&Run, Escaped<'_>, Ink)], axes: &Axes<'_>) -> Result<Strin
     ))
 }
 
-/// One run: every kind before and after the correction, its α, and all figures.
+/// Plots of one run: for each kind the errors before and after the correction, and α. Then all figures.
 fn alone(run: &Run, ink: Ink, axes: &Axes<'_>) -> Result<String> {
     let layers = &run.report.layers;
     let corrected = layers.iter().any(|layer| layer.alpha_requested != Alpha::Off);
@@ -143,7 +143,7 @@ fn held_out(run: &Run) -> bool {
     run.report.layers.iter().all(|layer| layer.error_held_out.is_some())
 }
 
-/// What is measured on what, what the curves mean, and what is not there.
+/// The text above the plots of a run: the tokens of the measurement, the legend, and what is missing.
 fn introduction(run: &Run, ink: Ink, corrected: bool) -> String {
     let basis = match held_out(run) {
         true => format!("on {} held-out tokens", run.report.held_out_tokens),
@@ -172,7 +172,7 @@ fn figure(caption: &str, curves: &[Curve], axis: &Axis, blocks: usize) -> Result
     Ok(format!("<figure>\n<figcaption>{}</figcaption>\n{}</figure>\n", Escaped(caption), plot.svg()?))
 }
 
-/// All figures, folded away.
+/// All figures as a table that is folded at first.
 fn figures(layers: &[LayerReport]) -> String {
     let head = [
         "layer",

@@ -1,8 +1,8 @@
-//! Numbers and names as people read them. A number and its unit stay on one line.
+//! Numbers and names as text. A number and its unit stay on one line.
 
 use crate::quant::{Alpha, AlphaPolicy};
 
-/// Four digits that matter, without an exponent where there is a choice.
+/// Four significant digits; with an exponent only for very large and very small values.
 pub fn significant(value: f64) -> String {
     if value == 0.0 || !value.is_finite() {
         return value.to_string();
@@ -19,17 +19,17 @@ pub fn optional(value: Option<f64>) -> String {
     value.map_or("–".to_string(), significant)
 }
 
-/// A share in hundredths.
+/// A share in percent.
 pub fn percent(share: f64, digits: usize) -> String {
     format!("{:.digits$}\u{a0}%", 100.0 * share)
 }
 
-/// Two digits behind the point, as perplexities are published.
+/// Two decimals, as perplexities are published.
 pub fn perplexity(value: f64) -> String {
     if value < 10_000.0 { format!("{value:.2}") } else { significant(value) }
 }
 
-/// Seconds, or minutes and seconds, or hours and minutes.
+/// A time in seconds, in minutes and seconds, or in hours and minutes.
 pub fn seconds(value: f64) -> String {
     let whole = value.round().max(0.0) as u64;
     match whole {
@@ -49,7 +49,7 @@ pub fn bytes(value: u64) -> String {
     }
 }
 
-/// α as it is asked for.
+/// α as it was asked for.
 pub fn alpha(alpha: Alpha) -> String {
     match alpha {
         Alpha::Off => "off".to_string(),
@@ -58,14 +58,14 @@ pub fn alpha(alpha: Alpha) -> String {
     }
 }
 
-/// The α of all layers.
+/// The α of all layers: the default, then the overrides.
 pub fn policy(policy: &AlphaPolicy) -> String {
     let overrides = policy.overrides.iter().map(|(pattern, value)| format!("{pattern} = {}", alpha(*value)));
     let parts: Vec<String> = std::iter::once(alpha(policy.default)).chain(overrides).collect();
     parts.join(", ")
 }
 
-/// One grid for how many weights.
+/// The group size in words.
 pub fn group_size(size: Option<usize>) -> String {
     size.map_or("one per row".to_string(), |size| format!("groups of {size}"))
 }
@@ -75,7 +75,7 @@ pub fn file_name(path: &str) -> &str {
     path.trim_end_matches(['/', '\\']).rsplit(['/', '\\']).next().unwrap_or(path)
 }
 
-/// A value of the JSON of options: words, numbers, and tagged values as "tag value".
+/// A JSON value of an option in words. A tagged value becomes "tag value".
 pub fn value(value: &serde_json::Value) -> String {
     use serde_json::Value;
     match value {

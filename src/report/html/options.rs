@@ -1,4 +1,4 @@
-//! Every option, and the versions: what all runs share, and what sets them apart.
+//! All options and versions: those that the runs share, and those in which they differ.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use super::table::Table;
 use super::{Escaped, Page};
 use crate::report::Run;
 
-/// The section.
+/// The section of options and versions.
 pub fn section(page: &Page<'_>) -> String {
     let settings: Vec<Vec<(String, String)>> = page.runs.iter().map(settings).collect();
     let mut names: Vec<&String> = Vec::new();
@@ -47,7 +47,7 @@ pub fn section(page: &Page<'_>) -> String {
     super::section("Options and versions", &body)
 }
 
-/// Names and values, of the run itself and of its options, of which one level of objects is taken apart.
+/// Names and values of a run's facts and options. An option with several fields becomes one entry per field.
 fn settings(run: &Run) -> Vec<(String, String)> {
     let report = &run.report;
     let known = |text: &str| if text.is_empty() { "not known".to_string() } else { text.to_string() };
@@ -64,7 +64,7 @@ fn settings(run: &Run) -> Vec<(String, String)> {
     for (name, value) in options.as_object().into_iter().flatten() {
         let name = name.replace('_', " ");
         match value {
-            // Of one entry: a value with its tag.
+            // An object with one field is a tagged value.
             Value::Object(fields) if fields.len() > 1 => {
                 let inner = fields.iter().map(|(key, value)| (format!("{name}: {key}"), numbers::value(value)));
                 settings.extend(inner);

@@ -1,4 +1,4 @@
-//! The top of the page: one sentence, one table, and what a reader should know before trusting them.
+//! The top of the page: a sentence, a table of the main figures, and warnings.
 
 use std::collections::BTreeSet;
 
@@ -9,12 +9,12 @@ use super::{Escaped, Page};
 use crate::record::LayerReport;
 use crate::report::Run;
 
-/// Up to this many runs stand side by side; more stand below each other.
+/// Up to this many runs are columns of the table; more are rows.
 const SIDE_BY_SIDE: usize = 3;
-/// Layers that a warning names.
+/// How many layers a warning names.
 const NAMED: usize = 6;
 
-/// What came out, in a sentence.
+/// The result in a sentence.
 pub fn lead(page: &Page<'_>) -> String {
     let error = |run: &Run| numbers::percent(run.report.last_error(), 1);
     let blocks = |run: &Run| run.report.blocks.len();
@@ -38,12 +38,12 @@ pub fn lead(page: &Page<'_>) -> String {
     }
 }
 
-/// The figures that matter, of every run.
+/// The section of the main figures of every run.
 pub fn section(page: &Page<'_>) -> String {
     let mut columns = columns(page);
     let mut shared = String::new();
     if page.runs.len() > SIDE_BY_SIDE {
-        // A table of many runs has no room for what does not tell them apart.
+        // A table of many runs has no room for columns that are the same in all of them.
         let alike = |(_, cells): &(String, Vec<String>)| cells.windows(2).all(|pair| pair[0] == pair[1]);
         let alike: Vec<_> = columns.extract_if(.., |column| alike(column)).collect();
         let alike: Vec<String> =
@@ -72,7 +72,7 @@ pub fn section(page: &Page<'_>) -> String {
     super::section("Summary", &body)
 }
 
-/// A list in place of a table of one run.
+/// The figures of one run as a list.
 fn facts(columns: &[(String, Vec<String>)]) -> String {
     let fact = |(name, cells): &(String, Vec<String>)| {
         format!("<div><dt>{}</dt><dd>{}</dd></div>\n", Escaped(name), Escaped(&cells[0]))
@@ -81,7 +81,7 @@ fn facts(columns: &[(String, Vec<String>)]) -> String {
     format!("<dl class=\"facts\">\n{facts}</dl>\n")
 }
 
-/// Names of the quantities and a cell per run; left out is what no run has.
+/// The names of the quantities, each with a cell per run. Quantities that no run has are left out.
 fn columns(page: &Page<'_>) -> Vec<(String, Vec<String>)> {
     let mut columns: Vec<(String, Vec<Option<String>>)> = Vec::new();
     let mut column = |name: String, cell: &dyn Fn(&Run) -> Option<String>| {
@@ -134,7 +134,7 @@ fn columns(page: &Page<'_>) -> Vec<(String, Vec<String>)> {
     known.map(|(name, cells)| (name, filled(cells))).collect()
 }
 
-/// Guarded layers and raised ridges.
+/// The section of warnings: guarded layers and raised dampings.
 pub fn warnings(page: &Page<'_>) -> String {
     let lists: Vec<String> = (0..page.runs.len()).map(|run| run_warnings(page, run)).collect();
     let warned = lists.iter().filter(|list| !list.is_empty()).count();
@@ -177,7 +177,7 @@ fn run_warnings(page: &Page<'_>, run: usize) -> String {
     items
 }
 
-/// The first few by name, the rest by number.
+/// The names of the first layers, and how many more there are.
 fn names(layers: &[&LayerReport]) -> String {
     let named = layers.iter().take(NAMED).map(|layer| format!("<code>{}</code>", Escaped(&layer.name)));
     let named = named.collect::<Vec<_>>().join(", ");

@@ -1,26 +1,26 @@
-//! Tables, each in a box of its own that scrolls sideways where the page is too narrow.
+//! Tables. Each is in a box that scrolls sideways if the page is too narrow.
 
 use super::Escaped;
 
-/// Up to this many columns fit on paper in type of ordinary size.
+/// Up to this many columns fit on paper in type of normal size.
 const NARROW: usize = 8;
 
-/// A table of text: every row begins with its heading.
+/// A table of text. Every row begins with its heading.
 pub struct Table {
-    /// Headings of the columns, that of the row headings included.
+    /// Headings of the columns, including the column of row headings.
     pub head: Vec<String>,
-    /// Rows as long as `head`.
+    /// Rows, each as long as `head`.
     pub rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// Rows as columns and columns as rows.
+    /// The table with rows and columns exchanged.
     pub fn transposed(&self) -> Self {
         let column = |at: usize| std::iter::once(&self.head).chain(&self.rows).map(|row| row[at].clone()).collect();
         Self { head: column(0), rows: (1..self.head.len()).map(column).collect() }
     }
 
-    /// The element. `name`: what the table holds, for those who do not see it.
+    /// The element. `name`: a description for readers who do not see the table.
     pub fn html(&self, name: &str) -> String {
         let head: String = self.head.iter().map(|cell| format!("<th scope=\"col\">{}</th>", Escaped(cell))).collect();
         let rows: String = self.rows.iter().map(|row| tr(row)).collect();

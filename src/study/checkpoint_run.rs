@@ -1,0 +1,76 @@
+//! One model, quantized and written as a checkpoint.
+
+use crate::Result;
+use crate::calibration::Calibration;
+use crate::checkpoint::{Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, Format, Sink, WritePlan};
+use crate::device::Recorder;
+use crate::observer::Observer;
+use crate::pipeline::{Job, Journal, quantize_together};
+use crate::quant::QuantizeOptions;
+use crate::record::Report;
+use crate::report::Sizes;
+
+/// The calibration windows that `options` ask for, the held-out ones last.
+///
+/// Errors: those of [`Calibration::draw`].
+pub fn calibration_windows(tokens: &Calibration, options: &QuantizeOptions) -> Result<Vec<Vec<u32>>> {
+    tokens.draw(options.samples, options.held_out(), options.seq_len, options.sampling, options.seed)
+}
+
+/// A model, how it is quantized, and the files that come of it.
+pub struct CheckpointRun<'a> {
+    model: &'a Checkpoint,
+    options: &'a QuantizeOptions,
+    plan: WritePlan,
+}
+
+impl<'a> CheckpointRun<'a> {
+    /// Plans the files. Nothing is read or written yet.
+    ///
+    /// Errors: `Error::Input` if `model` is quantized already or if `format` cannot store a layer.
+    pub fn new(model: &'a Checkpoint, options: &'a QuantizeOptions, format: &'static dyn Format) -> Result<Self> {
+        let (settings, layers) = (options.settings(model.config()), options.layers(model.config()));
+        let plan = WritePlan::new(model, format, settings, &layers, DEFAULT_SHARD_LIMIT)?;
+        Ok(Self { model, options, plan })
+    }
+
+    /// The sizes of both checkpoints.
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            original_bytes: self.model.bytes(),
+            quantized_bytes: self.plan.bytes(),
+            bits_per_weight: Some(self.plan.bits_per_weight()),
+        }
+    }
+
+    /// What some client will not do with the files.
+    pub fn notes(&self) -> &[String] {
+        self.plan.notes()
+    }
+
+    /// A writer of the planned files to `sink`.
+    ///
+    /// Errors: `Error::Input` if there is no room for them.
+    pub fn writer(&self, sink: Box<dyn Sink>) -> Result<CheckpointWriter<'a>> {
+        CheckpointWriter::new(self.model, self.plan.clone(), sink)
+    }
+
+    /// Quantizes the model, calibrated on `windows`, and completes the files. Blocks that `journal` has are not quantized again.
+    ///
+    /// Errors: those of [`quantize_together`] and of `writer`.
+    pub async fn quantize(
+        &self,
+        rec: &mut Recorder,
+        windows: &[Vec<u32>],
+        mut writer: CheckpointWriter<'_>,
+        journal: Option<&mut dyn Journal>,
+        observer: &mut dyn Observer,
+    ) -> Result<Report> {
+        // The cast shortens the lifetime of the trait object to that of the job.
+        let journal = journal.map(|journal| journal as &mut dyn Journal);
+        let job = Job { options: self.options, output: &mut writer, journal };
+        let report = quantize_together(rec, self.model, windows, vec![job], observer).await?.swap_remove(0)?;
+        writer.finish().await?;
+        Ok(report)
+    }
+}

@@ -1,0 +1,230 @@
+//! What a run will compute, hold and take, worked out before it starts.
+//!
+//! The work is counted, the memory planned, and the time measured in a trial: a short run of the same kind on random weights.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::trial::{NoOutput, product_rate, random_windows};
+use crate::checkpoint::random;
+use crate::device::Recorder;
+use crate::family::Op;
+use crate::observer::{Event, Observer};
+use crate::pipeline::{plan, quantize, work};
+use crate::quant::QuantizeOptions;
+use crate::record::{Phase, Plan};
+use crate::{Checkpoint, Error, Result};
+
+/// Seconds that a trial should take at most if all of it ran at the rate of matrix products.
+const TRIAL_SECONDS: f64 = 3.0;
+/// Blocks of a trial. It takes two, since the input of the first has no error to correct.
+const TRIAL_BLOCKS: usize = 2;
+/// Tokens of a trial below which its model gets narrower instead of its text shorter.
+const TRIAL_TOKENS: usize = 2048;
+/// Entries of the vocabulary in a trial.
+const VOCABULARY: usize = 256;
+/// The keys of config.json whose numbers are widths of activations or counts of heads. A trial divides all of them.
+const EXTENTS: [&str; 4] = ["hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"];
+
+/// What a run will compute, hold and take.
+#[derive(Debug, Clone)]
+pub struct Forecast {
+    /// Floating-point operations of each phase.
+    pub work: BTreeMap<Phase, f64>,
+    /// What will be held where.
+    pub plan: Plan,
+    /// Operations per second of f32 matrix products on the device.
+    pub product_rate: f64,
+    /// The time at the rates of a trial. `None` if no trial fits the options, or if it had nothing to do in one of the phases.
+    pub extrapolation: Option<Extrapolation>,
+}
+
+/// The time of a run at the rates of a trial, and what the trial was.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Extrapolation {
+    /// Seconds that the run will take.
+    pub seconds: f64,
+    /// Blocks of the trial.
+    pub blocks: usize,
+    /// Width of its residual stream.
+    pub hidden: usize,
+    /// Its calibration tokens.
+    pub tokens: usize,
+}
+
+impl Forecast {
+    /// Forecasts the quantization of `model` with `options` on the device and within the memory of `rec`. Takes some seconds.
+    ///
+    /// Errors: `Error::Input` if the memory is too small, `Error::Cancelled`, and what the device reports.
+    pub async fn new(
+        rec: &mut Recorder,
+        model: &Checkpoint,
+        options: &QuantizeOptions,
+        observer: &dyn Observer,
+    ) -> Result<Self> {
+        let work = work(model.config(), options);
+        let plan = plan(model.config(), &[options], rec)?;
+        let product_rate = product_rate(rec, observer).await?;
+        // Without a clock there is nothing to extrapolate from.
+        let trial = match product_rate.is_finite() {
+            true => Trial::largest(model, options, TRIAL_SECONDS * product_rate).await,
+            false => None,
+        };
+        let extrapolation = match trial {
+            Some(trial) => trial.extrapolate(rec, &work, observer).await?,
+            None => None,
+        };
+        Ok(Self { work, plan, product_rate, extrapolation })
+    }
+
+    /// Floating-point operations of all phases.
+    pub fn operations(&self) -> f64 {
+        self.work.values().sum()
+    }
+
+    /// Seconds if all operations ran at the rate of matrix products.
+    pub fn least_seconds(&self) -> f64 {
+        self.operations() / self.product_rate
+    }
+}
+
+/// A short run of the same kind, on random weights and random tokens.
+struct Trial {
+    model: Checkpoint,
+    options: QuantizeOptions,
+}
+
+impl Trial {
+    /// The largest trial of at most `most` operations; the smallest one if all have more, `None` if the options fit none.
+    async fn largest(model: &Checkpoint, options: &QuantizeOptions, most: f64) -> Option<Self> {
+        let halved =
+            std::iter::successors(Some(options.samples), |&samples| (samples > 2).then_some(samples.div_ceil(2)));
+        let enough = |&samples: &usize| samples == options.samples || samples * options.seq_len >= TRIAL_TOKENS;
+        let fewer: Vec<usize> = halved.take_while(enough).collect();
+        let least = fewer.last().copied()?;
+        let sizes = fewer.into_iter().map(|samples| (1, samples)).chain([2, 4, 8, 16].map(|divisor| (divisor, least)));
+        let mut last = None;
+        for (divisor, samples) in sizes {
+            let Some(trial) = Self::new(model, options, divisor, samples).await else { continue };
+            let fits = work(trial.model.config(), &trial.options).values().sum::<f64>() <= most;
+            last = Some(trial);
+            if fits {
+                break;
+            }
+        }
+        last
+    }
+
+    /// A trial on `samples` windows with a model that is `divisor` times narrower; `None` if there is no such model, or if the options
+    /// do not fit it.
+    async fn new(model: &Checkpoint, options: &QuantizeOptions, divisor: usize, samples: usize) -> Option<Self> {
+        let config = Value::Object(narrowed(model, divisor, options.seq_len));
+        let model = random("a trial", &config, options.seed).await.ok()?;
+        let options = QuantizeOptions { samples, blocks: None, lm_head: false, ..options.clone() };
+        options.validate_for(model.config()).ok()?;
+        Some(Self { model, options })
+    }
+
+    /// The time of `work` at the rates of this trial; `None` if the trial had nothing to do in one of its phases.
+    async fn extrapolate(
+        &self,
+        rec: &mut Recorder,
+        work: &BTreeMap<Phase, f64>,
+        observer: &dyn Observer,
+    ) -> Result<Option<Extrapolation>> {
+        let rates = self.rates(rec, observer).await?;
+        let phases = work.iter().filter(|(_, count)| **count > 0.0);
+        let seconds = phases.map(|(phase, count)| Some(count / rates.get(phase)?)).sum::<Option<f64>>();
+        Ok(seconds.map(|seconds| Extrapolation {
+            seconds,
+            blocks: TRIAL_BLOCKS,
+            hidden: self.model.config().hidden_size,
+            tokens: self.options.samples * self.options.seq_len,
+        }))
+    }
+
+    /// Operations per second in each phase that had something to do; in none if a value overflowed.
+    async fn rates(&self, rec: &mut Recorder, observer: &dyn Observer) -> Result<BTreeMap<Phase, f64>> {
+        let windows = random_windows(&self.options, VOCABULARY);
+        let mut silent = Silent(observer);
+        let report = match quantize(rec, &self.model, &windows, &self.options, &mut NoOutput, &mut silent).await {
+            // Random weights may overflow where trained ones do not.
+            Err(Error::NotFinite { .. }) => return Ok(BTreeMap::new()),
+            report => report?,
+        };
+        let work = work(self.model.config(), &self.options);
+        let rate = |(phase, count): (Phase, f64)| {
+            let seconds = report.seconds.get(&phase).copied().filter(|&seconds| seconds > 0.0 && count > 0.0)?;
+            Some((phase, count / seconds))
+        };
+        Ok(work.into_iter().filter_map(rate).collect())
+    }
+}
+
+/// The config.json of a model of the same family that is `divisor` times narrower and sees `positions` positions. Heads keep their
+/// width, and their number is divided.
+fn narrowed(model: &Checkpoint, divisor: usize, positions: usize) -> Map<String, Value> {
+    let mut config = model.raw_config().clone();
+    for key in EXTENTS {
+        if let Some(extent) = config.get(key).and_then(Value::as_u64) {
+            config.insert(key.to_string(), json!((extent / divisor as u64).max(1)));
+        }
+    }
+    // Lists with an entry per block.
+    let blocks = &model.config().blocks;
+    for list in config.values_mut().filter_map(Value::as_array_mut).filter(|list| list.len() == blocks.len()) {
+        list.truncate(TRIAL_BLOCKS);
+    }
+    let fixed = [
+        ("num_hidden_layers", json!(TRIAL_BLOCKS)),
+        ("vocab_size", json!(VOCABULARY)),
+        ("max_position_embeddings", json!(positions)),
+        ("tie_word_embeddings", json!(true)),
+    ];
+    config.extend(fixed.map(|(key, value)| (key.to_string(), value)));
+    let head_dim = blocks.iter().flat_map(|block| &block.nodes).find_map(|node| match &node.op {
+        Op::Attention(attention) => Some(attention.head_dim),
+        _ => None,
+    });
+    config.extend(head_dim.map(|width| ("head_dim".to_string(), json!(width))));
+    config
+}
+
+/// Passes on the clock and cancellation of an observer, and no events.
+struct Silent<'a>(&'a dyn Observer);
+
+impl Observer for Silent<'_> {
+    fn event(&mut self, _: &Event) {}
+
+    fn seconds(&self) -> f64 {
+        self.0.seconds()
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.cancelled()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::executor::block_on;
+
+    use super::*;
+
+    #[test]
+    fn a_narrower_model_keeps_its_kind_and_its_heads() {
+        let config = json!({
+            "architectures": ["Qwen3ForCausalLM"], "hidden_size": 640, "intermediate_size": 1000, "num_attention_heads": 10,
+            "num_key_value_heads": 2, "head_dim": 16, "num_hidden_layers": 3, "vocab_size": 3000, "rms_norm_eps": 1e-5,
+            "layer_types": ["full_attention", "full_attention", "full_attention"], "max_position_embeddings": 512
+        });
+        let model = block_on(random("a model", &config, 0)).unwrap();
+        let expected = json!({
+            "architectures": ["Qwen3ForCausalLM"], "hidden_size": 160, "intermediate_size": 250, "num_attention_heads": 2,
+            "num_key_value_heads": 1, "head_dim": 16, "num_hidden_layers": 2, "vocab_size": 256, "rms_norm_eps": 1e-5,
+            "layer_types": ["full_attention", "full_attention"], "max_position_embeddings": 64, "tie_word_embeddings": true
+        });
+        assert_eq!(Value::Object(narrowed(&model, 4, 64)), expected);
+    }
+}
