@@ -5,7 +5,7 @@ use std::path::Path;
 
 use aquatint::checkpoint::random;
 use aquatint::device::{Precision, Recorder};
-use aquatint::pipeline::{Output, quantize, work};
+use aquatint::pipeline::{Output, Treatment, quantize, work};
 use aquatint::quant::QuantizeOptions;
 use aquatint::record::Report;
 use aquatint::record::{Phase, Plan};
@@ -91,7 +91,7 @@ pub fn run(args: BenchModelArgs) -> Result<()> {
         seed: args.seed,
     };
     let options = args.method.options(&text, config);
-    options.validate_for(config)?;
+    Treatment::new(&options, config).validate()?;
     let windows = random_windows(&options, config.vocab_size);
     let device = open_device(&args.device)?;
     let memory = args.memory.resolve(&device, args.json.as_deref())?;

@@ -1,7 +1,7 @@
 //! `aquatint error-growth`: how the error of the first blocks grows through the others, with and without propagation
 //! (Fig. 2 of arXiv 2504.09629).
 
-use aquatint::pipeline::{Job, quantize_together};
+use aquatint::pipeline::{Job, Treatment, quantize_together};
 use aquatint::quant::{Alpha, QuantizeOptions};
 use aquatint::record::BlockReport;
 use aquatint::report::{Document, Run, html};
@@ -23,7 +23,7 @@ pub fn run(args: ErrorGrowthArgs) -> Result<()> {
     let model = open_model(args.model.as_deref())?;
     let mut corrected = args.method.options(&args.calibration, model.config());
     corrected.blocks = Some(args.blocks);
-    corrected.validate_for(model.config())?;
+    Treatment::new(&corrected, model.config()).validate()?;
     let alpha = corrected.alpha.default;
     if alpha == Alpha::Off {
         let remedy = "use auto or 0.5; the run without correction is always there";

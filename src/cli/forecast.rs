@@ -8,7 +8,7 @@ use aquatint::checkpoint::random;
 use aquatint::device::{Device, Memory, Recorder};
 use aquatint::family::ModelConfig;
 use aquatint::observer::{Event, Observer};
-use aquatint::pipeline::{quantize, work};
+use aquatint::pipeline::{Treatment, quantize, work};
 use aquatint::quant::QuantizeOptions;
 use aquatint::record::{Phase, Plan};
 use aquatint::{Checkpoint, Error};
@@ -109,7 +109,7 @@ impl Trial {
         });
         let model = pollster::block_on(random("a trial", &shape, options.seed)).ok()?;
         let options = QuantizeOptions { samples, blocks: None, lm_head: false, ..options.clone() };
-        options.validate_for(model.config()).ok()?;
+        Treatment::new(&options, model.config()).validate().ok()?;
         Some(Self { hidden: narrow(config.hidden_size), model, options })
     }
 

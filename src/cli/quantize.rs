@@ -12,8 +12,8 @@ use aquatint::engine::network::Network;
 use aquatint::eval::evaluate;
 use aquatint::family::LinearSpec;
 use aquatint::family::ModelConfig;
-use aquatint::pipeline::{Job, quantize_together};
-use aquatint::quant::{Method, QuantizeOptions};
+use aquatint::pipeline::{Job, Treatment, quantize_together};
+use aquatint::quant::QuantizeOptions;
 use aquatint::record::Report;
 use aquatint::report::{Document, Evaluation, Run, Sizes, html};
 use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
@@ -36,11 +36,12 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     }
     let model = open_model(args.model.as_deref())?;
     let options = args.method.options(&args.text, model.config());
-    options.validate_for(model.config())?;
+    let treatment = Treatment::new(&options, model.config());
+    treatment.validate()?;
     let windows = draw(&calibration_tokens(&model, &args.text)?, &options)?;
     let texts = evaluation_texts(&args, &model, options.seq_len)?;
-    let format = format(args.format, &options, &model)?;
-    let plan = WritePlan::new(&model, format, &options.layers(model.config()), DEFAULT_SHARD_LIMIT)?;
+    let format = format(args.format, treatment)?;
+    let plan = WritePlan::new(&model, format, &treatment.layers(), DEFAULT_SHARD_LIMIT)?;
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };
     let sink = DirectorySink::new(&args.out, existing, model.directory())?;
     let sizes = Sizes {
@@ -57,8 +58,7 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     let device = open_device(&args.device)?;
     let memory = args.memory.resolve(&device, Some(&args.out))?;
     if args.dry_run {
-        let group_size = options.grid_columns(model.config());
-        let groups = group_size.map_or("one grid per row".to_string(), |size| format!("groups of {size}"));
+        let groups = treatment.group_size().map_or("one grid per row".to_string(), |size| format!("groups of {size}"));
         say!(
             "would quantize {} to {} bits, {groups}, on {} windows of {} tokens, and write {} to {}",
             model.name(),
@@ -184,16 +184,17 @@ fn file_name(path: &str) -> String {
     Path::new(path).file_name().map_or(path.to_string(), |name| name.to_string_lossy().into_owned())
 }
 
-fn format(wanted: Option<FormatArg>, options: &QuantizeOptions, model: &Checkpoint) -> Result<Format> {
-    match (options.method, wanted) {
+fn format(wanted: Option<FormatArg>, treatment: Treatment<'_>) -> Result<Format> {
+    let method = treatment.options.method;
+    match (method.quantizer().off_grid(), wanted) {
         (_, Some(FormatArg::Float)) => Ok(Format::Float),
-        (Method::Quip, Some(FormatArg::Gptq)) => Err(Error::input(
+        (Some(why), Some(FormatArg::Gptq)) => Err(Error::input(
             "--format",
-            "gptq for --method quip, whose weights lie on no grid once the rotation is undone",
+            format!("gptq for --method {method}, whose weights {why}"),
             "float",
             "leave --format out",
         )),
-        _ => Ok(options.format(model.config())),
+        _ => Ok(treatment.format()),
     }
 }
 

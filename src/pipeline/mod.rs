@@ -5,13 +5,13 @@
 //! over the same text go through the blocks together and share the first of the two streams.
 
 pub mod fold;
-mod group;
 mod journal;
 
 mod plan;
 mod run;
 mod stream;
 mod sums;
+pub mod treatment;
 mod work;
 
 use std::collections::BTreeMap;
@@ -40,6 +40,7 @@ pub use journal::{BlockRecord, Journal};
 use run::{Group, Open, Run, Step};
 use stream::{Origin, Stream};
 use sums::Sums;
+pub use treatment::Treatment;
 pub use work::work;
 
 /// Where quantized layers go, in model order.
@@ -175,7 +176,7 @@ impl<'a> Session<'a> {
             blocks: config.num_hidden_layers,
             tokens,
             held_out: held_out_tokens,
-            group_size: options.grid_columns(config),
+            group_size: Treatment::new(options, config).group_size(),
             plan,
         });
         network.check_head(rec).await?;
@@ -188,7 +189,7 @@ impl<'a> Session<'a> {
                 device: rec.device().name(),
                 precision: rec.device().precision(),
                 options: job.options.clone(),
-                group_size: job.options.grid_columns(config),
+                group_size: Treatment::new(job.options, config).group_size(),
                 tokens,
                 held_out_tokens,
                 layers: Vec::new(),

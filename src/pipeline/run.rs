@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use super::fold::{Finished, Producer};
-use super::group::{Gathered, GroupQuantizer, Linear, Outcome};
 use super::journal::{BlockRecord, Journal};
 use super::stream::{Origin, Stream};
 use super::sums::Sums;
@@ -15,10 +14,11 @@ use crate::family::LinearSpec;
 use crate::observer::{Event, Observer};
 use crate::ops::matmul::{Orientation, matmul};
 use crate::ops::reduce::{squared_difference, sum_squares};
-use crate::quant::awq::Feasible;
-use crate::quant::{Alpha, Method, QuantizeOptions, Statistics};
+use crate::quant::methods::{Feasible, Layer};
+use crate::quant::solve::{GroupSolver, GroupStatistics, Linear, RoundedLayer};
+use crate::quant::{Quantities, QuantizeOptions, Statistics};
 use crate::record::Phase;
-use crate::record::{BlockReport, Report, group_name};
+use crate::record::{BlockReport, LayerReport, Report, group_name};
 use crate::stored::StoredLinear;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -117,9 +117,9 @@ pub(super) struct Run<'a> {
 /// A run between the linears of one group and those of the next.
 #[derive(Default)]
 pub(super) struct Step {
-    /// What became of the linears that were quantized, each with its place in the group.
-    outcomes: Vec<(usize, Outcome)>,
-    /// What AWQ's scales go into.
+    /// The linears that were quantized, each with its place in the group.
+    layers: Vec<(usize, RoundedLayer)>,
+    /// What takes the inverse scales of the input.
     producer: Option<Producer>,
     /// The group's dequantized weights; `None` where the run leaves the block alone.
     rounded: Option<Vec<Tensor>>,
@@ -223,26 +223,27 @@ impl<'a> Run<'a> {
             return Ok(Step::default());
         }
         // A layer that keeps its weight would read the scaled input, too.
-        let producer = match self.options.method {
-            Method::Awq if linears.len() == originals.len() => {
-                Producer::of(open.checkpoint, open.index, stage, &self.finished).await?
-            }
-            _ => None,
+        let producer = if self.options.method.quantizer().scales_input() && linears.len() == originals.len() {
+            Producer::of(open.checkpoint, open.index, stage, &self.finished).await?
+        } else {
+            None
         };
         let group = open.group(stage);
-        let mut outcomes = self.quantize_group(rec, &group, producer.as_ref(), &linears, observer).await?;
+        let mut layers = self.quantize_group(rec, &group, producer.as_ref(), &linears, observer).await?;
         let mut rounded: Vec<Tensor> = originals.iter().map(|w| rec.duplicate(w)).collect::<Result<_>>()?;
-        for (&place, outcome) in places.iter().zip(&mut outcomes) {
-            rounded[place] = super::take(rec, &mut outcome.dequantized)?;
+        for (&place, layer) in places.iter().zip(&mut layers) {
+            rounded[place] = super::take(rec, &mut layer.dequantized)?;
         }
-        let outcomes = places.into_iter().zip(outcomes).collect();
-        Ok(Step { outcomes, producer, rounded: Some(rounded), errors: Sums::default() })
+        let layers = places.into_iter().zip(layers).collect();
+        Ok(Step { layers, producer, rounded: Some(rounded), errors: Sums::default() })
     }
 
     /// The linear of that module path as this run is to treat it; `None` if it keeps its weight.
     fn linear<'w>(&self, name: &'w str, weight: &'w Tensor) -> Option<Linear<'w>> {
         let bits = self.options.bits_of(name)?;
-        Some(Linear { name, weight, alpha: self.options.alpha.of(name), bits })
+        let group_size = self.report.group_size.unwrap_or(weight.shape()[1]);
+        let layer = Layer { name, grid: self.options.grid_spec(group_size, bits) };
+        Some(Linear { layer, weight, alpha: self.options.alpha.of(name) })
     }
 
     async fn quantize_group(
@@ -252,55 +253,47 @@ impl<'a> Run<'a> {
         producer: Option<&Producer>,
         linears: &[Linear<'_>],
         observer: &mut dyn Observer,
-    ) -> Result<Vec<Outcome>> {
+    ) -> Result<Vec<RoundedLayer>> {
         let feasible = producer.map(|producer| |wanted: &[f32]| producer.feasible(wanted));
-        let quantizer = GroupQuantizer {
+        let solver = GroupSolver {
             options: self.options,
-            group_size: self.report.group_size,
             feasible: feasible.as_ref().map(|feasible| feasible as Feasible<'_>),
             place: &group.place,
         };
-        let correlate = linears.iter().any(|linear| linear.alpha != Alpha::Off);
-        if !correlate && self.options.method == Method::Rtn {
-            group.begin(Phase::Rounding, observer);
-            let since = observer.seconds();
-            let outcomes = quantizer.round_plain(rec, linears).await?;
-            self.spent(rec, Phase::Rounding, since, observer).await?;
-            return Ok(outcomes);
-        }
-        group.begin(Phase::Statistics, observer);
-        let since = observer.seconds();
-        let n = linears[0].weight.shape()[1];
-        let gathered = self.gather(rec, group, n, correlate, observer)?;
-        self.spent(rec, Phase::Statistics, since, observer).await?;
-        group.begin(Phase::Correction, observer);
-        let since = observer.seconds();
-        let (prepared, candidates) = quantizer.correct(rec, linears, gathered).await?;
-        self.spent(rec, Phase::Correction, since, observer).await?;
+        let to_round = match solver.quantities(linears) {
+            None => solver.uncorrected(linears),
+            Some(quantities) => {
+                group.begin(Phase::Statistics, observer);
+                let since = observer.seconds();
+                let n = linears[0].weight.shape()[1];
+                let statistics = self.gather(rec, group, n, quantities, observer)?;
+                self.spent(rec, Phase::Statistics, since, observer).await?;
+                group.begin(Phase::Correction, observer);
+                let since = observer.seconds();
+                let corrected = solver.correct(rec, linears, statistics).await?;
+                self.spent(rec, Phase::Correction, since, observer).await?;
+                corrected
+            }
+        };
         group.begin(Phase::Rounding, observer);
         let since = observer.seconds();
-        let outcomes = quantizer.round(rec, linears, &prepared, candidates).await?;
+        let layers = to_round.round(rec).await?;
         self.spent(rec, Phase::Rounding, since, observer).await?;
-        Ok(outcomes)
+        Ok(layers)
     }
 
-    /// H and D of the input that all linears of the group in hand read, of n columns.
+    /// Accumulates the statistics of the group's input, which has `n` columns.
     fn gather(
         &self,
         rec: &mut Recorder,
         group: &Group<'_>,
         n: usize,
-        correlate: bool,
+        quantities: Quantities,
         observer: &dyn Observer,
-    ) -> Result<Gathered> {
+    ) -> Result<GroupStatistics> {
         let own = group.origin.through(self.gate_up.as_deref());
-        let magnitudes = self.options.method == Method::Awq;
-        let empty = |rec: &mut Recorder| {
-            let statistics = Statistics::zeros(rec, n, correlate)?;
-            if magnitudes { statistics.with_magnitudes(rec) } else { Ok(statistics) }
-        };
-        let mut fitting = empty(rec)?;
-        let mut held_out = if group.holds_out() { Some(empty(rec)?) } else { None };
+        let mut fitting = Statistics::zeros(rec, n, quantities)?;
+        let mut held_out = if group.holds_out() { Some(Statistics::zeros(rec, n, quantities)?) } else { None };
         for chunk in 0..group.full.chunks() {
             observer.go_on()?;
             let part = if chunk < group.held_out_from { Some(&mut fitting) } else { held_out.as_mut() };
@@ -310,7 +303,7 @@ impl<'a> Run<'a> {
                 part.accumulate(rec, &full, &quantized)?;
             }
         }
-        Ok(Gathered { fitting, held_out })
+        Ok(GroupStatistics { fitting, held_out })
     }
 
     /// Takes chunk `chunk` past the linears of `stage`, through the weights of `step`; adds to the errors of the step.
@@ -329,7 +322,7 @@ impl<'a> Run<'a> {
         let mut lane = self.stream.take(rec, chunk, stage, origin)?;
         let weights = step.rounded.as_deref().unwrap_or(&open.weights[stage.linears()]);
         let approximate = open.block.project(rec, weights, &lane.input)?;
-        for &(place, _) in &step.outcomes {
+        for &(place, _) in &step.layers {
             let partials = squared_difference(rec, &exact[place], &approximate[place])?;
             step.errors.add(place, open.part(chunk), partials);
         }
@@ -346,35 +339,35 @@ impl<'a> Run<'a> {
         step: Step,
         norms: &[[f64; 2]],
     ) -> Result<()> {
-        let Step { mut outcomes, producer, rounded, errors } = step;
-        let scales = outcomes.first_mut().and_then(|(_, outcome)| outcome.input_scales.take());
+        let Step { layers, producer, rounded, errors } = step;
+        let scales = layers.first().and_then(|(_, layer)| layer.input_scales.as_ref());
         if let Some((producer, scales)) = producer.zip(scales) {
-            producer.fold(&scales, &mut self.finished);
+            producer.fold(&scales.scales, &mut self.finished);
         }
         if self.journal.is_some() {
-            for (place, outcome) in &outcomes {
-                let weight = &rounded.as_ref().expect("a group with outcomes has weights")[*place];
-                self.stream_weights.push((outcome.stored.name().to_string(), rec.read(weight).await?));
+            for (place, layer) in &layers {
+                let weight = &rounded.as_ref().expect("a group with quantized layers has weights")[*place];
+                self.stream_weights.push((layer.stored.name().to_string(), rec.read(weight).await?));
             }
         }
         self.gate_up = rounded.filter(|_| stage == Stage::GateUp && self.stream.recomputes());
         let errors = errors.read(rec, norms.len()).await?;
-        let measured = outcomes.into_iter().map(|(place, outcome)| (outcome, errors[place], norms[place]));
+        let measured = layers.into_iter().map(|(place, layer)| (layer, errors[place], norms[place]));
         self.record(measured.collect(), open.holds_out())
     }
 
     /// Fills in measured errors: ‖WX − QX̂‖² and ‖WX‖², each of the tokens to fit on and of those held out.
-    fn record(&mut self, measured: Vec<(Outcome, [f64; 2], [f64; 2])>, holds_out: bool) -> Result<()> {
-        for (mut outcome, errors, norms) in measured {
-            let name = &outcome.report.name;
-            outcome.report.error_fitted = super::relative(errors[0], norms[0], name)?;
+    fn record(&mut self, measured: Vec<(RoundedLayer, [f64; 2], [f64; 2])>, holds_out: bool) -> Result<()> {
+        for (layer, errors, norms) in measured {
+            let mut report = LayerReport::new(&layer, self.options.correction_damping);
+            report.error_fitted = super::relative(errors[0], norms[0], &report.name)?;
             if holds_out {
-                outcome.report.error_held_out = Some(super::relative(errors[1], norms[1], name)?);
-                let before = outcome.score_gain.map(|gain| (errors[1] + gain) / norms[1]);
-                outcome.report.error_held_out_uncorrected = before.filter(|error| error.is_finite());
+                report.error_held_out = Some(super::relative(errors[1], norms[1], &report.name)?);
+                let before = layer.alpha.score_gain.map(|gain| (errors[1] + gain) / norms[1]);
+                report.error_held_out_uncorrected = before.filter(|error| error.is_finite());
             }
-            self.report.layers.push(outcome.report);
-            self.finished.linears.push(outcome.stored);
+            self.report.layers.push(report);
+            self.finished.linears.push(layer.stored);
         }
         Ok(())
     }
@@ -427,7 +420,7 @@ impl<'a> Run<'a> {
     ) -> Result<()> {
         let linear = self.linear(&group.place, weight);
         let Some(linear) = linear.filter(|_| self.quantizes_head()) else { return Ok(()) };
-        let outcome = self.quantize_group(rec, group, None, &[linear], observer).await?.swap_remove(0);
+        let layer = self.quantize_group(rec, group, None, &[linear], observer).await?.swap_remove(0);
         let since = observer.seconds();
         let (mut errors, mut norms) = (Sums::default(), Sums::default());
         for chunk in 0..group.full.chunks() {
@@ -439,14 +432,14 @@ impl<'a> Run<'a> {
             for first in (0..tokens).step_by(piece) {
                 let rows = piece.min(tokens - first);
                 let exact = project_rows(rec, (&full, weight), first, rows)?;
-                let approximate = project_rows(rec, (&quantized, &outcome.dequantized), first, rows)?;
+                let approximate = project_rows(rec, (&quantized, &layer.dequantized), first, rows)?;
                 errors.add(0, part, squared_difference(rec, &exact, &approximate)?);
                 norms.add(0, part, sum_squares(rec, &exact)?);
             }
         }
         let (errors, norms) = (errors.read(rec, 1).await?[0], norms.read(rec, 1).await?[0]);
         self.spent(rec, Phase::Forward, since, observer).await?;
-        self.record(vec![(outcome, errors, norms)], group.holds_out())?;
+        self.record(vec![(layer, errors, norms)], group.holds_out())?;
         self.hand_over().await
     }
 

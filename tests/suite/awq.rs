@@ -15,8 +15,9 @@ use aquatint::eval::{evaluate, logits};
 use aquatint::family::LinearSpec;
 use aquatint::ops::grid::{GridSpec, ScaleType, Search, Symmetry};
 use aquatint::pipeline::fold::{Finished, Producer};
-use aquatint::pipeline::quantize;
-use aquatint::quant::{Activations, Alpha, GroupSize, Method, QuantizeOptions, Statistics};
+use aquatint::pipeline::{Treatment, quantize};
+use aquatint::quant::methods::awq::Activations;
+use aquatint::quant::{Alpha, GroupSize, Method, Quantities, QuantizeOptions, Statistics};
 use aquatint::record::Report;
 use aquatint::stored::Replacements;
 use aquatint::stored::{QuantizedLinear, StoredLinear};
@@ -51,15 +52,16 @@ fn weight(seed: u64, m: usize, n: usize) -> Vec<f32> {
 fn activations(rec: &mut Recorder, x: &Dense) -> Activations {
     let (n, cut) = (x.columns, 40 * x.columns);
     let values = x.f32();
+    let quantities = Quantities { error_correlation: false, magnitudes: true };
     let mut parts = [&values[..cut], &values[cut..]].map(|values| {
         let part = rec.upload(&[values.len() / n, n], values.to_vec()).unwrap();
-        let mut statistics = Statistics::zeros(rec, n, false).unwrap().with_magnitudes(rec).unwrap();
+        let mut statistics = Statistics::zeros(rec, n, quantities).unwrap();
         statistics.accumulate(rec, &part, &part).unwrap();
         statistics
     });
     let [all, held_out] = &mut parts;
     all.merge(rec, held_out).unwrap();
-    block_on(Activations::of(rec, all, "here")).unwrap()
+    block_on(Activations::new(rec, &all.hessian, all.magnitudes.as_ref().unwrap(), "here")).unwrap()
 }
 
 /// W·diag(s) rounded to its range shrunk by `factor`, per row and group, and scaled back.
@@ -338,7 +340,8 @@ fn store(
     format: Format,
 ) -> (Report, Replacements, Checkpoint) {
     let home = tempfile::tempdir().unwrap();
-    let plan = WritePlan::new(source, format, &options.layers(source.config()), DEFAULT_SHARD_LIMIT).unwrap();
+    let layers = Treatment::new(options, source.config()).layers();
+    let plan = WritePlan::new(source, format, &layers, DEFAULT_SHARD_LIMIT).unwrap();
     let sink = DirectorySink::new(&home.path().join("out"), Existing::Refuse, None).unwrap();
     let mut writer = CheckpointWriter::new(source, plan, Box::new(sink)).unwrap();
     block_on(quantize(rec, source, text, options, &mut writer, &mut ())).unwrap();
@@ -357,7 +360,7 @@ fn at_eight_bits_every_way_of_folding_stays_close_to_the_full_model() {
             let options = options(8, alpha);
             for device in devices() {
                 let mut rec = recorder(&device);
-                let format = Format::Gptq(options.gptq_settings(checkpoint.config()));
+                let format = Treatment::new(&options, checkpoint.config()).format();
                 let (report, layers, stored) = store(&mut rec, &checkpoint, &windows(8), &options, format);
                 let mut of = |source: &Checkpoint, layers: Option<&Replacements>| {
                     let network = Network::new(&mut rec, source, layers, 24).unwrap();
@@ -427,11 +430,11 @@ fn tensors_that_do_not_fit_or_come_too_late_are_errors() {
     assert_eq!(block_on(read.read(other)).unwrap(), block_on(checkpoint.read(other)).unwrap());
 
     let options = options(4, Alpha::Off);
-    let layers = options.layers(checkpoint.config());
-    let plan = WritePlan::new(&checkpoint, Format::Float, &layers, DEFAULT_SHARD_LIMIT).unwrap();
+    let treatment = Treatment::new(&options, checkpoint.config());
+    let plan = WritePlan::new(&checkpoint, Format::Float, &treatment.layers(), DEFAULT_SHARD_LIMIT).unwrap();
     let sink = DirectorySink::new(&home.path().join("late"), Existing::Refuse, None).unwrap();
     let mut writer = CheckpointWriter::new(&checkpoint, plan, Box::new(sink)).unwrap();
-    let (mut rng, settings) = (ChaCha8Rng::seed_from_u64(1), options.gptq_settings(checkpoint.config()));
+    let (mut rng, settings) = (ChaCha8Rng::seed_from_u64(1), treatment.gptq_settings());
     for spec in checkpoint.config().linears() {
         block_on(writer.put_linear(&random_layer(&mut rng, &spec, &settings).into())).unwrap();
     }
@@ -467,7 +470,7 @@ fn better_than_rounding_better_still_with_correction_and_the_same_from_disk() {
             seq_len: SEQ_LEN,
             ..options(3, alpha)
         };
-        let format = Format::Gptq(options.gptq_settings(model.config()));
+        let format = Treatment::new(&options, model.config()).format();
         let (report, layers, stored) = store(&mut rec, &model, &text, &options, format);
         let full = Network::new(&mut rec, &model, None, SEQ_LEN).unwrap();
         let mut evaluate = |source: &Checkpoint, layers: Option<&Replacements>| {

@@ -5,7 +5,7 @@ use aquatint::checkpoint::{CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink,
 use aquatint::device::{Device, Recorder};
 use aquatint::engine::network::Network;
 use aquatint::eval::evaluate;
-use aquatint::pipeline::quantize;
+use aquatint::pipeline::{Treatment, quantize};
 use aquatint::quant::{Alpha, GroupSize, Method, QuantizeOptions};
 use aquatint::record::Report;
 use aquatint::stored::Replacements;
@@ -36,7 +36,7 @@ fn options(method: Method) -> QuantizeOptions {
 }
 
 fn run(rec: &mut Recorder, model: &Checkpoint, options: &QuantizeOptions) -> (Report, Replacements) {
-    options.validate_for(model.config()).unwrap();
+    Treatment::new(options, model.config()).validate().unwrap();
     let mut layers = Replacements::new();
     let text = windows(model, bundled::calibration_text(), options.samples);
     let report = block_on(quantize(rec, model, &text, options, &mut layers, &mut ())).unwrap();
@@ -46,8 +46,8 @@ fn run(rec: &mut Recorder, model: &Checkpoint, options: &QuantizeOptions) -> (Re
 /// Runs once more, into a checkpoint that is read back.
 fn stored(rec: &mut Recorder, model: &Checkpoint, options: &QuantizeOptions) -> Checkpoint {
     let home = tempfile::tempdir().unwrap();
-    let format = options.format(model.config());
-    let plan = WritePlan::new(model, format, &options.layers(model.config()), DEFAULT_SHARD_LIMIT).unwrap();
+    let treatment = Treatment::new(options, model.config());
+    let plan = WritePlan::new(model, treatment.format(), &treatment.layers(), DEFAULT_SHARD_LIMIT).unwrap();
     let sink = DirectorySink::new(&home.path().join("out"), Existing::Refuse, None).unwrap();
     let mut writer = CheckpointWriter::new(model, plan, Box::new(sink)).unwrap();
     let text = windows(model, bundled::calibration_text(), options.samples);
@@ -143,7 +143,7 @@ fn every_method_goes_through_a_model_with_exemptions_and_back_from_disk() {
 fn patterns_that_match_nothing_or_everything_are_refused() {
     let config = block_on(bundled::checkpoint()).unwrap().config().clone();
     let refused = |options: QuantizeOptions, words: &[&str]| {
-        let error = options.validate_for(&config).unwrap_err().to_string();
+        let error = Treatment::new(&options, &config).validate().unwrap_err().to_string();
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
     };
     let pattern = || Regex::new("dwon_proj").unwrap();

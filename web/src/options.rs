@@ -2,8 +2,9 @@
 
 use aquatint::checkpoint::{Checkpoint, Format};
 use aquatint::ops::grid::{Search, Symmetry};
+use aquatint::pipeline::Treatment;
 use aquatint::quant::options::default_symmetry;
-use aquatint::quant::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions};
+use aquatint::quant::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, QuantizeOptions};
 use aquatint::{Error, Result};
 use serde::Deserialize;
 
@@ -39,11 +40,7 @@ impl PageOptions {
     /// The library's options. Errors: `Error::Input` for a value that cannot be used with `model`.
     pub fn resolve(&self, model: &Checkpoint) -> Result<QuantizeOptions> {
         let options = QuantizeOptions {
-            method: match self.method.as_str() {
-                "gptq" => Method::Gptq,
-                "rtn" => Method::Rtn,
-                other => return Err(unknown("the method", other)),
-            },
+            method: self.method.parse().map_err(|_| unknown("the method", &self.method))?,
             bits: self.bits,
             group_size: match &self.group_size {
                 Choice::Value(-1) => GroupSize::PerChannel,
@@ -70,7 +67,7 @@ impl PageOptions {
             seed: self.seed,
             ..QuantizeOptions::default()
         };
-        options.validate_for(model.config())?;
+        Treatment::new(&options, model.config()).validate()?;
         Ok(options)
     }
 
@@ -84,8 +81,8 @@ impl PageOptions {
     }
 
     /// How layers are stored.
-    pub fn format(&self, options: &QuantizeOptions, model: &Checkpoint) -> Format {
-        if self.format == "float" { Format::Float } else { Format::Gptq(options.gptq_settings(model.config())) }
+    pub fn format(&self, treatment: Treatment<'_>) -> Format {
+        if self.format == "float" { Format::Float } else { treatment.format() }
     }
 }
 

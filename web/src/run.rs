@@ -4,7 +4,7 @@ use aquatint::checkpoint::{Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, Wr
 use aquatint::device::Recorder;
 use aquatint::engine::network::Network;
 use aquatint::eval::evaluate;
-use aquatint::pipeline;
+use aquatint::pipeline::{self, Treatment};
 use aquatint::quant::{Alpha, QuantizeOptions};
 use aquatint::record::Report;
 use serde::{Deserialize, Serialize};
@@ -209,8 +209,9 @@ impl Place<'_> {
     ) -> aquatint::Result<Report> {
         let QuantizeOptions { samples, seq_len, sampling, seed, .. } = *options;
         let windows = texts.calibration.draw(samples, options.held_out(), seq_len, sampling, seed)?;
-        let format = request.options.format(options, self.model);
-        let plan = WritePlan::new(self.model, format, &options.layers(self.model.config()), DEFAULT_SHARD_LIMIT)?;
+        let treatment = Treatment::new(options, self.model.config());
+        let format = request.options.format(treatment);
+        let plan = WritePlan::new(self.model, format, &treatment.layers(), DEFAULT_SHARD_LIMIT)?;
         let sink = create_folder(self.storage, folder).await?;
         let mut writer = CheckpointWriter::new(self.model, plan, sink)?;
         let report = pipeline::quantize(self.rec, self.model, &windows, options, &mut writer, self.progress).await?;

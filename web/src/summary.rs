@@ -2,7 +2,7 @@
 
 use aquatint::checkpoint::{Checkpoint, DEFAULT_SHARD_LIMIT, WritePlan};
 use aquatint::device::Device;
-use aquatint::pipeline::largest_array;
+use aquatint::pipeline::{Treatment, largest_array};
 use aquatint::quant::GroupSize;
 use aquatint::record::Plan;
 use serde::Serialize;
@@ -112,8 +112,8 @@ pub fn plan(model: &Checkpoint, options: &PageOptions, device: Option<&Device>) 
         tokens,
         ..RunPlan::default()
     };
-    let format = options.format(&resolved, model);
-    match WritePlan::new(model, format, &resolved.layers(config), DEFAULT_SHARD_LIMIT) {
+    let treatment = Treatment::new(&resolved, config);
+    match WritePlan::new(model, options.format(treatment), &treatment.layers(), DEFAULT_SHARD_LIMIT) {
         Ok(written) => plan.output_bytes = written.bytes(),
         Err(error) => plan.problems.push(sentence(error)),
     }
@@ -124,8 +124,7 @@ pub fn plan(model: &Checkpoint, options: &PageOptions, device: Option<&Device>) 
             config.intermediate_size
         ));
     }
-    let groups = resolved.group_size.resolve(config);
-    if resolved.group_size == GroupSize::Auto && groups.is_none() {
+    if resolved.group_size == GroupSize::Auto && treatment.group_size().is_none() {
         plan.warnings.push("No group size divides every layer, so there will be one grid per row.".to_owned());
     }
     plan

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use aquatint::checkpoint::{DEFAULT_SHARD_LIMIT, WritePlan};
-use aquatint::quant::{Alpha, Method, QuantizeOptions};
+use aquatint::pipeline::Treatment;
+use aquatint::quant::QuantizeOptions;
 use aquatint::report::Sizes;
 use aquatint::{Checkpoint, Error, Result};
 
@@ -38,19 +39,19 @@ impl Grid {
         let (mut grid, mut names) = (Self::default(), BTreeSet::new());
         for variant in variants(args, &seeds) {
             let options = args.details.options(&variant, &args.calibration, model.config());
-            options.validate_for(model.config())?;
-            let name = name(&options, model);
-            let label = label(&options, model, &seeds);
-            if needs_no_text(&options) && variant.seed != seeds[0] {
+            let treatment = Treatment::new(&options, model.config());
+            treatment.validate()?;
+            let name = name(treatment);
+            let label = label(treatment, &seeds);
+            if !treatment.needs_calibration() && variant.seed != seeds[0] {
                 let skipped =
                     format!("{label}: without correction rtn reads no calibration text, so seeds do not matter");
                 grid.skipped.push(skipped);
             } else if !names.insert(name.clone()) {
                 grid.skipped.push(format!("{label}: asked for twice"));
             } else {
-                let group_size = options.grid_columns(model.config());
-                let (format, layers) = (options.format(model.config()), options.layers(model.config()));
-                let plan = WritePlan::new(model, format, &layers, DEFAULT_SHARD_LIMIT)?;
+                let group_size = treatment.group_size();
+                let plan = WritePlan::new(model, treatment.format(), &treatment.layers(), DEFAULT_SHARD_LIMIT)?;
                 let sizes = Sizes {
                     original_bytes: model.bytes(),
                     quantized_bytes: plan.bytes(),
@@ -81,26 +82,17 @@ fn variants(args: &SweepArgs, seeds: &[u64]) -> Vec<Variant> {
     variants
 }
 
-/// Whether the weights alone decide the result.
-fn needs_no_text(options: &QuantizeOptions) -> bool {
-    options.method == Method::Rtn && options.alpha.default == Alpha::Off && options.alpha.overrides.is_empty()
-}
-
-/// A method in a word.
-pub fn method(method: Method) -> String {
-    format!("{method:?}").to_lowercase()
-}
-
-fn name(options: &QuantizeOptions, model: &Checkpoint) -> String {
-    let groups = options.grid_columns(model.config()).map_or("channel".to_string(), |size| format!("g{size}"));
-    let (method, alpha) = (method(options.method), options.alpha.default);
+fn name(treatment: Treatment<'_>) -> String {
+    let options = treatment.options;
+    let groups = treatment.group_size().map_or("channel".to_string(), |size| format!("g{size}"));
+    let (method, alpha) = (options.method, options.alpha.default);
     format!("{method}-{}bit-{groups}-{alpha}-seed{}", options.bits, options.seed)
 }
 
-fn label(options: &QuantizeOptions, model: &Checkpoint, seeds: &[u64]) -> String {
-    let groups = options.grid_columns(model.config());
-    let groups = groups.map_or("per channel".to_string(), |size| format!("groups of {size}"));
+fn label(treatment: Treatment<'_>, seeds: &[u64]) -> String {
+    let options = treatment.options;
+    let groups = treatment.group_size().map_or("per channel".to_string(), |size| format!("groups of {size}"));
     let seed = if seeds.len() > 1 { format!(", seed {}", options.seed) } else { String::new() };
-    let (method, alpha) = (method(options.method), options.alpha.default);
+    let (method, alpha) = (options.method, options.alpha.default);
     format!("{method}, {} bits, {groups}, α {alpha}{seed}", options.bits)
 }

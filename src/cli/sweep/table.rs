@@ -7,7 +7,7 @@ use aquatint::quant::QuantizeOptions;
 use aquatint::report::Evaluation;
 use comfy_table::{CellAlignment, Table, presets};
 
-use super::grid::{Cell, method};
+use super::grid::Cell;
 use super::store::{Finished, Original};
 
 /// A cell with what became of it.
@@ -112,7 +112,7 @@ fn table(options: &[&str], texts: &[String], more: &[&str]) -> Table {
 /// Method, bits, groups and α.
 fn varied(options: &QuantizeOptions, row: &Row) -> [String; 4] {
     let groups = row.cell.group_size.map_or("-1".to_string(), |size| size.to_string());
-    [method(options.method), options.bits.to_string(), groups, options.alpha.default.to_string()]
+    [options.method.to_string(), options.bits.to_string(), groups, options.alpha.default.to_string()]
 }
 
 /// One for each of `count` measures, `None` where the run broke down before.
