@@ -11,7 +11,7 @@ mod plan;
 mod run;
 mod stream;
 mod sums;
-pub mod treatment;
+mod treatment;
 mod work;
 
 use std::collections::BTreeMap;

@@ -1,6 +1,6 @@
 //! The options of a run. With the same options, text, model and device a run writes the same bytes.
 //!
-//! Nothing here knows a model. `pipeline::treatment` says what the options mean for one.
+//! Nothing here knows a model. `pipeline::Treatment` says what the options mean for one.
 
 use serde::{Deserialize, Serialize};
 

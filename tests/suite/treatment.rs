@@ -1,7 +1,7 @@
 //! Layers that are treated in a way of their own: left alone, given other bits, and the output matrix.
 
 use crate::common::recorder;
-use aquatint::checkpoint::{CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, WritePlan};
+use aquatint::checkpoint::{CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, WritePlan};
 use aquatint::device::{Device, Recorder};
 use aquatint::engine::network::Network;
 use aquatint::eval::evaluate;
@@ -155,4 +155,27 @@ fn patterns_that_match_nothing_or_everything_are_refused() {
         QuantizeOptions { skip: vec![Regex::new(".").unwrap()], ..options(Method::Gptq) },
         &["--skip", "every layer"],
     );
+}
+
+#[test]
+fn a_method_has_one_name_on_the_command_line_and_in_records() {
+    for method in Method::ALL {
+        assert_eq!(serde_json::to_value(method).unwrap(), method.name());
+        assert_eq!(method.name().parse(), Ok(method));
+    }
+    let error = "gtpq".parse::<Method>().unwrap_err();
+    assert!(Method::ALL.iter().all(|method| error.contains(method.name())), "{error}");
+}
+
+#[test]
+fn only_a_method_without_a_grid_has_no_groups_and_no_codes() {
+    let config = block_on(bundled::checkpoint()).unwrap().config().clone();
+    for method in Method::ALL {
+        let options = QuantizeOptions { group_size: GroupSize::Auto, ..options(method) };
+        let treatment = Treatment::new(&options, &config);
+        let on_grid = method.quantizer().off_grid().is_none();
+        assert_eq!(treatment.group_size(), on_grid.then_some(32), "{method}");
+        assert_eq!(matches!(treatment.format(), Format::Gptq(_)), on_grid, "{method}");
+        assert_eq!(on_grid, method != Method::Quip);
+    }
 }
