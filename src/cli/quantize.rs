@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use aquatint::calibration::TextFile;
-use aquatint::checkpoint::{CheckpointWriter, DirectorySink, Existing, Format, formats, read_text_file};
+use aquatint::checkpoint::{CheckpointWriter, DirectorySink, Existing, Format, read_text_file};
 use aquatint::device::{Device, Memory, Recorder};
 use aquatint::observer::Observer;
+use aquatint::pipeline::Treatment;
 use aquatint::quant::QuantizeOptions;
 use aquatint::record::Report;
 use aquatint::report::{Document, Evaluation, Run, html};
@@ -33,10 +34,11 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     check_writable(&files.map(|(option, path)| (option, path.as_deref())))?;
     let model = open_model(args.model.as_deref())?;
     let options = args.method.options(&args.text, model.config());
-    options.validate_for(model.config())?;
+    let treatment = Treatment::new(&options, model.config());
+    treatment.validate()?;
     let windows = calibration_windows(&calibration_tokens(&model, &args.text)?, &options)?;
     let texts = evaluation_texts(&args, &model, options.seq_len)?;
-    let format = format(args.format, &options)?;
+    let format = format(args.format, treatment)?;
     let run = CheckpointRun::new(&model, &options, format)?;
     let command = Quantization { args: &args, model: &model, options: &options, windows: &windows, run: &run };
     // The output is checked before the device is opened, since that is quicker.
@@ -83,7 +85,7 @@ impl<'a> Quantization<'a> {
 
     /// Prints what `--dry-run` leaves undone.
     fn announce(&self) {
-        let group_size = self.options.grid_columns(self.model.config());
+        let group_size = Treatment::new(self.options, self.model.config()).group_size();
         let groups = group_size.map_or("one grid per row".to_string(), |size| format!("groups of {size}"));
         say!(
             "would quantize {} to {} bits, {groups}, on {} windows of {} tokens, and write {} to {}",
@@ -176,17 +178,17 @@ fn file_name(path: &str) -> String {
 }
 
 /// The format that is wanted, or the one that suits the method.
-fn format(wanted: Option<&'static dyn Format>, options: &QuantizeOptions) -> Result<&'static dyn Format> {
-    let form = options.form();
-    match wanted {
-        Some(format) if !format.stores(form) => Err(Error::input(
+fn format(wanted: Option<&'static dyn Format>, treatment: Treatment<'_>) -> Result<&'static dyn Format> {
+    let method = treatment.options.method;
+    match (method.quantizer().off_grid(), wanted) {
+        (Some(why), Some(format)) if !format.stores(treatment.form()) => Err(Error::input(
             "--format",
-            format!("{} for --method quip, whose weights lie on no grid once the rotation is undone", format.name()),
-            formats::default_for(form).name(),
+            format!("{} for --method {method}, whose weights {why}", format.name()),
+            treatment.format().name(),
             "leave --format out",
         )),
-        Some(format) => Ok(format),
-        None => Ok(options.format()),
+        (_, Some(format)) => Ok(format),
+        (_, None) => Ok(treatment.format()),
     }
 }
 

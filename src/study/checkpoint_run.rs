@@ -5,7 +5,7 @@ use crate::calibration::Calibration;
 use crate::checkpoint::{Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, Format, Sink, WritePlan};
 use crate::device::Recorder;
 use crate::observer::Observer;
-use crate::pipeline::{Job, Journal, quantize_together};
+use crate::pipeline::{Job, Journal, Treatment, quantize_together};
 use crate::quant::QuantizeOptions;
 use crate::record::Report;
 use crate::report::Sizes;
@@ -29,8 +29,8 @@ impl<'a> CheckpointRun<'a> {
     ///
     /// Errors: `Error::Input` if `model` is quantized already or if `format` cannot store a layer.
     pub fn new(model: &'a Checkpoint, options: &'a QuantizeOptions, format: &'static dyn Format) -> Result<Self> {
-        let (settings, layers) = (options.settings(model.config()), options.layers(model.config()));
-        let plan = WritePlan::new(model, format, settings, &layers, DEFAULT_SHARD_LIMIT)?;
+        let treatment = Treatment::new(options, model.config());
+        let plan = WritePlan::new(model, format, treatment.settings(), &treatment.layers(), DEFAULT_SHARD_LIMIT)?;
         Ok(Self { model, options, plan })
     }
 

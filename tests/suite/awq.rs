@@ -14,8 +14,9 @@ use aquatint::eval::{evaluate, logits};
 use aquatint::family::LinearSpec;
 use aquatint::ops::grid::{GridSpec, ScaleType, Search, Symmetry};
 use aquatint::pipeline::fold::{Finished, Producer};
-use aquatint::pipeline::quantize;
-use aquatint::quant::{Activations, Alpha, GroupSize, Method, QuantizeOptions, Statistics};
+use aquatint::pipeline::{Treatment, quantize};
+use aquatint::quant::methods::awq::Activations;
+use aquatint::quant::{Alpha, GroupSize, Method, Quantities, QuantizeOptions, Statistics};
 use aquatint::record::Report;
 use aquatint::stored::Replacements;
 use aquatint::stored::{QuantizedLinear, StoredLinear};
@@ -50,15 +51,16 @@ fn weight(seed: u64, m: usize, n: usize) -> Vec<f32> {
 fn activations(rec: &mut Recorder, x: &Dense) -> Activations {
     let (n, cut) = (x.columns, 40 * x.columns);
     let values = x.f32();
+    let quantities = Quantities { error_correlation: false, magnitudes: true };
     let mut parts = [&values[..cut], &values[cut..]].map(|values| {
         let part = rec.upload(&[values.len() / n, n], values.to_vec()).unwrap();
-        let mut statistics = Statistics::zeros(rec, n, false).unwrap().with_magnitudes(rec).unwrap();
+        let mut statistics = Statistics::zeros(rec, n, quantities).unwrap();
         statistics.accumulate(rec, &part, &part).unwrap();
         statistics
     });
     let [all, held_out] = &mut parts;
     all.merge(rec, held_out).unwrap();
-    block_on(Activations::of(rec, all, "here")).unwrap()
+    block_on(Activations::new(rec, &all.hessian, all.magnitudes.as_ref().unwrap(), "here")).unwrap()
 }
 
 /// W·diag(s) rounded to its range shrunk by `factor`, per row and group, and scaled back.
@@ -339,8 +341,9 @@ fn store(
     options: &QuantizeOptions,
 ) -> (Report, Replacements, Checkpoint) {
     let home = tempfile::tempdir().unwrap();
-    let (settings, layers) = (options.settings(source.config()), options.layers(source.config()));
-    let plan = WritePlan::new(source, options.format(), settings, &layers, DEFAULT_SHARD_LIMIT).unwrap();
+    let treatment = Treatment::new(options, source.config());
+    let (settings, layers) = (treatment.settings(), treatment.layers());
+    let plan = WritePlan::new(source, treatment.format(), settings, &layers, DEFAULT_SHARD_LIMIT).unwrap();
     let sink = DirectorySink::new(&home.path().join("out"), Existing::Refuse, None).unwrap();
     let mut writer = CheckpointWriter::new(source, plan, Box::new(sink)).unwrap();
     block_on(quantize(rec, source, text, options, &mut writer, &mut ())).unwrap();
@@ -406,7 +409,7 @@ fn tensors_that_do_not_fit_or_come_too_late_are_errors() {
     let checkpoint = block_on(model(1, false, "F16").open()).unwrap();
     let norm = "model.layers.0.input_layernorm.weight".to_owned();
     let options = options(4, Alpha::Off);
-    let settings = options.settings(checkpoint.config());
+    let settings = Treatment::new(&options, checkpoint.config()).settings();
     let start = |directory: &std::path::Path| {
         let plan = WritePlan::new(&checkpoint, &Float, settings, &[], DEFAULT_SHARD_LIMIT).unwrap();
         let sink = DirectorySink::new(directory, Existing::Refuse, None).unwrap();
@@ -425,7 +428,7 @@ fn tensors_that_do_not_fit_or_come_too_late_are_errors() {
     let other = "model.layers.1.input_layernorm.weight";
     assert_eq!(block_on(read.read(other)).unwrap(), block_on(checkpoint.read(other)).unwrap());
 
-    let layers = options.layers(checkpoint.config());
+    let layers = Treatment::new(&options, checkpoint.config()).layers();
     let plan = WritePlan::new(&checkpoint, &Float, settings, &layers, DEFAULT_SHARD_LIMIT).unwrap();
     let sink = DirectorySink::new(&home.path().join("late"), Existing::Refuse, None).unwrap();
     let mut writer = CheckpointWriter::new(&checkpoint, plan, Box::new(sink)).unwrap();

@@ -1,14 +1,15 @@
 //! `ops::descent`: coordinate descent over codes, compared with the textbook in float64, and the loss that it takes off GPTQ.
 
 use crate::common::dense::{Dense, hessian, objective};
-use crate::common::{device_tests, random, read, recorder};
+use crate::common::{device_tests, group_rounder, random, read, recorder};
 use aquatint::device::Device;
 use aquatint::ops::descent::{Block, descend_block};
 use aquatint::ops::gptq::LONGEST_BLOCK;
 use aquatint::ops::gram;
 use aquatint::ops::grid::{Grid, GridSpec, ScaleType, Search, Symmetry, search};
 use aquatint::ops::matmul::{Orientation, Rows, accumulate};
-use aquatint::quant::{ActivationOrder, Codes, Curvature, Damping, Layer, QuantizeOptions, Rounder};
+use aquatint::quant::methods::Layer;
+use aquatint::quant::{ActivationOrder, Codes, HessianDiagonal, QuantizeOptions};
 use aquatint::tensor::Tensor;
 use pollster::block_on;
 
@@ -135,7 +136,7 @@ fn no_single_code_can_be_bettered_after_enough_passes_and_the_loss_of_gptq_falls
     let dense = rec.upload(&[n, n], h.f32()).unwrap();
     let packed = gram::pack(&mut rec, &dense).unwrap();
     let weight = rec.upload(&[m, n], w.f32()).unwrap();
-    let diagonal = block_on(Damping::of(&mut rec, &packed, "test")).unwrap();
+    let diagonal = block_on(HessianDiagonal::of(&mut rec, &packed, "test")).unwrap();
     let mut losses = Vec::new();
     for (passes, order) in [0, 1, 20]
         .into_iter()
@@ -143,9 +144,8 @@ fn no_single_code_can_be_bettered_after_enough_passes_and_the_loss_of_gptq_falls
     {
         let options =
             QuantizeOptions { bits: 2, descent_passes: passes, activation_order: order, ..Default::default() };
-        let curvature = Curvature { hessian: &packed, diagonal: &diagonal, place: "test" };
-        let rounder = block_on(Rounder::new(&mut rec, &options, Some(group_size), curvature)).unwrap();
-        let layer = Layer { name: "test", bits: 2 };
+        let rounder = group_rounder(&mut rec, &options, &packed, &diagonal);
+        let layer = Layer { name: "test", grid: options.grid_spec(group_size, 2) };
         let rounded = block_on(rounder.round(&mut rec, layer, &weight)).unwrap();
         let rounded = rounder.refine(&mut rec, &weight, rounded).unwrap();
         let damped = h.damped(f64::from(diagonal.ridge(options.rounding_damping)));
@@ -181,13 +181,12 @@ fn where_inputs_do_not_correlate_no_shrunken_range_loses_less_than_the_one_found
     let dense = rec.upload(&[n, n], h.f32()).unwrap();
     let packed = gram::pack(&mut rec, &dense).unwrap();
     let weight = rec.upload(&[m, n], w.f32()).unwrap();
-    let diagonal = block_on(Damping::of(&mut rec, &packed, "test")).unwrap();
+    let diagonal = block_on(HessianDiagonal::of(&mut rec, &packed, "test")).unwrap();
     for activation_order in [ActivationOrder::Natural, ActivationOrder::Descending] {
         let errors = [Search::Weighted, Search::Mse, Search::MinMax].map(|grid| {
             let options = QuantizeOptions { bits, grid, activation_order, descent_passes: 0, ..Default::default() };
-            let curvature = Curvature { hessian: &packed, diagonal: &diagonal, place: "test" };
-            let rounder = block_on(Rounder::new(&mut rec, &options, Some(group_size), curvature)).unwrap();
-            let layer = Layer { name: "test", bits };
+            let rounder = group_rounder(&mut rec, &options, &packed, &diagonal);
+            let layer = Layer { name: "test", grid: options.grid_spec(group_size, bits) };
             let rounded = block_on(rounder.round(&mut rec, layer, &weight)).unwrap();
             w.minus(&Dense::new(m, n, &read(&mut rec, &rounded.dequantized)))
         });

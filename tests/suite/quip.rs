@@ -1,12 +1,13 @@
 //! QuIP: its rotations are orthogonal and are undone, its rounding is LDLQ, and outliers cost less after a rotation.
 
 use crate::common::dense::{Dense, Level, gptq, hessian, objective};
-use crate::common::{device_tests, random, read, recorder};
+use crate::common::{device_tests, group_rounder, random, read, recorder};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::gram;
 use aquatint::ops::grid::Search;
+use aquatint::quant::methods::Layer;
 use aquatint::quant::rotation::{Rotation, require_hadamard};
-use aquatint::quant::{Curvature, Damping, Layer, Method, QuantizeOptions, RotationKind, Rounder};
+use aquatint::quant::{HessianDiagonal, Method, QuantizeOptions, RotationKind};
 use pollster::block_on;
 
 const KINDS: [RotationKind; 2] = [RotationKind::Kronecker, RotationKind::Hadamard];
@@ -124,11 +125,11 @@ fn rounded(rec: &mut Recorder, w: &Dense, h: &Dense, options: &QuantizeOptions, 
     let n = h.rows;
     let dense = rec.upload(&[n, n], h.f32()).unwrap();
     let packed = gram::pack(rec, &dense).unwrap();
-    let diagonal = block_on(Damping::of(rec, &packed, "test")).unwrap();
-    let curvature = Curvature { hessian: &packed, diagonal: &diagonal, place: "test" };
-    let rounder = block_on(Rounder::new(rec, options, None, curvature)).unwrap();
+    let diagonal = block_on(HessianDiagonal::of(rec, &packed, "test")).unwrap();
+    let rounder = group_rounder(rec, options, &packed, &diagonal);
     let weight = rec.upload(&[w.rows, n], w.f32()).unwrap();
-    let rounded = block_on(rounder.round(rec, Layer { name: "test", bits }, &weight)).unwrap();
+    let rounded =
+        block_on(rounder.round(rec, Layer { name: "test", grid: options.grid_spec(n, bits) }, &weight)).unwrap();
     let values = read(rec, &rounded.dequantized);
     (objective(&w.minus(&Dense::new(w.rows, n, &values)), h), values)
 }

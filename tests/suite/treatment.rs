@@ -5,7 +5,7 @@ use aquatint::checkpoint::{CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink,
 use aquatint::device::{Device, Recorder};
 use aquatint::engine::network::Network;
 use aquatint::eval::evaluate;
-use aquatint::pipeline::quantize;
+use aquatint::pipeline::{Treatment, quantize};
 use aquatint::quant::{Alpha, GroupSize, Method, QuantizeOptions};
 use aquatint::record::Report;
 use aquatint::stored::Replacements;
@@ -36,7 +36,7 @@ fn options(method: Method) -> QuantizeOptions {
 }
 
 fn run(rec: &mut Recorder, model: &Checkpoint, options: &QuantizeOptions) -> (Report, Replacements) {
-    options.validate_for(model.config()).unwrap();
+    Treatment::new(options, model.config()).validate().unwrap();
     let mut layers = Replacements::new();
     let text = windows(model, bundled::calibration_text(), options.samples);
     let report = block_on(quantize(rec, model, &text, options, &mut layers, &mut ())).unwrap();
@@ -46,8 +46,9 @@ fn run(rec: &mut Recorder, model: &Checkpoint, options: &QuantizeOptions) -> (Re
 /// Runs once more, into a checkpoint that is read back.
 fn stored(rec: &mut Recorder, model: &Checkpoint, options: &QuantizeOptions) -> Checkpoint {
     let home = tempfile::tempdir().unwrap();
-    let (settings, layers) = (options.settings(model.config()), options.layers(model.config()));
-    let plan = WritePlan::new(model, options.format(), settings, &layers, DEFAULT_SHARD_LIMIT).unwrap();
+    let treatment = Treatment::new(options, model.config());
+    let (settings, layers) = (treatment.settings(), treatment.layers());
+    let plan = WritePlan::new(model, treatment.format(), settings, &layers, DEFAULT_SHARD_LIMIT).unwrap();
     let sink = DirectorySink::new(&home.path().join("out"), Existing::Refuse, None).unwrap();
     let mut writer = CheckpointWriter::new(model, plan, Box::new(sink)).unwrap();
     let text = windows(model, bundled::calibration_text(), options.samples);
@@ -146,7 +147,7 @@ fn every_method_goes_through_a_model_with_exemptions_and_back_from_disk() {
 fn patterns_that_match_nothing_or_everything_are_refused() {
     let config = block_on(bundled::checkpoint()).unwrap().config().clone();
     let refused = |options: QuantizeOptions, words: &[&str]| {
-        let error = options.validate_for(&config).unwrap_err().to_string();
+        let error = Treatment::new(&options, &config).validate().unwrap_err().to_string();
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
     };
     let pattern = || Regex::new("dwon_proj").unwrap();
@@ -158,4 +159,27 @@ fn patterns_that_match_nothing_or_everything_are_refused() {
         QuantizeOptions { skip: vec![Regex::new(".").unwrap()], ..options(Method::Gptq) },
         &["skip: ", "every layer"],
     );
+}
+
+#[test]
+fn a_method_has_one_name_on_the_command_line_and_in_records() {
+    for method in Method::ALL {
+        assert_eq!(serde_json::to_value(method).unwrap(), method.name());
+        assert_eq!(method.name().parse(), Ok(method));
+    }
+    let error = "gtpq".parse::<Method>().unwrap_err();
+    assert!(Method::ALL.iter().all(|method| error.contains(method.name())), "{error}");
+}
+
+#[test]
+fn only_a_method_without_a_grid_has_no_groups_and_no_codes() {
+    let config = block_on(bundled::checkpoint()).unwrap().config().clone();
+    for method in Method::ALL {
+        let options = QuantizeOptions { group_size: GroupSize::Auto, ..options(method) };
+        let treatment = Treatment::new(&options, &config);
+        let on_grid = method.quantizer().off_grid().is_none();
+        assert_eq!(treatment.group_size(), on_grid.then_some(32), "{method}");
+        assert_eq!(treatment.format().name() == "gptq", on_grid, "{method}");
+        assert_eq!(on_grid, method != Method::Quip);
+    }
 }

@@ -2,7 +2,7 @@
 
 use aquatint::checkpoint::{Checkpoint, DEFAULT_SHARD_LIMIT, WritePlan};
 use aquatint::device::Device;
-use aquatint::pipeline::{largest_array, roomy_plan};
+use aquatint::pipeline::{Treatment, largest_array, roomy_plan};
 use aquatint::quant::GroupSize;
 use serde::Serialize;
 
@@ -111,10 +111,10 @@ pub fn plan(model: &Checkpoint, options: &PageOptions, device: Option<&Device>) 
         tokens,
         ..RunPlan::default()
     };
-    let (settings, layers) = (resolved.settings(config), resolved.layers(config));
-    let written =
-        options.format().and_then(|format| WritePlan::new(model, format, settings, &layers, DEFAULT_SHARD_LIMIT));
-    match written {
+    let treatment = Treatment::new(&resolved, config);
+    let plan_files =
+        |format| WritePlan::new(model, format, treatment.settings(), &treatment.layers(), DEFAULT_SHARD_LIMIT);
+    match options.format().and_then(plan_files) {
         Ok(written) => {
             plan.output_bytes = written.bytes();
             plan.warnings.extend(written.notes().iter().map(|note| format!("{note}.")));
@@ -128,8 +128,7 @@ pub fn plan(model: &Checkpoint, options: &PageOptions, device: Option<&Device>) 
             config.widest()
         ));
     }
-    let groups = resolved.group_size.resolve(config);
-    if resolved.group_size == GroupSize::Auto && groups.is_none() {
+    if resolved.group_size == GroupSize::Auto && treatment.group_size().is_none() {
         plan.warnings.push("No group size divides every layer, so there will be one grid per row.".to_owned());
     }
     plan

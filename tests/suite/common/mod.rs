@@ -8,7 +8,10 @@ use std::sync::{LazyLock, Mutex};
 use std::time::Instant;
 
 use aquatint::device::{Choice, Clock, Device, Precision, Recorder};
+use aquatint::ops::gram::Packed;
 use aquatint::ops::tier::{self, FrontEnd};
+use aquatint::quant::methods::{GroupInput, GroupRounder, ScaleSearch};
+use aquatint::quant::{Curvature, HessianDiagonal, QuantizeOptions};
 use aquatint::tensor::Tensor;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -113,4 +116,16 @@ pub fn relative_error(a: &[f32], b: &[f64]) -> f64 {
     let difference: f64 = a.iter().zip(b).map(|(&a, &b)| (f64::from(a) - b).powi(2)).sum::<f64>().sqrt();
     let norm = b.iter().map(|b| b * b).sum::<f64>().sqrt();
     if norm == 0.0 { difference } else { difference / norm }
+}
+
+/// The method of `options`, prepared for a group with this H. Not for methods that scale the input.
+pub fn group_rounder<'a>(
+    rec: &mut Recorder,
+    options: &'a QuantizeOptions,
+    hessian: &'a Packed,
+    diagonal: &'a HessianDiagonal,
+) -> Box<dyn GroupRounder + 'a> {
+    let curvature = Some(Curvature { hessian, diagonal, place: "test" });
+    let input = GroupInput { options, curvature, magnitudes: None };
+    pollster::block_on(options.method.quantizer().prepare(rec, input, ScaleSearch::default())).unwrap()
 }
