@@ -9,7 +9,7 @@ mod support;
 use std::process::ExitCode;
 
 use aquatint::Result;
-use aquatint::device::{Precision, Recorder};
+use aquatint::device::{Precision, Recorder, Tensor};
 use aquatint::engine::rope::table;
 use aquatint::family::{Rope, RopeScaling};
 use aquatint::ops::Positions;
@@ -28,7 +28,6 @@ use aquatint::ops::silu_mul::silu_mul;
 use aquatint::ops::solve::solve_rows;
 use aquatint::quant::methods::{GroupInput, Layer, ScaleSearch};
 use aquatint::quant::{Curvature, HessianDiagonal, QuantizeOptions};
-use aquatint::tensor::Tensor;
 use clap::Parser;
 use pollster::block_on;
 use support::{Table, duration, percent, tensor};

@@ -4,12 +4,11 @@ pub mod tasks;
 
 use serde::Serialize;
 
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::engine::network::{Head, Network, SLAB_ROWS};
 use crate::error::Setting;
 use crate::observer::{Event, Observer};
 use crate::ops::{kl, nll};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// Tokens whose logits over one slab of the vocabulary exist at the same time.

@@ -44,7 +44,6 @@ pub mod record;
 pub mod report;
 pub mod stored;
 pub mod study;
-pub mod tensor;
 pub mod tokenizer;
 
 pub use calibration::{Calibration, Sampling, TextFile};

@@ -8,10 +8,9 @@ use std::sync::LazyLock;
 use std::time::Instant;
 
 use aquatint::Result;
-use aquatint::device::{Choice, Clock, Device, Precision, Recorder, adapters};
+use aquatint::device::{Choice, Clock, Device, Precision, Recorder, Tensor, adapters};
 use aquatint::ops::matmul::{Orientation, matmul};
 use aquatint::ops::tier::{self, FrontEnd};
-use aquatint::tensor::Tensor;
 use faer::linalg::matmul::matmul as product;
 use faer::{Accum, MatMut, MatRef, Par};
 use pollster::block_on;

@@ -5,9 +5,8 @@ use std::ops::Range;
 
 use super::reader::{Checkpoint, Floats};
 use crate::Result;
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::ops::widen::widen;
-use crate::tensor::Tensor;
 
 impl Checkpoint {
     /// The whole tensor `name` as f32, on the device of `rec`. A quantized layer is dequantized on the CPU first.

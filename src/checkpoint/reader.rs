@@ -11,10 +11,10 @@ use super::format::{PackedLayer, Part, PartData};
 use super::formats::{DESCRIPTION_FILE, Packing};
 use super::shards::{Files, Tensor};
 use super::source::{Source, pieces};
+use crate::device::recycled;
 use crate::family::ModelConfig;
 use crate::family::config::fields::Fields;
 use crate::ops::widen::Encoding;
-use crate::tensor::recycled;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 

@@ -2,7 +2,8 @@
 //!
 //! `select` lists the adapters and opens one. `gpu` is an opened GPU, with its `buffers` and `pipelines`. `recorder` takes the
 //! commands of the ops in `crate::ops` and submits them. `fast` says which matrix units an adapter has, `shader` holds the
-//! WGSL sources, and `memory` holds the limits of a run. This folder imports no op: [`crate::ops::tier`] opens a device for the
+//! WGSL sources, and `memory` holds the limits of a run, and `tensor` is an array
+//! in host memory or on a GPU. This folder imports no op: [`crate::ops::tier`] opens a device for the
 //! rest of the program, because opening one includes a test of some kernels.
 
 mod buffers;
@@ -13,6 +14,7 @@ mod pipelines;
 mod recorder;
 mod select;
 pub mod shader;
+mod tensor;
 
 use std::sync::Arc;
 
@@ -25,6 +27,8 @@ pub(crate) use recorder::Dispatch;
 pub use recorder::{KernelTime, Reading, Recorder};
 pub use select::{AdapterSummary, Choice, adapters};
 pub(crate) use select::{compute_adapters, open};
+pub use tensor::{Element, Tensor};
+pub(crate) use tensor::{MOST_FREE, limit_free, recycled};
 
 /// Returns the seconds since some fixed moment. The library reads no clock of its own: whoever opens a device may give it one.
 pub type Clock = fn() -> f64;

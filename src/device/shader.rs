@@ -31,6 +31,7 @@ const SOURCES: &[(&str, &str)] = sources![
     "grid",
     "grouped_product",
     "kl",
+    "layer_norm",
     "magnitude",
     "matmul",
     "nll",

@@ -7,7 +7,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::Result;
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::family::{self, Activation, Attention, Node, Norm, NormKind, Op, Value};
 use crate::ops::Positions;
 use crate::ops::add::{add_assign, add_bias};
@@ -17,7 +17,6 @@ use crate::ops::matmul::{Orientation, matmul};
 use crate::ops::rms_norm::rms_norm;
 use crate::ops::rope::rope;
 use crate::ops::silu_mul::silu_mul;
-use crate::tensor::Tensor;
 
 /// A block on a device but for the weights of its linear layers: what all streams through it share.
 #[derive(Debug)]

@@ -5,12 +5,11 @@
 use super::block::{Block, Context, State, Weights};
 use super::network::{Head, Network, Vocabulary};
 use crate::checkpoint::Checkpoint;
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::error::{Setting, phrase};
 use crate::family;
 use crate::ops::Positions;
 use crate::stored::Replacements;
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// Tokens that go through the blocks together: enough to fill a GPU, few enough to fit any binding.

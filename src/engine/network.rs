@@ -5,14 +5,13 @@ use std::sync::Arc;
 use super::block::{Block, Context, Weights};
 use super::rope;
 use crate::checkpoint::Checkpoint;
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::error::{Advice, Setting, phrase};
 use crate::family::{self, Linear, LinearSpec, ModelConfig, Name, Op, Rope};
 use crate::ops::Positions;
 use crate::ops::embedding;
 use crate::ops::matmul::{Orientation, matmul};
 use crate::stored::{Replacements, StoredLinear};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// How many sequences of `length` tokens are processed together on the recorder's device.

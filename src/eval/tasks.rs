@@ -7,12 +7,11 @@ use serde::{Deserialize, Serialize};
 use super::{HEAD_TOKENS, through_blocks};
 use crate::calibration::TextFile;
 use crate::checkpoint::Checkpoint;
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::engine::network::{Head, Network};
 use crate::observer::{Event, Observer};
 use crate::ops::nll;
 use crate::stored::Replacements;
-use crate::tensor::Tensor;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 

@@ -6,10 +6,9 @@ use faer::linalg::matmul::matmul as product;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use crate::device::{Dispatch, Recorder};
+use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::math::{exp, maximum, sum, vectorised};
 use crate::ops::{Positions, spread};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// How the columns of Q, K and V divide into heads, and which keys a query sees.

@@ -7,11 +7,10 @@ use faer::linalg::cholesky::llt::factor::{LltRegularization, cholesky_in_place, 
 use faer::{MatMut, dyn_stack};
 use rayon::prelude::*;
 
-use crate::device::{Dispatch, Recorder};
+use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::gram::{self, Packed, TILE};
 use crate::ops::math::parallelism;
 use crate::ops::{spread, spread_elements};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// `M` of a damped Hessian, for a processing order of its columns.

@@ -2,11 +2,10 @@
 
 use rayon::prelude::*;
 
-use crate::device::{Dispatch, Recorder};
+use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::grid::Grid;
 use crate::ops::math::{sum, vectorised};
 use crate::ops::spread;
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// The best grid so far of every row and group.

@@ -8,8 +8,7 @@
 
 use super::spread;
 use crate::Result;
-use crate::device::{Buffer, Dispatch, FastShape, Recorder};
-use crate::tensor::Tensor;
+use crate::device::{Buffer, Dispatch, FastShape, Recorder, Tensor};
 
 /// The most bytes that the planes of one operand may take. A larger operand is split in pieces of its rows.
 pub(crate) const PLANES: u64 = 256 << 20;

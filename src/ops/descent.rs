@@ -5,12 +5,11 @@
 
 use rayon::prelude::*;
 
-use crate::device::{Dispatch, Recorder};
+use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::gptq::LONGEST_BLOCK;
 use crate::ops::grid::Grid;
 use crate::ops::walk::{LANES, Lanes, Levels, Settle, Walk, load, strips};
 use crate::ops::{bounded, code};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// The columns whose codes may move, and what they are judged by.

@@ -3,9 +3,8 @@
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::device::{Dispatch, Recorder};
+use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::spread;
-use crate::tensor::Tensor;
 
 uniform! {
     struct Params of "embedding" {

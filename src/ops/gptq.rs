@@ -5,11 +5,10 @@
 
 use rayon::prelude::*;
 
-use crate::device::{Buffer, Dispatch, Recorder};
+use crate::device::{Buffer, Dispatch, Recorder, Tensor};
 use crate::ops::grid::Grid;
 use crate::ops::walk::{LANES, Lanes, Levels, Settle, Walk, load, strips};
 use crate::ops::{bounded, code};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// Columns of a block at most.

@@ -7,12 +7,11 @@ use faer::linalg::matmul::matmul as product;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use crate::device::{Buffer, Dispatch, FastShape, Recorder};
+use crate::device::{Buffer, Dispatch, FastShape, Recorder, Tensor};
 use crate::ops::add;
 use crate::ops::cooperative::{self, Operand, Output};
 use crate::ops::matmul::{self, Orientation};
 use crate::ops::{spread, spread_elements};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// Rows and columns of a tile.

@@ -3,9 +3,8 @@
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
-use crate::device::{Dispatch, Recorder};
+use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::{bounded, spread};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// Whether the grid has a zero point of its own.

@@ -5,8 +5,7 @@ use faer::linalg::matmul::matmul as product;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use crate::device::{Dispatch, Recorder};
-use crate::tensor::Tensor;
+use crate::device::{Dispatch, Recorder, Tensor};
 use crate::{Error, Result};
 
 /// Rows that one task of the twin computes.

@@ -3,11 +3,10 @@
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::device::{Dispatch, Recorder};
+use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::math::{exp, maximum, sum, vectorised};
 use crate::ops::nll::SENTINEL;
 use crate::ops::spread;
-use crate::tensor::Tensor;
 
 /// Floats per token of a running state.
 const STATE: usize = 3;

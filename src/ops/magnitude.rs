@@ -3,8 +3,7 @@
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::device::{Dispatch, Recorder};
-use crate::tensor::Tensor;
+use crate::device::{Dispatch, Recorder, Tensor};
 
 /// Tokens of one dispatch, and of one running sum.
 const TOKENS: usize = 2048;

@@ -7,9 +7,8 @@ use faer::linalg::matmul::matmul as product;
 use faer::{Accum, MatMut, MatRef, Par};
 use rayon::prelude::*;
 
-use crate::device::{Dispatch, Recorder};
+use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::cooperative::{self, Operand, Output};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// Which operand is read transposed: one letter for A, one for B, N for no and T for transposed.

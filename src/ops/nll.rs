@@ -2,10 +2,9 @@
 
 use rayon::prelude::*;
 
-use crate::device::{Dispatch, Recorder};
+use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::math::{exp, maximum, sum, vectorised};
 use crate::ops::spread;
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// Stands for "nothing seen yet" where a logit goes. Finite, because shaders may not rely on infinities.

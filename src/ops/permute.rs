@@ -4,8 +4,7 @@
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::device::{Buffer, Dispatch, Recorder};
-use crate::tensor::{Element, Tensor};
+use crate::device::{Buffer, Dispatch, Element, Recorder, Tensor};
 
 /// Rows that are moved together: one cache line of each column.
 const STRIP: usize = 16;

@@ -1,10 +1,9 @@
 //! A square matrix in pieces of consecutive rows, none larger than the device can bind: D of a wide layer takes gigabytes.
 
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::ops::add;
 use crate::ops::gram::{self, Packed, TILE};
 use crate::ops::matmul::{Orientation, accumulate_columns, matmul};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// An `[n, n]` matrix as `[rows, n]` pieces; all of them but the last have the same number of rows.

@@ -3,9 +3,8 @@
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::device::{Dispatch, Recorder};
+use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::math::{sum, vectorised};
-use crate::tensor::Tensor;
 
 /// Partial sums at most.
 const PARTIALS: usize = 256;

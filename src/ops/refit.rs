@@ -5,10 +5,9 @@
 
 use rayon::prelude::*;
 
-use crate::device::{Dispatch, Recorder};
+use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::grid::{Grid, ScaleType, to_half};
 use crate::ops::walk::{LANES, Lanes, load, strips};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// The group whose scale is to be found, in every row.

@@ -1,9 +1,8 @@
 //! Root-mean-square normalisation, before attention, before the MLP, at the end, and per head in Qwen3.
 
 use crate::Result;
-use crate::device::{Dispatch, Recorder};
+use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::spread;
-use crate::tensor::Tensor;
 use rayon::prelude::*;
 
 uniform! {

@@ -2,9 +2,8 @@
 
 use rayon::prelude::*;
 
-use crate::device::{Dispatch, Recorder};
+use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::{Positions, spread_elements};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 uniform! {

@@ -2,10 +2,9 @@
 
 use rayon::prelude::*;
 
-use crate::device::{Dispatch, Recorder};
+use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::grid::Grid;
 use crate::ops::{self, bounded, spread_elements};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 uniform! {

@@ -3,10 +3,9 @@
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::device::{Dispatch, Recorder};
+use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::math::{exp, vectorised};
 use crate::ops::spread_elements;
-use crate::tensor::Tensor;
 
 uniform! {
     struct Params of "silu_mul" {

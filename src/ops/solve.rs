@@ -5,12 +5,11 @@ use faer::{MatMut, MatRef};
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::device::{Dispatch, Recorder};
+use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::cholesky::Factor;
 use crate::ops::gram::{self, TILE};
 use crate::ops::math::parallelism;
 use crate::ops::spread_elements;
-use crate::tensor::Tensor;
 
 /// `B·(H + λI)⁻¹`. `b`: `[m, n]`, its columns in the original order. Errors: `Error::Shape` if n differs.
 pub fn solve_rows(rec: &mut Recorder, factor: &Factor, b: Tensor) -> Result<Tensor> {

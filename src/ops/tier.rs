@@ -13,10 +13,9 @@ use super::gram::{Packed, offset};
 use super::matmul::{self, Orientation, Rows};
 use crate::Result;
 use crate::device::{
-    self, AdapterSummary, Choice, Clock, Device, FastShape, FastTier, Gpu, MatrixUnits, Precision, Recorder,
+    self, AdapterSummary, Choice, Clock, Device, FastShape, FastTier, Gpu, MatrixUnits, Precision, Recorder, Tensor,
 };
 use crate::error::{Phrase, phrase};
-use crate::tensor::Tensor;
 
 /// What the program around the library lends to a device that it opens. By default it lends nothing.
 pub trait FrontEnd {

@@ -1,7 +1,7 @@
 //! The twin of shaders/shared/walk.wgsl: the columns of a block in order, each after what those before it add to it.
 
+use crate::device::Element;
 use crate::ops::grid::Grid;
-use crate::tensor::Element;
 
 /// Rows that are taken at a time: their block of settled values stays in the first-level cache.
 pub(super) const LANES: usize = 64;

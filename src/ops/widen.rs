@@ -5,9 +5,8 @@ use std::ops::Range;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::device::{Dispatch, Recorder};
+use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::spread_elements;
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// Elements that one thread converts at a time.

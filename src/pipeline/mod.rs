@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use futures::future::LocalBoxFuture;
 
 use crate::checkpoint::{Checkpoint, CheckpointWriter};
-use crate::device::{Place, Recorder};
+use crate::device::{Place, Recorder, Tensor};
 use crate::engine::block::Block;
 use crate::engine::network::Network;
 use crate::error::{Setting, phrase};
@@ -30,7 +30,6 @@ use crate::ops::reduce::sum_squares;
 use crate::quant::QuantizeOptions;
 use crate::record::{Phase, Report};
 use crate::stored::{Replacements, StoredLinear};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 #[cfg(not(target_arch = "wasm32"))]
 pub use journal::DirectoryJournal;

@@ -4,7 +4,7 @@
 //! states of all chunks are there too if they fit, else in host memory, else in a file.
 
 use super::Treatment;
-use crate::device::{Device, Memory, Place, Precision, Recorder};
+use crate::device::{Device, MOST_FREE, Memory, Place, Precision, Recorder};
 use crate::engine::network::sequences_per_chunk;
 use crate::error::{Setting, phrase};
 use crate::family::{Block, Cut, Linear, ModelConfig};
@@ -13,7 +13,6 @@ use crate::ops::gram::packed_len;
 use crate::quant::QuantizeOptions;
 use crate::quant::methods::HessianForm;
 use crate::record::Plan;
-use crate::tensor::MOST_FREE;
 use crate::{Error, Result};
 
 /// Tokens that a chunk should have before hidden states leave the device: fewer leave a GPU idle.

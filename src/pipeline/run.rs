@@ -8,7 +8,7 @@ use super::stop::{Stop, WeightsByNode};
 use super::stream::Stream;
 use super::sums::Sums;
 use super::{Job, Output};
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::observer::Observer;
 use crate::ops::matmul::{Orientation, matmul};
 use crate::ops::reduce::{squared_difference, sum_squares};
@@ -17,7 +17,6 @@ use crate::quant::solve::{GroupSolver, GroupStatistics, Linear, RoundedLayer};
 use crate::quant::{Quantities, QuantizeOptions, Statistics};
 use crate::record::{BlockReport, LayerReport, Phase, Report};
 use crate::stored::StoredLinear;
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// Numbers that the output matrix may make at a time, about: its rows are many.

@@ -33,8 +33,8 @@ mod native {
     use std::ops::Range;
     use std::path::{Path, PathBuf};
 
+    use crate::device::recycled;
     use crate::error::{Setting, phrase};
-    use crate::tensor::recycled;
     use crate::{Error, Result};
 
     /// A file without a name: the system removes it with the program, however that ends. Places are counted in elements.

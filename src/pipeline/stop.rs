@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 
 use crate::Result;
 use crate::checkpoint::Checkpoint;
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::engine::block::{Block, Context, Lane};
 use crate::family::{Cut, LinearSpec, Value};
 use crate::observer::{Event, Group, Observer};
 use crate::ops::Positions;
 use crate::record::Phase;
-use crate::tensor::Tensor;
 
 /// Weights of stops of a block, by node.
 pub(super) type WeightsByNode = BTreeMap<usize, Vec<Tensor>>;

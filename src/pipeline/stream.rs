@@ -8,10 +8,9 @@ use std::collections::{BTreeMap, VecDeque};
 use super::scratch::Scratch;
 use super::stop::Stop;
 use crate::Result;
-use crate::device::{Place, Reading, Recorder};
+use crate::device::{Place, Reading, Recorder, Tensor};
 use crate::engine::block::{Held, Lane};
 use crate::family::Value;
-use crate::tensor::Tensor;
 
 /// The hidden states of all chunks.
 #[derive(Default)]

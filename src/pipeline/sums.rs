@@ -1,8 +1,7 @@
 //! Squared norms of a group's outputs, summed on the device.
 
 use crate::Result;
-use crate::device::Recorder;
-use crate::tensor::Tensor;
+use crate::device::{Recorder, Tensor};
 
 /// Partial sums that are read when everything is on its way, so that a GPU does not wait for the host after each chunk.
 #[derive(Default)]

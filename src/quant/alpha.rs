@@ -2,13 +2,12 @@
 //! (algorithms.md §3).
 
 use crate::Result;
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::ops::add::add_scaled;
 use crate::ops::gram::Packed;
 use crate::ops::pieces::{Pieces, symmetric_product};
 use crate::ops::reduce::{dot, total};
 use crate::quant::Statistics;
-use crate::tensor::Tensor;
 
 /// H_v and D_v, over the tokens that no correction was fitted on.
 #[derive(Debug)]

@@ -7,13 +7,12 @@ use std::ops::Range;
 
 use super::curvature::DampedFactor;
 use crate::Result;
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::ops::cholesky::normalised_columns;
 use crate::ops::gptq::{Block, quantize_block, updated_group};
 use crate::ops::grid::{self, Grid, GridSpec};
 use crate::ops::matmul::{Orientation, Rows, accumulate};
 use crate::ops::permute::{from_columns, to_columns};
-use crate::tensor::Tensor;
 
 /// Columns whose updates to each other are made inside one kernel. Updates to later columns are made in one product per block.
 const BLOCK: usize = 128;

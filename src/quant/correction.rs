@@ -2,7 +2,7 @@
 //!
 //! The correction undoes the error that arrives at a layer, as far as a linear map can.
 
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::error::{Setting, phrase};
 use crate::ops::cholesky::{self, Factor};
 use crate::ops::gram::Packed;
@@ -10,7 +10,6 @@ use crate::ops::pieces::Pieces;
 use crate::ops::scale::scale_columns;
 use crate::ops::solve::solve_rows;
 use crate::quant::{HessianDiagonal, Statistics};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// The Cholesky factor of H + λI, shared by all linears of a group.

@@ -2,10 +2,9 @@
 //!
 //! GPTQ, QuIP and the correction all start here.
 
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::ops::cholesky::{self, Factor};
 use crate::ops::gram::{self, Packed};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// ρ_r grows tenfold until the factorisation succeeds. Beyond this value the search ends.

@@ -4,7 +4,7 @@
 //! tr(E·(H + λI)·Eᵀ), E = W* − Q.
 
 use crate::Result;
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::ops::add::add_scaled;
 use crate::ops::dequantize::dequantize;
 use crate::ops::descent::{Block, descend_block};
@@ -14,7 +14,6 @@ use crate::ops::grid::{Grid, GridSpec};
 use crate::ops::matmul::{Orientation, Rows, accumulate, matmul};
 use crate::ops::permute::{from_columns, to_columns};
 use crate::ops::refit::{Group, refit};
-use crate::tensor::Tensor;
 
 /// Rows of H that are unpacked at a time when scales are fitted.
 pub(super) const UNPACKED_ROWS: usize = 1024;

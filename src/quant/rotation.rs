@@ -9,12 +9,11 @@ use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::RotationKind;
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::error::{Setting, phrase};
 use crate::ops::matmul::{Orientation, matmul};
 use crate::ops::permute::{from_columns, to_columns};
 use crate::ops::scale::scale_columns;
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// V, `[n, n]` and orthogonal, kept on the device as its factors.

@@ -4,11 +4,10 @@
 
 use half::f16;
 
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::error::{Setting, phrase};
 use crate::ops::grid::{Grid, GridSpec, Symmetry};
 use crate::stored::{DenseLinear, QuantizedLinear, StoredLinear};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// A rounded weight.

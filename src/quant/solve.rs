@@ -8,10 +8,9 @@ use super::correction::GroupCorrection;
 use super::methods::{Feasible, GroupInput, GroupRounder, InputScales, Layer, ScaleSearch};
 use super::{Alpha, Curvature, HessianDiagonal, Quantities, QuantizeOptions, RoundedWeight, Statistics};
 use crate::Result;
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::ops::add::add_scaled;
 use crate::stored::StoredLinear;
-use crate::tensor::Tensor;
 
 /// A linear of the group.
 #[derive(Debug, Clone, Copy)]

@@ -2,12 +2,11 @@
 //!
 //! The pipeline accumulates them chunk by chunk, and the solver consumes them.
 
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::ops::add::add_assign;
 use crate::ops::gram::{self, Packed};
 use crate::ops::magnitude;
 use crate::ops::pieces::Pieces;
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// Which quantities are accumulated beside H.

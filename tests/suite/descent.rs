@@ -2,7 +2,7 @@
 
 use crate::common::dense::{Dense, hessian, objective};
 use crate::common::{device_tests, group_rounder, random, read, recorder};
-use aquatint::device::Device;
+use aquatint::device::{Device, Tensor};
 use aquatint::ops::descent::{Block, descend_block};
 use aquatint::ops::gptq::LONGEST_BLOCK;
 use aquatint::ops::gram;
@@ -10,7 +10,6 @@ use aquatint::ops::grid::{Grid, GridSpec, ScaleType, Search, Symmetry, search};
 use aquatint::ops::matmul::{Orientation, Rows, accumulate};
 use aquatint::quant::methods::Layer;
 use aquatint::quant::{ActivationOrder, Codes, HessianDiagonal, QuantizeOptions};
-use aquatint::tensor::Tensor;
 use pollster::block_on;
 
 const RIDGE: f32 = 0.5;

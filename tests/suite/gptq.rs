@@ -2,14 +2,13 @@
 
 use crate::common::dense::{self, Dense, Level, hessian, objective, shuffled};
 use crate::common::{device_tests, random, read, recorder, relative_error};
-use aquatint::device::{Device, Recorder};
+use aquatint::device::{Device, Recorder, Tensor};
 use aquatint::ops::cholesky::{Factor, factor, normalised_columns};
 use aquatint::ops::gptq::{Block, LONGEST_BLOCK, quantize_block, updated_group};
 use aquatint::ops::gram;
 use aquatint::ops::grid::{Grid, GridSpec, ScaleType, Search, Symmetry, search};
 use aquatint::ops::matmul::{Orientation, Rows, accumulate};
 use aquatint::ops::permute::{from_columns, to_columns};
-use aquatint::tensor::Tensor;
 
 const RIDGE: f32 = 0.5;
 

@@ -2,11 +2,10 @@
 
 use crate::common::dense::Dense;
 use crate::common::{device_tests, random, read, recorder, relative_error};
-use aquatint::device::{Device, Recorder};
+use aquatint::device::{Device, Recorder, Tensor};
 use aquatint::ops::gram::{self, Packed};
 use aquatint::ops::matmul::{Orientation, matmul};
 use aquatint::ops::pieces::{Pieces, symmetric_product};
-use aquatint::tensor::Tensor;
 
 const EXTENTS: [usize; 8] = [1, 5, 63, 64, 65, 100, 130, 300];
 

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use aquatint::device::{Device, Recorder};
+use aquatint::device::{Device, Recorder, Tensor};
 use aquatint::engine::block::Context;
 use aquatint::engine::network::Network;
 use aquatint::family::Attention;
@@ -14,7 +14,6 @@ use aquatint::ops::matmul::{Orientation, matmul};
 use aquatint::ops::rms_norm::rms_norm;
 use aquatint::ops::rope::rope;
 use aquatint::ops::silu_mul::silu_mul;
-use aquatint::tensor::Tensor;
 use aquatint::{Checkpoint, Result};
 use pollster::block_on;
 

@@ -1,9 +1,8 @@
 //! `ops::reduce`: sums over all elements, compared with float64.
 
 use crate::common::{device_tests, random, recorder};
-use aquatint::device::{Device, Recorder};
+use aquatint::device::{Device, Recorder, Tensor};
 use aquatint::ops::reduce::{dot, squared_difference, sum_squares, total};
-use aquatint::tensor::Tensor;
 
 fn sum(rec: &mut Recorder, partials: &Tensor) -> f64 {
     assert!(partials.len() <= 256);

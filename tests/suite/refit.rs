@@ -2,11 +2,10 @@
 
 use crate::common::dense::{Dense, hessian, objective};
 use crate::common::{device_tests, random, read, recorder};
-use aquatint::device::Device;
+use aquatint::device::{Device, Tensor};
 use aquatint::ops::grid::{Grid, GridSpec, ScaleType, Search, Symmetry, search};
 use aquatint::ops::matmul::{Orientation, Rows, accumulate};
 use aquatint::ops::refit::{Group, refit};
-use aquatint::tensor::Tensor;
 use half::f16;
 use pollster::block_on;
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::common::{device_tests, group_rounder, read, recorder, relative_error};
-use aquatint::device::{Device, Recorder};
+use aquatint::device::{Device, Recorder, Tensor};
 use aquatint::ops::gram::{self, Packed};
 use aquatint::ops::grid::{self, Grid, GridSpec, ScaleType, Search, Symmetry};
 use aquatint::ops::pieces::Pieces;
@@ -13,7 +13,6 @@ use aquatint::quant::alpha::HeldOut;
 use aquatint::quant::correction::Corrector;
 use aquatint::quant::methods::Layer;
 use aquatint::quant::{ActivationOrder, HessianDiagonal, Quantities, QuantizeOptions, Statistics};
-use aquatint::tensor::Tensor;
 use pollster::block_on;
 use safetensors::{Dtype, SafeTensors};
 

@@ -1,9 +1,8 @@
 //! `ops::widen`: stored elements as f32, compared with the definition of each format, bit for bit.
 
 use crate::common::{device_tests, recorder};
-use aquatint::device::{Device, Recorder};
+use aquatint::device::{Device, Recorder, Tensor};
 use aquatint::ops::widen::{Encoding, widen};
-use aquatint::tensor::Tensor;
 use pollster::block_on;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;

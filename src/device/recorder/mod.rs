@@ -23,7 +23,7 @@ use self::profile::Profile;
 use self::transfer::Uploads;
 use super::buffers::Buffer;
 use super::{Device, FastShape, Gpu, Memory};
-use crate::tensor::{Element, Tensor, limit_free, recycled};
+use crate::device::{Element, Tensor, limit_free, recycled};
 use crate::{Error, Result};
 
 /// Bytes from one uniform block to the next: the largest alignment that WebGPU may ask for.

@@ -6,8 +6,7 @@
 use std::sync::Arc;
 
 use super::{Recorder, Recording};
-use crate::device::Gpu;
-use crate::tensor::{Element, Tensor};
+use crate::device::{Element, Gpu, Tensor};
 use crate::{Error, Result};
 
 /// The values of an array on their way to the host. [`Recorder::end_read`] waits for them.

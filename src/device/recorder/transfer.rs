@@ -1,8 +1,7 @@
 //! Uploads from the host, and copies within the device.
 
 use super::{Recorder, Recording};
-use crate::device::Buffer;
-use crate::tensor::{Element, Tensor};
+use crate::device::{Buffer, Element, Tensor};
 use crate::{Error, Result};
 
 /// Bytes that are uploaded between two looks at whether the GPU keeps up.

@@ -9,7 +9,7 @@ use futures::future::{LocalBoxFuture, ready};
 use super::{
     BaseQuantizer, GroupInput, GroupRounder, HessianForm, InputNeeds, Layer, LinearExtent, LinearWork, ScaleSearch,
 };
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::error::{Setting, phrase};
 use crate::ops::add::add_scaled;
 use crate::ops::clip::{Best, Candidate};
@@ -22,7 +22,6 @@ use crate::ops::rtn;
 use crate::ops::scale::scale_columns;
 use crate::quant::statistics::Magnitudes;
 use crate::quant::{Codes, QuantizeOptions, RoundedWeight};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// Exponents that are tried: 0.00, 0.05, … 0.95.

@@ -9,13 +9,12 @@ use super::{
     BaseQuantizer, GRID_SEARCH, GroupInput, GroupRounder, HessianForm, InputNeeds, Layer, LinearExtent, LinearWork,
     ScaleSearch,
 };
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::ops::dequantize::dequantize;
 use crate::ops::grid::{self, GridSpec, Search};
 use crate::quant::curvature::DampedFactor;
 use crate::quant::descent::{Descent, UNPACKED_ROWS};
 use crate::quant::{ActivationOrder, Codes, QuantizeOptions, RoundedWeight, column_loop};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// GPTQ.

@@ -15,10 +15,9 @@ use futures::future::LocalBoxFuture;
 
 use super::{Curvature, Method, QuantizeOptions, RoundedWeight};
 use crate::Result;
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::ops::grid::GridSpec;
 use crate::quant::statistics::Magnitudes;
-use crate::tensor::Tensor;
 pub use awq::{Feasible, InputScales};
 
 /// A row of the table of methods.

@@ -9,7 +9,7 @@ use futures::future::LocalBoxFuture;
 use super::{
     BaseQuantizer, GroupInput, GroupRounder, HessianForm, InputNeeds, Layer, LinearExtent, LinearWork, ScaleSearch,
 };
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::ops::add::add_bias;
 use crate::ops::dequantize::dequantize;
 use crate::ops::gram::{self, Packed};
@@ -18,7 +18,6 @@ use crate::ops::reduce::{sum_squares, total};
 use crate::ops::scale::scale_columns;
 use crate::quant::rotation::{Rotation, require_hadamard, transposed};
 use crate::quant::{Curvature, HessianDiagonal, QuantizeOptions, RotationKind, RoundedWeight, column_loop};
-use crate::tensor::Tensor;
 use crate::{Error, Result};
 
 /// Half the range of the grid, in root mean squares of the rotated weight.

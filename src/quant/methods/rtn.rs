@@ -6,11 +6,10 @@ use super::{
     BaseQuantizer, GRID_SEARCH, GroupInput, GroupRounder, InputNeeds, Layer, LinearExtent, LinearWork, ScaleSearch,
 };
 use crate::Result;
-use crate::device::Recorder;
+use crate::device::{Recorder, Tensor};
 use crate::ops::grid::{self, GridSpec, Search};
 use crate::ops::rtn;
 use crate::quant::{Codes, QuantizeOptions, RoundedWeight};
-use crate::tensor::Tensor;
 
 /// Round to nearest.
 #[derive(Debug)]

@@ -7,12 +7,11 @@ use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex};
 use std::time::Instant;
 
-use aquatint::device::{Choice, Clock, Device, Precision, Recorder};
+use aquatint::device::{Choice, Clock, Device, Precision, Recorder, Tensor};
 use aquatint::ops::gram::Packed;
 use aquatint::ops::tier::{self, FrontEnd};
 use aquatint::quant::methods::{GroupInput, GroupRounder, ScaleSearch};
 use aquatint::quant::{Curvature, HessianDiagonal, QuantizeOptions};
-use aquatint::tensor::Tensor;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
