@@ -171,8 +171,11 @@ fn a_broken_tensor_is_named_wherever_it_is_used(device: Device) {
     for name in ["self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj", "mlp.down_proj", "input_layernorm"] {
         let name = format!("model.layers.0.{name}.weight");
         let checkpoint = broken(&name);
-        let found =
-            error_of(&mut rec, async |rec: &mut Recorder| Network::new(rec, &checkpoint, None, 8)?.block(rec, 0).await);
+        let found = error_of(&mut rec, async |rec: &mut Recorder| {
+            let network = Network::new(rec, &checkpoint, None, 8)?;
+            network.block(rec, 0).await?;
+            network.all_weights(rec, 0).await
+        });
         assert_eq!(found, expected(&name), "{}", device.name());
     }
     for name in ["model.norm.weight", "lm_head.weight"] {
