@@ -9,6 +9,7 @@ mod derive;
 mod graph;
 mod llama;
 mod qwen;
+mod stablelm;
 
 use std::sync::Arc;
 
@@ -34,7 +35,7 @@ pub struct Family {
 }
 
 /// The architectures that this crate can run.
-pub static FAMILIES: [Family; 4] = [llama::LLAMA, llama::MISTRAL, qwen::QWEN2, qwen::QWEN3];
+pub static FAMILIES: [Family; 5] = [llama::LLAMA, llama::MISTRAL, qwen::QWEN2, qwen::QWEN3, stablelm::STABLELM];
 
 impl Family {
     /// The family of a configuration, by `architectures` or, where that is absent, by `model_type`.

@@ -54,11 +54,22 @@ families! {
     mistral_with_a_window_that_bites: "mistral",
     qwen2_with_biases: "qwen2",
     qwen3_with_head_norms: "qwen3",
+    stablelm_with_layer_norms_and_half_of_each_head_turned: "stablelm",
+    stablelm_with_attention_and_mlp_on_one_norm: "stablelm-parallel",
 }
 
 /// The fixtures, and how many of the four groups of a block have something before them that can take AWQ's scales.
-const FIXTURES: [(&str, usize); 6] =
-    [("llama", 3), ("llama-scaled", 3), ("llama-linear", 3), ("mistral", 3), ("qwen2", 3), ("qwen3", 3)];
+const FIXTURES: [(&str, usize); 8] = [
+    ("llama", 3),
+    ("llama-scaled", 3),
+    ("llama-linear", 3),
+    ("mistral", 3),
+    ("qwen2", 3),
+    ("qwen3", 3),
+    ("stablelm", 3),
+    // One norm feeds two groups, so it can take the scales of neither; but every query head has values of its own.
+    ("stablelm-parallel", 2),
+];
 
 fn open(family: &str) -> Checkpoint {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families").join(family);
@@ -120,7 +131,7 @@ fn every_family_is_quantized_written_and_read_back() {
 
 device_tests!(where_hidden_states_are_changes_no_bit_of_any_family: cpu, software_gpu);
 fn where_hidden_states_are_changes_no_bit_of_any_family(device: Device) {
-    for family in ["qwen3"] {
+    for family in ["qwen3", "stablelm", "stablelm-parallel"] {
         let model = open(family);
         let text = windows(&model, 5);
         let options = QuantizeOptions { bits: 3, samples: 5, seq_len: 16, descent_passes: 1, ..Default::default() };
