@@ -36,7 +36,6 @@ mod matmul;
 mod memory;
 mod mutations;
 mod nll;
-mod old_block;
 mod permute;
 mod quip;
 mod reduce;
