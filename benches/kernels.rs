@@ -26,7 +26,8 @@ use aquatint::ops::rope::rope;
 use aquatint::ops::rtn;
 use aquatint::ops::silu_mul::silu_mul;
 use aquatint::ops::solve::solve_rows;
-use aquatint::quant::{Curvature, Damping, Layer, QuantizeOptions, Rounder};
+use aquatint::quant::methods::{GroupInput, Layer, ScaleSearch};
+use aquatint::quant::{Curvature, HessianDiagonal, QuantizeOptions};
 use aquatint::tensor::Tensor;
 use clap::Parser;
 use pollster::block_on;
@@ -319,10 +320,12 @@ impl Bench {
             self.measure("rtn", shape.clone(), traffic, |rec| rtn::round(rec, &w, &per_channel, n, BITS).map(drop))?;
             let options = gptq_options();
             let h = hessian(&mut self.rec, n, 1.0)?;
-            let diagonal = block_on(Damping::of(&mut self.rec, &h, "bench"))?;
+            let diagonal = block_on(HessianDiagonal::of(&mut self.rec, &h, "bench"))?;
             let curvature = Curvature { hessian: &h, diagonal: &diagonal, place: "bench" };
-            let rounder = block_on(Rounder::new(&mut self.rec, &options, None, curvature))?;
-            let layer = Layer { name: "bench", bits: BITS };
+            let input = GroupInput { options: &options, curvature: Some(curvature), magnitudes: None };
+            let gptq = options.method.quantizer();
+            let rounder = block_on(gptq.prepare(&mut self.rec, input, ScaleSearch::default()))?;
+            let layer = Layer { name: "bench", grid: options.grid_spec(n, BITS) };
             // Each pair of columns meets once per row.
             let work = Work::Flops((m * n * n) as f64);
             self.measure("gptq", shape, work, |rec| block_on(rounder.round(rec, layer, &w)).map(drop))?;
@@ -339,7 +342,7 @@ impl Bench {
         let traffic = bytes(2 * x.len());
         self.measure("rms_norm", shape.clone(), traffic, |rec| rms_norm(rec, &x, &weight, 1e-5).map(drop))?;
         let positions = 2048.min(tokens);
-        let angles = table(&Rope { theta: 100_000.0, scaling: RopeScaling::None }, HEAD_DIM, positions);
+        let angles = table(&Rope { rotated: HEAD_DIM, theta: 100_000.0, scaling: RopeScaling::None }, positions);
         let angles = self.rec.upload(&[positions, HEAD_DIM], angles)?;
         self.measure("rope", shape.clone(), traffic, |rec| {
             rope(rec, &mut x, &angles, HEAD_DIM, Positions::whole(positions))

@@ -149,7 +149,7 @@ fn flops(config: &ModelConfig, phase: Phase, samples: usize, seq_len: usize) -> 
         }
         _ => return None,
     };
-    Some(per_block * config.num_hidden_layers as f64)
+    Some(per_block * config.blocks.len() as f64)
 }
 
 /// Windows of random tokens.

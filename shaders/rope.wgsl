@@ -1,9 +1,11 @@
-// Rotates the two halves of every head by the angles of the token's position, in place. One invocation per pair.
+// Rotates the first columns of every head by the angles of the token's position, in place. Column i turns with column
+// i + pairs_per_head. One invocation per pair.
 
 struct Params {
     pairs: u32,
     pairs_per_token: u32,
     pairs_per_head: u32,
+    head_dim: u32,
     seq_len: u32,
     // Position of a sequence's first token.
     first: u32,
@@ -24,8 +26,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     }
     let position = p.first + pair / p.pairs_per_token % p.seq_len;
     let i = pair % p.pairs_per_head;
-    // A head has as many second elements as pairs before it, so its first elements start at twice that.
-    let first = 2u * (pair - i) + i;
+    let first = pair / p.pairs_per_head * p.head_dim + i;
     let second = first + p.pairs_per_head;
     let cosine = table[position * 2u * p.pairs_per_head + i];
     let sine = table[position * 2u * p.pairs_per_head + p.pairs_per_head + i];

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::device::{Place, Precision};
+use crate::quant::solve::{AppliedAlpha, RoundedLayer};
 use crate::quant::{Alpha, QuantizeOptions};
 
 /// What a run spends its time on.
@@ -120,6 +121,26 @@ pub struct LayerReport {
     pub error_held_out: Option<f64>,
     /// The same had the layer been rounded without correction, by the difference before any descent; `null` where none was tried.
     pub error_held_out_uncorrected: Option<f64>,
+}
+
+impl LayerReport {
+    /// The record of `layer`, whose errors are not measured yet. `correction_damping`: ρ_q.
+    pub(crate) fn new(layer: &RoundedLayer, correction_damping: f64) -> Self {
+        let AppliedAlpha { requested, optimal, applied, guarded, .. } = layer.alpha;
+        Self {
+            name: layer.stored.name().to_string(),
+            alpha_requested: requested,
+            alpha_optimal: optimal,
+            alpha: applied,
+            guarded,
+            correction_damping,
+            rounding_damping: layer.rounding_damping,
+            awq_ratio: layer.input_scales.as_ref().and_then(|scales| scales.ratio),
+            error_fitted: 0.0,
+            error_held_out: None,
+            error_held_out_uncorrected: None,
+        }
+    }
 }
 
 /// The state of the streams after a block.

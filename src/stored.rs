@@ -7,6 +7,29 @@ use std::ops::Index;
 
 use half::f16;
 
+use crate::error::{Setting, phrase};
+use crate::{Error, Result};
+
+/// In which form a method leaves the layers that it quantizes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// [`StoredLinear::Codes`].
+    Codes,
+    /// [`StoredLinear::Dense`].
+    Dense,
+}
+
+/// The grids of a layer, one per row and group of consecutive inputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerGrid {
+    /// Bits per code: 2, 3, 4 or 8.
+    pub bits: u32,
+    /// Inputs per group; equal to the layer's inputs for one group per row.
+    pub group_size: usize,
+    /// Whether every zero point is 2^(bits−1).
+    pub symmetric: bool,
+}
+
 /// A quantized linear layer: W ≈ s·(q − z), with one s and z per row and group of `group_size` consecutive inputs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedLinear {
@@ -91,6 +114,18 @@ impl StoredLinear {
         }
     }
 
+    /// Whether the parts have the sizes and ranges that the fields promise.
+    ///
+    /// Errors: `Error::Shape` if a part has another size, a code or zero point needs more than `bits`, or a symmetric layer has
+    /// another zero point than 2^(bits−1); `Error::NotFinite` if a scale is not finite.
+    pub fn check(&self) -> Result<()> {
+        match self {
+            Self::Codes(linear) => linear.check(),
+            Self::Dense(linear) if linear.weight.len() == linear.rows * linear.columns => Ok(()),
+            Self::Dense(linear) => Err(Error::shape("StoredLinear::check", format!("{}: a part of it", linear.name))),
+        }
+    }
+
     /// The weight that the layer now has, `[rows, columns]`.
     pub fn dequantize(&self) -> Vec<f32> {
         match self {
@@ -104,6 +139,32 @@ impl QuantizedLinear {
     /// Groups per row.
     pub fn groups(&self) -> usize {
         self.columns.div_ceil(self.group_size)
+    }
+
+    /// The grids that the codes lie on.
+    pub fn grid(&self) -> LayerGrid {
+        let Self { bits, group_size, symmetric, .. } = *self;
+        LayerGrid { bits, group_size, symmetric }
+    }
+
+    fn check(&self) -> Result<()> {
+        let limit = (1u16 << self.bits) - 1;
+        let cells = self.rows * self.groups();
+        let sizes = (self.codes.len(), self.scales.len(), self.zeros.len());
+        let fits = |values: &[u8]| values.iter().all(|&v| u16::from(v) <= limit);
+        let problem = if sizes != (self.rows * self.columns, cells, cells) {
+            format!("{} × {} in groups of {}, but {sizes:?} parts", self.rows, self.columns, self.group_size)
+        } else if !fits(&self.codes) || !fits(&self.zeros) {
+            format!("a code or zero point of more than {} bits", self.bits)
+        } else if self.symmetric && self.zeros.iter().any(|&z| u16::from(z) != limit / 2 + 1) {
+            format!("a symmetric layer whose zero point is not {}", limit / 2 + 1)
+        } else if !self.scales.iter().all(|s| s.is_finite()) {
+            let remedy = phrase!["use a smaller ", Setting::RoundingDamping, " or more samples"];
+            return Err(Error::NotFinite { place: format!("scales of {}", self.name), remedy });
+        } else {
+            return Ok(());
+        };
+        Err(Error::shape("StoredLinear::check", format!("{}: {problem}", self.name)))
     }
 
     /// s·(q − z) as `[rows, columns]`, exact: the product of an f16 and a whole number below 256 fits into an f32.

@@ -1,7 +1,9 @@
-//! Checkpoints as Hugging Face directories: reading, the GPTQ layout, and writing.
+//! Checkpoints as Hugging Face directories: reading, writing, and the formats of quantized layers.
 
 mod bits;
-mod gptq;
+mod floats;
+pub mod format;
+pub mod formats;
 mod header;
 mod load;
 mod plan;
@@ -12,9 +14,9 @@ mod sink;
 mod source;
 mod writer;
 
-pub use gptq::{GptqSettings, PackedLayout, PackedPart, PackedTensors, storable};
+pub use format::{Format, QuantizationSettings};
 pub use header::{TensorEntry, read_header};
-pub use plan::{DEFAULT_SHARD_LIMIT, Format, LayerPlan, WritePlan};
+pub use plan::{DEFAULT_SHARD_LIMIT, LayerPlan, WritePlan};
 pub use random::random;
 pub use reader::{Checkpoint, belongs};
 pub use safetensors::Dtype;

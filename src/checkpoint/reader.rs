@@ -7,31 +7,32 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
-use super::gptq::{PackedLayout, PackedTensors};
+use super::format::{PackedLayer, Part, PartData};
+use super::formats::{DESCRIPTION_FILE, Packing};
 use super::shards::{Files, Tensor};
 use super::source::{Source, pieces};
 use crate::family::ModelConfig;
 use crate::family::config::fields::Fields;
-use crate::family::{QuantizationConfig, ZeroPointFormat};
 use crate::ops::widen::Encoding;
 use crate::tensor::recycled;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
 pub(super) const CONFIG_FILE: &str = "config.json";
-pub(super) const QUANTIZE_CONFIG_FILE: &str = "quantize_config.json";
 const TOKENIZER_FILE: &str = "tokenizer.json";
 const GENERATION_CONFIG_FILE: &str = "generation_config.json";
 
 /// A model directory, or the bundled model, or files a browser was given.
 ///
-/// Opening reads headers only and checks the name, type and shape of every tensor. Weights are read when asked for, as f32. The
-/// linear layers of a GPTQ checkpoint read like any other: s·(q − z).
+/// Opening reads headers only and checks the name, type and shape of every tensor. Weights are read when asked for, as f32.
+/// Quantized layers read like any other: s·(q − z).
 pub struct Checkpoint {
     files: Files,
     directory: Option<PathBuf>,
     config: ModelConfig,
     raw_config: Map<String, Value>,
+    /// How quantized layers are stored, of a checkpoint that says that it has some.
+    packing: Option<Packing>,
     tensors: BTreeMap<String, Tensor>,
     shapes: HashMap<String, Vec<usize>>,
 }
@@ -44,6 +45,29 @@ pub(super) struct Floats<'a> {
     pub encoding: Encoding,
     /// Bytes from the start of the file.
     range: Range<u64>,
+}
+
+/// A layer that is stored quantized.
+#[derive(Clone, Copy)]
+struct Packed<'a> {
+    packing: &'a Packing,
+    /// Module path.
+    module: &'a str,
+}
+
+impl Packed<'_> {
+    /// The tensors that stand for its weight, of the shape `shape`.
+    fn parts(&self, shape: &[usize]) -> Result<Vec<Part>> {
+        Ok(self.packing.layers.parts(self.module, matrix(shape)?))
+    }
+}
+
+/// `shape` as outputs and inputs.
+fn matrix(shape: &[usize]) -> Result<[usize; 2]> {
+    let [rows, columns] = *shape else {
+        return Err(Error::shape("Checkpoint", format!("a quantized tensor of shape {shape:?}")));
+    };
+    Ok([rows, columns])
 }
 
 impl Floats<'_> {
@@ -90,16 +114,18 @@ impl Checkpoint {
                 "give the directory of a model",
             ));
         };
-        let mut config = ModelConfig::from_value(&Value::Object(raw_config.clone()), &label)?;
-        if config.quantization.is_none()
-            && let Some(value) = files.json(QUANTIZE_CONFIG_FILE).await?
-        {
-            // Older GPTQ checkpoints describe themselves in this file alone.
-            config.quantization = Some(QuantizationConfig::from_value(&value, &files.label(QUANTIZE_CONFIG_FILE))?);
-        }
+        let config = ModelConfig::from_value(&Value::Object(raw_config.clone()), &label)?;
+        let packing = match raw_config.get("quantization_config").filter(|description| !description.is_null()) {
+            Some(description) => Some(Packing::open(description, &label)?),
+            // Older checkpoints describe themselves in this file alone.
+            None => match files.json(DESCRIPTION_FILE).await? {
+                Some(description) => Some(Packing::open(&description, &files.label(DESCRIPTION_FILE))?),
+                None => None,
+            },
+        };
         let tensors = files.tensors().await?;
         let shapes = config.expected_tensors().into_iter().collect();
-        let checkpoint = Self { files, directory: None, config, raw_config, tensors, shapes };
+        let checkpoint = Self { files, directory: None, config, raw_config, packing, tensors, shapes };
         checkpoint.check_tensors()?;
         Ok(checkpoint)
     }
@@ -161,7 +187,7 @@ impl Checkpoint {
 
     /// Files beside the weights that belong to the model and go into every copy of it: tokenizer, chat template, licence …
     pub fn sidecars(&self) -> impl Iterator<Item = &dyn Source> {
-        let kept = |name: &str| is_sidecar(name) && name != QUANTIZE_CONFIG_FILE;
+        let kept = |name: &str| is_sidecar(name) && name != DESCRIPTION_FILE;
         self.files.sources.iter().map(AsRef::as_ref).filter(move |source| kept(source.name()))
     }
 
@@ -173,34 +199,39 @@ impl Checkpoint {
 
     /// Element type of the tensor `name`; of a quantized layer, that of its scales.
     pub fn dtype(&self, name: &str) -> Result<Dtype> {
-        let tensor = match self.packed_module(name) {
-            Some(module) => self.tensor(&format!("{module}.scales"))?,
-            None => self.tensor(name)?,
+        let scales = match self.packed(name) {
+            Some(packed) => packed.parts(self.shape(name)?)?.into_iter().find(Part::is_float),
+            None => None,
         };
-        Ok(tensor.dtype)
+        Ok(self.tensor(scales.as_ref().map_or(name, |part| &part.name))?.dtype)
     }
 
     /// Whether the weight `name` is stored quantized.
     pub fn is_quantized(&self, name: &str) -> bool {
-        self.packed_module(name).is_some()
+        self.packed(name).is_some()
+    }
+
+    /// What the layout of its quantized layers is called, such as "GPTQ"; `None` of a model that is not quantized.
+    pub fn quantized_layout(&self) -> Option<&'static str> {
+        self.packing.as_ref().map(|packing| packing.layout)
     }
 
     /// The whole tensor `name` as f32, row-major.
     ///
     /// Errors: `Error::NotFinite` if it holds a NaN or an infinity.
     pub async fn read(&self, name: &str) -> Result<Vec<f32>> {
-        match self.packed_module(name) {
-            Some(module) => self.read_packed(module, name).await,
+        match self.packed(name) {
+            Some(packed) => self.read_packed(packed, self.shape(name)?).await,
             None => self.read_floats(&self.floats(name)?).await,
         }
     }
 
     /// Rows `rows` of the tensor `name`, along its first dimension, as f32.
     pub async fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
-        match self.packed_module(name) {
-            Some(module) => {
+        match self.packed(name) {
+            Some(packed) => {
                 let width = self.row_width(name, &rows)?;
-                let weight = self.read_packed(module, name).await?;
+                let weight = self.read_packed(packed, self.shape(name)?).await?;
                 Ok(weight[rows.start * width..rows.end * width].to_vec())
             }
             None => self.read_floats(&self.float_rows(name, rows)?).await,
@@ -250,11 +281,12 @@ impl Checkpoint {
         &*self.files.sources[index]
     }
 
-    /// The module whose packed parts stand for the weight `name`, if it is stored that way.
-    fn packed_module<'a>(&self, name: &'a str) -> Option<&'a str> {
-        self.config.quantization.as_ref()?;
+    /// The packed layer that stands for the weight `name`, if it is stored that way.
+    fn packed<'a>(&'a self, name: &'a str) -> Option<Packed<'a>> {
+        let packing = self.packing.as_ref()?;
         let module = name.strip_suffix(".weight")?;
-        (!self.tensors.contains_key(name) && self.tensors.contains_key(&format!("{module}.qweight"))).then_some(module)
+        let holds = packing.layers.holds(module, &|tensor| self.tensors.contains_key(tensor));
+        holds.then_some(Packed { packing, module })
     }
 
     fn missing(&self, name: &str) -> Error {
@@ -268,8 +300,8 @@ impl Checkpoint {
 
     fn check_tensors(&self) -> Result<()> {
         for (name, shape) in self.config.expected_tensors() {
-            match self.packed_module(&name) {
-                Some(module) => self.check_packed(module, &shape)?,
+            match self.packed(&name) {
+                Some(packed) => self.check_packed(packed, &shape)?,
                 None => {
                     self.check_tensor(&name, &shape)?;
                 }
@@ -312,78 +344,33 @@ impl Checkpoint {
         ))
     }
 
-    fn check_packed(&self, module: &str, shape: &[usize]) -> Result<()> {
-        for part in self.layout(module, shape)?.parts() {
-            let name = format!("{module}.{}", part.suffix);
-            if part.suffix == "scales" {
-                self.check_tensor(&name, &part.shape)?;
+    fn check_packed(&self, packed: Packed<'_>, shape: &[usize]) -> Result<()> {
+        for part in packed.parts(shape)? {
+            if part.is_float() {
+                self.check_tensor(&part.name, &part.shape)?;
                 continue;
             }
-            let tensor = self.tensor(&name)?;
-            self.check_shape(&name, tensor, &part.shape)?;
-            if tensor.dtype != Dtype::I32 {
-                let found = format!("tensor {name} of type {}", tensor.dtype);
-                let label = self.files.label_at(tensor.file);
-                return Err(Error::input(label, found, "I32", "use a checkpoint in the usual GPTQ layout"));
+            let tensor = self.tensor(&part.name)?;
+            self.check_shape(&part.name, tensor, &part.shape)?;
+            if tensor.dtype != part.dtype {
+                let found = format!("tensor {} of type {}", part.name, tensor.dtype);
+                let remedy = format!("use a checkpoint in the usual {} layout", packed.packing.layout);
+                return Err(Error::input(self.files.label_at(tensor.file), found, part.dtype.to_string(), remedy));
             }
         }
         Ok(())
     }
 
-    /// How the weight of `module`, of shape `[outputs, inputs]`, is stored here.
-    fn layout(&self, module: &str, shape: &[usize]) -> Result<PackedLayout> {
-        let (Some(quantization), &[rows, columns]) = (&self.config.quantization, shape) else {
-            return Err(Error::shape("Checkpoint::layout", format!("a quantized tensor of shape {shape:?}")));
-        };
-        Ok(PackedLayout {
-            rows,
-            columns,
-            bits: quantization.bits_of(module),
-            group_size: quantization.group_size.unwrap_or(columns),
-            zero_points: quantization.checkpoint_format,
-        })
-    }
-
-    async fn read_packed(&self, module: &str, name: &str) -> Result<Vec<f32>> {
-        let layout = self.layout(module, self.shape(name)?)?;
-        let scales = format!("{module}.scales");
-        let tensors = PackedTensors {
-            qweight: self.read_words(&format!("{module}.qweight")).await?,
-            qzeros: self.read_words(&format!("{module}.qzeros")).await?,
-            g_idx: self.read_words(&format!("{module}.g_idx")).await?,
-            scales: self.read_floats(&self.floats(&scales)?).await?,
-        };
-        self.check_symmetry(module, &layout, &tensors.qzeros)?;
-        layout.dequantize(&tensors).ok_or_else(|| {
-            Error::input(
-                &self.files.place,
-                format!("{module}.g_idx with a group that does not exist"),
-                "group numbers that fit group_size in the configuration",
-                "correct group_size, or download the checkpoint again",
-            )
-        })
-    }
-
-    /// A symmetric layer has one zero point. Another one means that the file is labelled with the wrong version of the format,
-    /// and every weight would be off by one step.
-    fn check_symmetry(&self, module: &str, layout: &PackedLayout, qzeros: &[u32]) -> Result<()> {
-        let Some(QuantizationConfig { symmetric: true, checkpoint_format, .. }) = self.config.quantization else {
-            return Ok(());
-        };
-        let middle = 1u16 << (layout.bits - 1);
-        let Some(other) = layout.unpack_zeros(qzeros).into_iter().find(|&z| u16::from(z) != middle) else {
-            return Ok(());
-        };
-        let counterpart = match checkpoint_format {
-            ZeroPointFormat::V1 => ZeroPointFormat::V2,
-            ZeroPointFormat::V2 => ZeroPointFormat::V1,
-        };
-        Err(Error::input(
-            &self.files.place,
-            format!("zero point {other} in {module}.qzeros, read as {}", checkpoint_format.label()),
-            format!("{middle} throughout, since the checkpoint calls itself symmetric"),
-            format!("correct sym, or set checkpoint_format to {} if that is how it was written", counterpart.label()),
-        ))
+    async fn read_packed(&self, packed: Packed<'_>, shape: &[usize]) -> Result<Vec<f32>> {
+        let mut parts = Vec::new();
+        for part in packed.parts(shape)? {
+            parts.push(match part.is_float() {
+                true => PartData::Floats(self.read_floats(&self.floats(&part.name)?).await?),
+                false => PartData::Words(self.read_words(&part.name).await?),
+            });
+        }
+        let (place, module) = (self.name(), packed.module);
+        packed.packing.layers.dequantize(&PackedLayer { place, module, shape: matrix(shape)?, parts })
     }
 
     async fn read_words(&self, name: &str) -> Result<Vec<u32>> {

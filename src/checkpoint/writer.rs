@@ -5,10 +5,9 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 
-use half::{bf16, f16};
-use safetensors::Dtype;
-
-use super::plan::{DueLinear, Format, Item, WritePlan};
+use super::floats;
+use super::format::PlannedLayer;
+use super::plan::{Item, WritePlan};
 use super::reader::Checkpoint;
 use super::sink::Sink;
 use super::source::{Source, pieces};
@@ -55,7 +54,7 @@ impl<'a> CheckpointWriter<'a> {
         if shape.iter().product::<usize>() != values.len() {
             return Err(Error::shape("put_tensor", format!("{} values for {name} of shape {shape:?}", values.len())));
         }
-        let bytes = encode_floats(values, dtype).ok_or_else(|| Error::NotFinite {
+        let bytes = floats::encode(values, dtype).ok_or_else(|| Error::NotFinite {
             place: format!("{name} in {dtype}"),
             remedy: phrase!["use another ", Setting::Method],
         })?;
@@ -69,9 +68,9 @@ impl<'a> CheckpointWriter<'a> {
     pub async fn put_linear(&mut self, linear: &StoredLinear) -> Result<()> {
         match self.copy_to_next_linear().await? {
             Some(due) => {
-                let chunks = encode(self.plan.format, &due, linear)?;
-                for chunk in &chunks {
-                    self.output.write(chunk).await?;
+                due.check(linear)?;
+                for part in &self.plan.format.pack(&due, linear)? {
+                    self.output.write(part).await?;
                 }
                 self.item += 1;
                 Ok(())
@@ -102,7 +101,7 @@ impl<'a> CheckpointWriter<'a> {
     }
 
     /// Copies tensors up to the next layer to be quantized, which it returns, or to the end.
-    async fn copy_to_next_linear(&mut self) -> Result<Option<DueLinear>> {
+    async fn copy_to_next_linear(&mut self) -> Result<Option<PlannedLayer>> {
         while let Some(shard) = self.plan.shards.get(self.shard) {
             if self.opened == self.shard {
                 self.output.create(&shard.file).await?;
@@ -125,65 +124,6 @@ impl<'a> CheckpointWriter<'a> {
             }
         }
         Ok(None)
-    }
-}
-
-/// The tensors of a layer as bytes, in the order of the plan.
-fn encode(format: Format, due: &DueLinear, linear: &StoredLinear) -> Result<Vec<Vec<u8>>> {
-    let DueLinear { spec, bits, dtype } = due;
-    let planned = (spec.name.as_str(), [spec.rows, spec.columns]);
-    let given = (linear.name(), linear.shape());
-    if given != planned {
-        return Err(Error::shape("put_linear", format!("{given:?} where {planned:?} is due")));
-    }
-    match (format, linear) {
-        (Format::Float, _) => Ok(vec![float_bytes(linear, *dtype)?]),
-        (Format::Gptq(settings), StoredLinear::Codes(codes)) if codes.layout() == settings.layout(spec, *bits)? => {
-            Ok(codes.pack()?.into())
-        }
-        (Format::Gptq(settings), StoredLinear::Codes(codes)) => {
-            let detail = format!("{}: {:?}, planned with {settings:?}", codes.name, codes.layout());
-            Err(Error::shape("put_linear", detail))
-        }
-        (Format::Gptq(_), StoredLinear::Dense(dense)) => {
-            Err(Error::shape("put_linear", format!("{}: a weight without codes", dense.name)))
-        }
-    }
-}
-
-/// The dequantized weight in the given type: F32 exactly, or F16 rounded.
-fn float_bytes(linear: &StoredLinear, dtype: Dtype) -> Result<Vec<u8>> {
-    match linear {
-        StoredLinear::Codes(codes) => codes.check_parts()?,
-        StoredLinear::Dense(dense) if dense.weight.len() == dense.rows * dense.columns => (),
-        StoredLinear::Dense(dense) => return Err(Error::shape("put_linear", format!("{}: a part of it", dense.name))),
-    }
-    encode_floats(&linear.dequantize(), dtype).ok_or_else(|| Error::NotFinite {
-        place: format!("{}.weight in {dtype}", linear.name()),
-        remedy: phrase![
-            "its weights are too large, use ",
-            Setting::Format.set_to("gptq"),
-            " or another ",
-            Setting::Method,
-        ],
-    })
-}
-
-/// Little-endian numbers of a float type, rounded to it; `None` if one is too large for it, or the type is another.
-fn encode_floats(values: &[f32], dtype: Dtype) -> Option<Vec<u8>> {
-    match dtype {
-        Dtype::F32 => {
-            values.iter().all(|v| v.is_finite()).then(|| values.iter().flat_map(|v| v.to_le_bytes()).collect())
-        }
-        Dtype::F16 => {
-            let rounded: Vec<f16> = values.iter().map(|&v| f16::from_f32(v)).collect();
-            rounded.iter().all(|v| v.is_finite()).then(|| rounded.iter().flat_map(|v| v.to_le_bytes()).collect())
-        }
-        Dtype::BF16 => {
-            let rounded: Vec<bf16> = values.iter().map(|&v| bf16::from_f32(v)).collect();
-            rounded.iter().all(|v| v.is_finite()).then(|| rounded.iter().flat_map(|v| v.to_le_bytes()).collect())
-        }
-        _ => None,
     }
 }
 

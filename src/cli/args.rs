@@ -2,20 +2,32 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
+use aquatint::checkpoint::{Format, formats};
 use aquatint::device::{Choice, Precision};
 use aquatint::ops::grid::{Search, Symmetry};
 use aquatint::quant::options::default_symmetry;
 use aquatint::quant::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions, RotationKind};
 use aquatint::study::sweep::{Axes, Variant};
 use aquatint::{GenerateOptions, ModelConfig, Sampling};
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
 use regex::Regex;
 
 use super::memory::MemoryArgs;
 
 const DEFAULT_SAMPLES: usize = 128;
 const DEFAULT_SEQ_LEN: usize = 2048;
+
+/// The methods that `--method` takes.
+static METHODS: LazyLock<String> = LazyLock::new(|| Method::ALL.map(Method::name).join("|"));
+
+/// The help of an option that takes methods.
+fn method_help(subject: &str) -> String {
+    let methods = Method::ALL.map(|method| format!("{method} ({})", method.description()));
+    format!("{subject}: {}", methods.join(", "))
+}
 
 /// Quantizes language models to 4, 3 and 2 bits on any GPU, or on the CPU.
 #[derive(Debug, Parser)]
@@ -57,14 +69,6 @@ pub struct DeviceArg {
     pub precision: Precision,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub enum FormatArg {
-    /// GPTQ layout, for transformers, GPTQModel and vLLM.
-    Gptq,
-    /// The dequantized weights as an ordinary checkpoint.
-    Float,
-}
-
 #[derive(Debug, Args)]
 pub struct QuantizeArgs {
     /// A Hugging Face checkpoint directory; left out, the bundled tiny LLaMA.
@@ -87,8 +91,8 @@ pub struct QuantizeArgs {
     #[command(flatten)]
     pub memory: MemoryArgs,
     /// How to store the result [default: gptq, of QuIP float].
-    #[arg(long, value_enum)]
-    pub format: Option<FormatArg>,
+    #[arg(long, value_parser = format_parser())]
+    pub format: Option<&'static dyn Format>,
     /// Measure the perplexity of the original and the result on this text afterwards, for --json and --report.
     #[arg(long, value_name = "FILE")]
     pub evaluate: Vec<PathBuf>,
@@ -111,8 +115,7 @@ pub struct QuantizeArgs {
 
 #[derive(Debug, Args)]
 pub struct MethodArgs {
-    /// Base quantizer.
-    #[arg(long, value_parser = parse_method, default_value = "gptq", value_name = "rtn|gptq|awq|quip")]
+    #[arg(long, default_value_t = QuantizeOptions::default().method, value_name = METHODS.as_str(), help = method_help("Base quantizer"))]
     pub method: Method,
     /// Bits per weight: 2, 3, 4 or 8.
     #[arg(long, default_value_t = 4, value_name = "BITS")]
@@ -230,8 +233,7 @@ pub struct SweepArgs {
     /// Redo cells whose file was made with other options or texts, or by another version.
     #[arg(long)]
     pub force: bool,
-    /// Base quantizers.
-    #[arg(long, value_parser = parse_method, default_value = "gptq", value_delimiter = ',', value_name = "METHOD,…")]
+    #[arg(long, default_value = "gptq", value_delimiter = ',', value_name = "METHOD,…", help = method_help("Base quantizers"))]
     pub methods: Vec<Method>,
     /// Bits per weight.
     #[arg(long, default_value = "4,3,2", value_delimiter = ',', value_name = "BITS,…")]
@@ -440,14 +442,11 @@ impl DetailArgs {
     }
 }
 
-fn parse_method(text: &str) -> Result<Method, String> {
-    match text {
-        "rtn" => Ok(Method::Rtn),
-        "gptq" => Ok(Method::Gptq),
-        "awq" => Ok(Method::Awq),
-        "quip" => Ok(Method::Quip),
-        _ => Err(format!("found '{text}', expected rtn, gptq, awq or quip")),
-    }
+/// Takes the name of a format, and lists all of them in the help.
+fn format_parser() -> impl TypedValueParser<Value = &'static dyn Format> {
+    let value = |format: &&dyn Format| PossibleValue::new(format.name()).help(format.summary());
+    let names = PossibleValuesParser::new(formats::FORMATS.iter().map(value));
+    names.try_map(|name| formats::named(&name).ok_or("no such format"))
 }
 
 fn parse_grid(text: &str) -> Result<Search, String> {

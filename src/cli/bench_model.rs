@@ -6,7 +6,7 @@ use std::path::Path;
 use aquatint::checkpoint::random;
 use aquatint::device::{Device, Memory, Precision, Recorder};
 use aquatint::observer::Observer;
-use aquatint::pipeline::{quantize, work};
+use aquatint::pipeline::{Treatment, quantize, work};
 use aquatint::quant::QuantizeOptions;
 use aquatint::record::{Phase, Plan, Report};
 use aquatint::study::files::write_json;
@@ -55,7 +55,7 @@ pub fn run(args: BenchModelArgs) -> Result<()> {
     check_writable(&files.map(|(option, path)| (option, path.as_deref())))?;
     let (model, blocks_of_the_model) = random_blocks(&args)?;
     let options = options(&args, model.config());
-    options.validate_for(model.config())?;
+    Treatment::new(&options, model.config()).validate()?;
     let device = open_device(&args.device)?;
     let memory = args.memory.resolve(&device, args.json.as_deref())?;
     let console = Console::new();

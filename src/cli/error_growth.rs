@@ -2,6 +2,7 @@
 
 use aquatint::device::Recorder;
 use aquatint::observer::Observer;
+use aquatint::pipeline::Treatment;
 use aquatint::quant::{Alpha, QuantizeOptions};
 use aquatint::record::BlockReport;
 use aquatint::report::{Document, Run, html};
@@ -25,7 +26,7 @@ pub fn run(args: ErrorGrowthArgs) -> Result<()> {
     let model = open_model(args.model.as_deref())?;
     let mut corrected = args.method.options(&args.calibration, model.config());
     corrected.blocks = Some(args.blocks);
-    corrected.validate_for(model.config())?;
+    Treatment::new(&corrected, model.config()).validate()?;
     let alpha = corrected.alpha.default;
     if alpha == Alpha::Off {
         let remedy = "use auto or 0.5; the run without correction is always there";

@@ -82,7 +82,9 @@ fn open_device(arg: &DeviceArg) -> Result<Device> {
     let reason = reason.with_names(&OptionNames);
     match &device {
         Device::Cpu => eprintln!("device: cpu ({reason})"),
-        Device::Gpu(gpu) => eprintln!("device: {} ({reason}); kernels: {}", gpu.name(), gpu.tier()),
+        Device::Gpu(gpu) => {
+            eprintln!("device: {} ({reason}); kernels: {}", gpu.name(), gpu.tier().with_names(&OptionNames))
+        }
     }
     Ok(device)
 }

@@ -5,10 +5,9 @@ use std::path::{Path, PathBuf};
 use aquatint::calibration::TextFile;
 use aquatint::checkpoint::{CheckpointWriter, DirectorySink, Existing, Format, read_text_file};
 use aquatint::device::{Device, Memory, Recorder};
-use aquatint::family::LinearSpec;
-use aquatint::family::ModelConfig;
 use aquatint::observer::Observer;
-use aquatint::quant::{Method, QuantizeOptions};
+use aquatint::pipeline::Treatment;
+use aquatint::quant::QuantizeOptions;
 use aquatint::record::Report;
 use aquatint::report::{Document, Evaluation, Run, html};
 use aquatint::study::checkpoint_run::{CheckpointRun, calibration_windows};
@@ -20,7 +19,7 @@ use aquatint::study::retry::with_less_memory;
 use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
 use indicatif::{HumanBytes, HumanDuration};
 
-use super::args::{CalibrationArgs, FormatArg, QuantizeArgs};
+use super::args::{CalibrationArgs, QuantizeArgs};
 use super::console::Console;
 use super::eval::evaluation_text;
 use super::forecast::forecast;
@@ -35,19 +34,16 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     check_writable(&files.map(|(option, path)| (option, path.as_deref())))?;
     let model = open_model(args.model.as_deref())?;
     let options = args.method.options(&args.text, model.config());
-    options.validate_for(model.config())?;
+    let treatment = Treatment::new(&options, model.config());
+    treatment.validate()?;
     let windows = calibration_windows(&calibration_tokens(&model, &args.text)?, &options)?;
     let texts = evaluation_texts(&args, &model, options.seq_len)?;
-    let format = format(args.format, &options, &model)?;
+    let format = format(args.format, treatment)?;
     let run = CheckpointRun::new(&model, &options, format)?;
     let command = Quantization { args: &args, model: &model, options: &options, windows: &windows, run: &run };
     // The output is checked before the device is opened, since that is quicker.
     let writer = command.writer()?;
-    if let (Format::Gptq(_), Some(layers)) = (format, unequal_parts(&options, model.config())) {
-        eprintln!(
-            "note: {layers} are treated differently; vLLM joins them into one matrix and will not load this checkpoint"
-        );
-    }
+    run.notes().iter().for_each(|note| eprintln!("note: {note}"));
     let device = open_device(&args.device)?;
     let memory = args.memory.resolve(&device, Some(&args.out))?;
     if args.dry_run {
@@ -89,7 +85,7 @@ impl<'a> Quantization<'a> {
 
     /// Prints what `--dry-run` leaves undone.
     fn announce(&self) {
-        let group_size = self.options.grid_columns(self.model.config());
+        let group_size = Treatment::new(self.options, self.model.config()).group_size();
         let groups = group_size.map_or("one grid per row".to_string(), |size| format!("groups of {size}"));
         say!(
             "would quantize {} to {} bits, {groups}, on {} windows of {} tokens, and write {} to {}",
@@ -176,34 +172,23 @@ fn write_record(args: &QuantizeArgs, run: Run) -> Result<()> {
     Ok(())
 }
 
-/// Names of layers that vLLM joins into one matrix, if their bits differ or not all of them are quantized.
-fn unequal_parts(options: &QuantizeOptions, config: &ModelConfig) -> Option<String> {
-    let groups = config.blocks.iter().enumerate().flat_map(|(layer, block)| {
-        block.groups().map(move |group| group.iter().map(|linear| linear.at(layer)).collect::<Vec<LinearSpec>>())
-    });
-    let differ = |part: &Vec<LinearSpec>| {
-        part.iter().any(|linear| options.bits_of(&linear.name) != options.bits_of(&part[0].name))
-    };
-    let names = |part: Vec<LinearSpec>| part.into_iter().map(|linear| linear.name).collect::<Vec<_>>().join(", ");
-    groups.into_iter().find(differ).map(names)
-}
-
 /// The last part of a path; `path` itself if it has none.
 fn file_name(path: &str) -> String {
     Path::new(path).file_name().map_or(path.to_string(), |name| name.to_string_lossy().into_owned())
 }
 
-/// The format of `--format`, or the one that suits the method.
-fn format(wanted: Option<FormatArg>, options: &QuantizeOptions, model: &Checkpoint) -> Result<Format> {
-    match (options.method, wanted) {
-        (_, Some(FormatArg::Float)) => Ok(Format::Float),
-        (Method::Quip, Some(FormatArg::Gptq)) => Err(Error::input(
+/// The format that is wanted, or the one that suits the method.
+fn format(wanted: Option<&'static dyn Format>, treatment: Treatment<'_>) -> Result<&'static dyn Format> {
+    let method = treatment.options.method;
+    match (method.quantizer().off_grid(), wanted) {
+        (Some(why), Some(format)) if !format.stores(treatment.form()) => Err(Error::input(
             "--format",
-            "gptq for --method quip, whose weights lie on no grid once the rotation is undone",
-            "float",
+            format!("{} for --method {method}, whose weights {why}", format.name()),
+            treatment.format().name(),
             "leave --format out",
         )),
-        _ => Ok(options.format(model.config())),
+        (_, Some(format)) => Ok(format),
+        (_, None) => Ok(treatment.format()),
     }
 }
 

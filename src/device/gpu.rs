@@ -8,6 +8,7 @@ use super::fast::{self, FastShape, FastTier, MatrixUnits, Precision};
 use super::pipelines::{Kernel, Pipeline, compile};
 use super::recorder::Pace;
 use super::{Clock, shader};
+use crate::error::{Phrase, phrase};
 use crate::{Error, Result};
 
 /// An opened GPU. All recorders of this GPU share it.
@@ -28,9 +29,9 @@ pub struct Gpu {
     /// The first error that wgpu reported and that no call has returned yet.
     fault: Arc<Mutex<Option<Fault>>>,
     /// The matrix units that the device was opened with, or why it was opened without.
-    matrix_units: std::result::Result<MatrixUnits, String>,
+    matrix_units: Result<MatrixUnits, Phrase>,
     /// The fast tier, or why it is not used. Unset until the check has run.
-    fast: OnceLock<std::result::Result<FastTier, String>>,
+    fast: OnceLock<Result<FastTier, Phrase>>,
 }
 
 /// An error that wgpu reported through a callback. The next call that can fail returns it as an [`Error`].
@@ -48,14 +49,12 @@ impl Gpu {
     /// Errors: `Error::Gpu` if the driver refuses.
     pub(crate) async fn open(adapter: &wgpu::Adapter, precision: Precision, clock: Option<Clock>) -> Result<Arc<Self>> {
         let matrix_units = match precision {
-            Precision::Fast => MatrixUnits::of(adapter),
-            Precision::Portable => Err("as asked for".to_string()),
+            Precision::Fast => MatrixUnits::of(adapter).map_err(Phrase::from),
+            Precision::Portable => Err("as asked for".into()),
         };
         let gpu = match Self::request(adapter, matrix_units.clone(), clock).await {
             // A driver may refuse features that its adapter lists.
-            Err(error) if matrix_units.is_ok() => {
-                Self::request(adapter, Err(one_line(&error.to_string())), clock).await
-            }
+            Err(error) if matrix_units.is_ok() => Self::request(adapter, Err(error.phrase()), clock).await,
             gpu => gpu,
         };
         Ok(Arc::new(gpu?))
@@ -63,7 +62,7 @@ impl Gpu {
 
     async fn request(
         adapter: &wgpu::Adapter,
-        matrix_units: std::result::Result<MatrixUnits, String>,
+        matrix_units: Result<MatrixUnits, Phrase>,
         clock: Option<Clock>,
     ) -> Result<Self> {
         let wgpu::AdapterInfo { name, device_type, backend, driver, driver_info, .. } = adapter.get_info();
@@ -86,7 +85,7 @@ impl Gpu {
         let (device, queue) = adapter
             .request_device(&descriptor)
             .await
-            .map_err(|e| Error::Gpu { device: name.clone(), message: e.to_string() })?;
+            .map_err(|e| Error::Gpu { device: name.clone(), message: one_line(&e.to_string()) })?;
         Ok(Self {
             driver: format!("{name} | {backend} | {driver} {driver_info}"),
             name,
@@ -141,7 +140,7 @@ impl Gpu {
 
     /// Sets the fast tier of this device, or a phrase that says why it has none. It can be set once: kernels that are compiled
     /// later depend on it. The peak of memory then counts anew, so that a check that ran before is not part of it.
-    pub(crate) fn set_fast_tier(&self, fast: std::result::Result<FastTier, String>) {
+    pub(crate) fn set_fast_tier(&self, fast: Result<FastTier, Phrase>) {
         // A second value is not taken.
         let _ = self.fast.set(fast);
         self.pool.reset_peak();
@@ -153,13 +152,13 @@ impl Gpu {
     }
 
     /// Which kernels large products use, and why, as a phrase.
-    pub fn tier(&self) -> String {
+    pub fn tier(&self) -> Phrase {
         match (&self.matrix_units, self.fast.get()) {
-            (Err(reason), _) | (_, Some(Err(reason))) => format!("portable, {reason}"),
+            (Err(reason), _) | (_, Some(Err(reason))) => phrase!["portable, ", reason],
             (_, Some(Ok(FastTier { shape, error }))) => {
-                format!("fast, f16 in squares of {}, error {error:.1e} in its check", shape.extent)
+                format!("fast, f16 in squares of {}, error {error:.1e} in its check", shape.extent).into()
             }
-            (Ok(_), None) => "portable".to_string(),
+            (Ok(_), None) => "portable".into(),
         }
     }
 

@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::device::Recorder;
-use crate::family::{self, Activation, Attention, Node, Norm, Op, Value};
+use crate::family::{self, Activation, Attention, Node, Norm, NormKind, Op, Value};
 use crate::ops::Positions;
 use crate::ops::add::{add_assign, add_bias};
 use crate::ops::attention::{Heads, attention};
+use crate::ops::layer_norm::layer_norm;
 use crate::ops::matmul::{Orientation, matmul};
 use crate::ops::rms_norm::rms_norm;
 use crate::ops::rope::rope;
@@ -223,15 +224,19 @@ impl Block {
     }
 
     fn norm(&self, rec: &mut Recorder, node: usize, norm: &Norm, lane: &mut Lane<'_>) -> Result<Tensor> {
-        let [Some(weight)] = self.vectors[node].as_slice() else { unreachable!("a norm has gains") };
+        let normalise = |rec: &mut Recorder, x: &Tensor| match (norm.kind, self.vectors[node].as_slice()) {
+            (NormKind::Rms, [Some(weight)]) => rms_norm(rec, x, weight, norm.epsilon),
+            (NormKind::Layer, [Some(weight), Some(bias)]) => layer_norm(rec, x, weight, bias, norm.epsilon),
+            (kind, vectors) => unreachable!("{kind:?} with {} tensors", vectors.len()),
+        };
         let value = self.line.nodes[node].reads[0];
         if norm.width == self.line.widths[value.0] {
-            return rms_norm(rec, lane.get(value), weight, norm.epsilon);
+            return normalise(rec, lane.get(value));
         }
         let x = self.operand(rec, node, value, lane)?;
         let shape = x.shape().to_vec();
         let rows = [x.len() / norm.width, norm.width];
-        rms_norm(rec, &x.reshape(&rows)?, weight, norm.epsilon)?.reshape(&shape)
+        normalise(rec, &x.reshape(&rows)?)?.reshape(&shape)
     }
 
     fn attention(

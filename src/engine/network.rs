@@ -137,7 +137,7 @@ impl<'a> Network<'a> {
         for node in &line.nodes {
             let names: Vec<Option<Name>> = match &node.op {
                 Op::Linears(linears) => linears.iter().map(Linear::bias).collect(),
-                Op::Norm(norm) => vec![Some(norm.weight())],
+                Op::Norm(norm) => norm.tensors().into_iter().map(Some).collect(),
                 Op::Rope { .. } | Op::Attention(_) | Op::Gate(_) | Op::Add => Vec::new(),
             };
             let mut loaded = Vec::new();

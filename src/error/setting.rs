@@ -1,6 +1,6 @@
 //! The settings that messages speak of, and the table in which a front end says what it calls them.
 
-/// Declares the settings, each with what the library itself calls it.
+/// Declares the settings, each with its name in the library.
 macro_rules! settings {
     ($($(#[$attribute:meta])* $setting:ident = $name:literal,)+) => {
         /// Something that the library is told and that a message may have to name.
@@ -12,22 +12,10 @@ macro_rules! settings {
         impl Setting {
             /// Every setting.
             pub const ALL: &'static [Self] = &[$(Self::$setting),+];
-        }
 
-        impl Names for LibraryNames {
-            fn name(&self, setting: Setting) -> &'static str {
-                match setting {
-                    $(Setting::$setting => $name,)+
-                }
-            }
-
-            fn advice(&self, advice: Advice) -> &'static str {
-                match advice {
-                    Advice::SmallerRun => "use fewer or shorter samples, or the CPU",
-                    Advice::RunAgain => "run again, on the CPU if it happens again",
-                    Advice::OtherDevice => "try the CPU, and please report this",
-                    Advice::ShorterSequences => "use shorter sequences or the CPU",
-                    Advice::MoreRoom => "make room, or choose another place",
+            fn name_in_the_library(self) -> &'static str {
+                match self {
+                    $(Self::$setting => $name,)+
                 }
             }
         }
@@ -101,7 +89,7 @@ settings! {
     Report = "report",
 }
 
-/// Advice that front ends give in sentences of their own, as what can be done differs between them.
+/// Advice that each front end gives in its own sentence, because what can be done differs between them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Advice {
     /// The device's memory does not suffice for the run.
@@ -138,3 +126,19 @@ pub trait Names {
 /// The names in the library's own types: the table behind `Display`.
 #[derive(Debug, Clone, Copy)]
 pub struct LibraryNames;
+
+impl Names for LibraryNames {
+    fn name(&self, setting: Setting) -> &'static str {
+        setting.name_in_the_library()
+    }
+
+    fn advice(&self, advice: Advice) -> &'static str {
+        match advice {
+            Advice::SmallerRun => "use fewer or shorter samples, or the CPU",
+            Advice::RunAgain => "run again, on the CPU if it happens again",
+            Advice::OtherDevice => "try the CPU, and please report this",
+            Advice::ShorterSequences => "use shorter sequences or the CPU",
+            Advice::MoreRoom => "make room, or choose another place",
+        }
+    }
+}

@@ -1,6 +1,6 @@
 //! Builds a block node by node, so that a family file reads like the equations of its block.
 
-use super::graph::{Activation, Attention, Block, Linear, Name, Node, Norm, Op, Value};
+use super::graph::{Activation, Attention, Block, Linear, Name, Node, Norm, NormKind, Op, Value};
 
 /// A block in the making. Paths given to its methods are relative to its prefix.
 pub(super) struct Line {
@@ -42,14 +42,14 @@ impl Line {
         y
     }
 
-    /// A norm over the whole of `x`, with ε.
-    pub fn norm(&mut self, x: Value, path: &str, epsilon: f32) -> Value {
-        self.norm_per(x, path, epsilon, self.width(x))
+    /// A norm over the whole of `x`. `style`: its kind and ε.
+    pub fn norm(&mut self, x: Value, path: &str, style: (NormKind, f32)) -> Value {
+        self.norm_per(x, path, style, self.width(x))
     }
 
     /// A norm over every `width` columns of `x`.
-    pub fn norm_per(&mut self, x: Value, path: &str, epsilon: f32, width: usize) -> Value {
-        let norm = Norm { path: self.prefix.with(path), width, epsilon };
+    pub fn norm_per(&mut self, x: Value, path: &str, (kind, epsilon): (NormKind, f32), width: usize) -> Value {
+        let norm = Norm { kind, path: self.prefix.with(path), width, epsilon };
         self.push(Op::Norm(norm), &[x], &[self.width(x)])[0]
     }
 

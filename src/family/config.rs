@@ -2,6 +2,5 @@
 
 pub(super) mod dimensions;
 pub(crate) mod fields;
-pub(super) mod quantization;
 pub(super) mod rope;
 pub(super) mod window;

@@ -189,7 +189,7 @@ impl Block {
             let maker = &self.nodes[reader];
             value = match &maker.op {
                 Op::Norm(norm) if norm.width == self.widths[value.0] => {
-                    return Some(Fold { tensors: vec![norm.weight()], linear: None });
+                    return Some(Fold { tensors: norm.tensors(), linear: None });
                 }
                 Op::Linears(linears) => {
                     let linear = &linears[maker.makes.iter().position(|&made| made == value)?];
@@ -228,7 +228,9 @@ impl Block {
                         tensors.extend(linear.bias().map(|bias| (bias.at(layer), vec![linear.rows])));
                     }
                 }
-                Op::Norm(norm) => tensors.push((norm.weight().at(layer), vec![norm.width])),
+                Op::Norm(norm) => {
+                    tensors.extend(norm.tensors().into_iter().map(|name| (name.at(layer), vec![norm.width])));
+                }
                 Op::Rope { .. } | Op::Attention(_) | Op::Gate(_) | Op::Add => {}
             }
         }

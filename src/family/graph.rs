@@ -5,7 +5,6 @@
 
 use std::sync::Arc;
 
-use super::config::quantization::QuantizationConfig;
 use super::config::rope::Rope;
 
 /// A matrix of a block, `[tokens, width]`, by its number. The inputs of the block come first.
@@ -82,9 +81,20 @@ pub struct LinearSpec {
     pub bias: bool,
 }
 
-/// Division of each token, or of each head of a token, by its root mean square, and gains (RMSNorm).
+/// What a norm takes off and divides by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// Divides by the root mean square; has gains (RMSNorm).
+    Rms,
+    /// Takes the mean off and divides by the standard deviation; has gains and a bias (LayerNorm).
+    Layer,
+}
+
+/// Normalisation of each token, or of each head of a token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Norm {
+    /// What it takes off and divides by.
+    pub kind: NormKind,
     /// Module path.
     pub path: Name,
     /// Columns that are normalised together; the width of its input, or that of a head.
@@ -94,9 +104,12 @@ pub struct Norm {
 }
 
 impl Norm {
-    /// Name of the gains.
-    pub fn weight(&self) -> Name {
-        self.path.with(".weight")
+    /// Names of its tensors: the gains, then the bias of a LayerNorm.
+    pub fn tensors(&self) -> Vec<Name> {
+        match self.kind {
+            NormKind::Rms => vec![self.path.with(".weight")],
+            NormKind::Layer => vec![self.path.with(".weight"), self.path.with(".bias")],
+        }
     }
 }
 
@@ -187,6 +200,4 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// The tables of rotary angles.
     pub ropes: Vec<Rope>,
-    /// Set where the weights are stored quantized.
-    pub quantization: Option<QuantizationConfig>,
 }

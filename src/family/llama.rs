@@ -7,7 +7,7 @@ use super::config::dimensions::Dimensions;
 use super::config::fields::Fields;
 use super::config::rope::{Rope, require_whole_heads};
 use super::config::window;
-use super::graph::{Activation, Attention, Block, ModelConfig};
+use super::graph::{Activation, Attention, Block, ModelConfig, NormKind};
 use super::{Family, decoder};
 use crate::Result;
 
@@ -55,19 +55,20 @@ pub(super) fn build(
     let dimensions = Dimensions::read(config, head_dim)?;
     require_whole_heads(config)?;
     let epsilon = config.positive("rms_norm_eps")?.unwrap_or(1e-6);
+    let norm = (NormKind::Rms, epsilon);
     let rope = Rope::read(config, dimensions.head_dim)?;
-    let block = block(&dimensions, epsilon, details);
-    Ok(decoder(family, dimensions, epsilon, rope, block))
+    let block = block(&dimensions, norm, details);
+    Ok(decoder(family, dimensions, norm, rope, block))
 }
 
-fn block(dimensions: &Dimensions, epsilon: f32, details: Details) -> Block {
+fn block(dimensions: &Dimensions, norm: (NormKind, f32), details: Details) -> Block {
     let Details { qkv_bias, o_bias, mlp_bias, head_norms, window } = details;
     let (hidden, inner, head_dim) = (dimensions.hidden_size, dimensions.intermediate_size, dimensions.head_dim);
     let (queries, keys) = (dimensions.queries(), dimensions.keys());
     let attention =
         Attention { heads: dimensions.num_attention_heads, kv_heads: dimensions.num_key_value_heads, head_dim, window };
     let (mut line, h) = Line::new("model.layers.{layer}.", hidden);
-    let x = line.norm(h, "input_layernorm", epsilon);
+    let x = line.norm(h, "input_layernorm", norm);
     let [mut q, mut k, v] = line.linears(
         x,
         [
@@ -77,17 +78,17 @@ fn block(dimensions: &Dimensions, epsilon: f32, details: Details) -> Block {
         ],
     );
     if head_norms {
-        q = line.norm_per(q, "self_attn.q_norm", epsilon, head_dim);
+        q = line.norm_per(q, "self_attn.q_norm", norm, head_dim);
     }
     q = line.rope(q, 0, head_dim);
     if head_norms {
-        k = line.norm_per(k, "self_attn.k_norm", epsilon, head_dim);
+        k = line.norm_per(k, "self_attn.k_norm", norm, head_dim);
     }
     k = line.rope(k, 0, head_dim);
     let mixed = line.attention(q, k, v, attention);
     let o = line.linear(mixed, "self_attn.o_proj", hidden, o_bias);
     let h = line.add(h, o);
-    let x = line.norm(h, "post_attention_layernorm", epsilon);
+    let x = line.norm(h, "post_attention_layernorm", norm);
     let [gate, up] = line.linears(x, [("mlp.gate_proj", inner, mlp_bias), ("mlp.up_proj", inner, mlp_bias)]);
     let gated = line.gate(Activation::Silu, gate, up);
     let down = line.linear(gated, "mlp.down_proj", hidden, mlp_bias);

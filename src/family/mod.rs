@@ -18,11 +18,10 @@ use crate::{Error, Result};
 use build::Line;
 use config::dimensions::Dimensions;
 use config::fields::Fields;
-pub use config::quantization::{QuantizationConfig, ZeroPointFormat};
 pub(crate) use config::rope::state_both_forms;
 pub use config::rope::{Rope, RopeScaling};
 pub use derive::{Cut, Fold};
-pub use graph::{Activation, Attention, Block, Linear, LinearSpec, ModelConfig, Name, Node, Norm, Op, Value};
+pub use graph::{Activation, Attention, Block, Linear, LinearSpec, ModelConfig, Name, Node, Norm, NormKind, Op, Value};
 
 /// An architecture that this crate can run.
 pub struct Family {
@@ -82,10 +81,10 @@ impl ModelConfig {
 }
 
 /// A model of `family` whose blocks are all `block`, with the usual names of embedding, final norm and output matrix.
-fn decoder(family: &Family, dimensions: Dimensions, epsilon: f32, rope: Rope, block: Block) -> ModelConfig {
+fn decoder(family: &Family, dimensions: Dimensions, norm: (NormKind, f32), rope: Rope, block: Block) -> ModelConfig {
     let Dimensions { hidden_size, vocab_size, max_position_embeddings, tie_word_embeddings, .. } = dimensions;
     let (mut head, h) = Line::new("", hidden_size);
-    let x = head.norm(h, "model.norm", epsilon);
+    let x = head.norm(h, "model.norm", norm);
     let logits = head.linear(x, "lm_head", vocab_size, false);
     ModelConfig {
         model_type: family.model_type,
@@ -97,7 +96,6 @@ fn decoder(family: &Family, dimensions: Dimensions, epsilon: f32, rope: Rope, bl
         head: Arc::new(head.finish(logits)),
         tie_word_embeddings,
         ropes: vec![rope],
-        quantization: dimensions.quantization,
     }
 }
 

@@ -20,6 +20,7 @@ pub mod gram;
 pub mod grid;
 pub mod grouped_product;
 pub mod kl;
+pub mod layer_norm;
 pub mod magnitude;
 mod math;
 pub mod matmul;

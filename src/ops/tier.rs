@@ -15,7 +15,7 @@ use crate::Result;
 use crate::device::{
     self, AdapterSummary, Choice, Clock, Device, FastShape, FastTier, Gpu, MatrixUnits, Precision, Recorder,
 };
-use crate::error::Phrase;
+use crate::error::{Phrase, phrase};
 use crate::tensor::Tensor;
 
 /// What the program around the library lends to a device that it opens. By default it lends nothing.
@@ -59,7 +59,7 @@ pub async fn adapters(front_end: &dyn FrontEnd) -> Vec<AdapterSummary> {
             summary.tier = match Gpu::open(adapter, Precision::Fast, front_end.clock()).await {
                 Ok(gpu) => {
                     set_fast_tier(&gpu, front_end).await;
-                    gpu.tier().into()
+                    gpu.tier()
                 }
                 Err(error) => error.phrase(),
             };
@@ -79,11 +79,7 @@ async fn set_fast_tier(gpu: &Arc<Gpu>, front_end: &dyn FrontEnd) {
 
 /// The shape that the front end remembers, if it is right, or else the quickest that is. Errors: a phrase that says why none is
 /// used.
-async fn choose(
-    gpu: &Arc<Gpu>,
-    shapes: &[&'static FastShape],
-    front_end: &dyn FrontEnd,
-) -> std::result::Result<FastTier, String> {
+async fn choose(gpu: &Arc<Gpu>, shapes: &[&'static FastShape], front_end: &dyn FrontEnd) -> Result<FastTier, Phrase> {
     let mut rec = Recorder::new(&Device::Gpu(gpu.clone()));
     let key = format!("{} | aquatint {}", gpu.driver(), env!("CARGO_PKG_VERSION"));
     let remembered = front_end.remembered_shape(&key);
@@ -97,9 +93,9 @@ async fn choose(
     let (tier, seconds) = quickest(&mut rec, &right, clock).await?;
     // An emulated adapter is there for tests, which want the fast kernels however slow they are.
     if !gpu.is_software() {
-        let portable = product_seconds(&mut rec, None, clock).await.map_err(|error| error.to_string())?;
+        let portable = product_seconds(&mut rec, None, clock).await.map_err(|error| error.phrase())?;
         if portable <= seconds {
-            return Err(format!("whose products in f32 are {:.1} times as quick here", seconds / portable));
+            return Err(format!("whose products in f32 are {:.1} times as quick here", seconds / portable).into());
         }
     }
     if remembered.as_deref() != Some(tier.shape.dense) {
@@ -110,14 +106,14 @@ async fn choose(
 
 /// The shapes that pass the check and agree in every bit, at least one. They must agree because another may be the quickest
 /// tomorrow, which must not change a result. Errors: what is wrong with them, as a phrase.
-async fn right_shapes(rec: &mut Recorder, shapes: &[&'static FastShape]) -> std::result::Result<Vec<FastTier>, String> {
+async fn right_shapes(rec: &mut Recorder, shapes: &[&'static FastShape]) -> Result<Vec<FastTier>, Phrase> {
     let mut right = Vec::new();
     let mut bits: Option<Vec<u32>> = None;
-    let mut trouble = "there is no shape for it".to_string();
+    let mut trouble = "there is no shape for it".into();
     for shape in shapes {
         match check(rec, shape).await {
             Ok((_, found)) if bits.get_or_insert_with(|| found.clone()) != &found => {
-                trouble = "its shapes differ in their results".to_string();
+                trouble = "its shapes differ in their results".into();
             }
             Ok((tier, _)) => right.push(tier),
             Err(reason) => trouble = reason,
@@ -127,18 +123,14 @@ async fn right_shapes(rec: &mut Recorder, shapes: &[&'static FastShape]) -> std:
 }
 
 /// The quickest of some shapes, with the seconds of its product. Errors: why none of them could be timed, as a phrase.
-async fn quickest(
-    rec: &mut Recorder,
-    tiers: &[FastTier],
-    clock: Clock,
-) -> std::result::Result<(FastTier, f64), String> {
+async fn quickest(rec: &mut Recorder, tiers: &[FastTier], clock: Clock) -> Result<(FastTier, f64), Phrase> {
     let mut best: Option<(FastTier, f64)> = None;
-    let mut trouble = String::new();
+    let mut trouble = Phrase::default();
     for tier in tiers {
         match product_seconds(rec, Some(tier.shape), clock).await {
             Ok(seconds) if best.is_none_or(|(_, least)| seconds < least) => best = Some((*tier, seconds)),
             Ok(_) => {}
-            Err(error) => trouble = error.to_string(),
+            Err(error) => trouble = error.phrase(),
         }
     }
     best.ok_or(trouble)
@@ -185,11 +177,11 @@ const COLUMNS: usize = 131;
 const DEPTH: usize = 77;
 
 /// Checks a shape. Returns it with its largest error, and the bits of its results. Errors: why it is not right, as a phrase.
-async fn check(rec: &mut Recorder, shape: &'static FastShape) -> std::result::Result<(FastTier, Vec<u32>), String> {
+async fn check(rec: &mut Recorder, shape: &'static FastShape) -> Result<(FastTier, Vec<u32>), Phrase> {
     match errors(rec, shape).await {
         Ok((error, bits)) if error <= LARGEST_ERROR => Ok((FastTier { shape, error }, bits)),
-        Ok((error, _)) => Err(format!("its check found an error of {error:.1e}, more than {LARGEST_ERROR:.0e}")),
-        Err(error) => Err(format!("its check failed: {error}")),
+        Ok((error, _)) => Err(format!("its check found an error of {error:.1e}, more than {LARGEST_ERROR:.0e}").into()),
+        Err(error) => Err(phrase!["its check failed: ", error.phrase()]),
     }
 }
 

@@ -76,6 +76,7 @@ pub const UNIFORMS: &[Uniform] = &[
     super::grid::Params::UNIFORM,
     super::grouped_product::Params::UNIFORM,
     super::kl::Params::UNIFORM,
+    super::layer_norm::Params::UNIFORM,
     super::magnitude::Params::UNIFORM,
     super::matmul::Params::UNIFORM,
     super::nll::Params::UNIFORM,

@@ -5,7 +5,6 @@
 //! per stream and token. Several runs over the same text go through the blocks together and share the first of the two streams.
 
 pub mod fold;
-mod group;
 mod journal;
 mod planner;
 mod run;
@@ -13,6 +12,7 @@ mod scratch;
 mod stop;
 mod stream;
 mod sums;
+mod treatment;
 mod work;
 
 use std::collections::BTreeMap;
@@ -41,6 +41,7 @@ use run::{QuantizedGroup, Run};
 use stop::{Stop, WeightsByNode};
 use stream::Stream;
 use sums::Sums;
+pub use treatment::Treatment;
 pub use work::work;
 
 /// Where quantized layers go, in model order.
@@ -221,7 +222,7 @@ impl<'n, 'a> Session<'n, 'a> {
             groups: config.blocks.iter().map(|block| block.stops().count()).sum(),
             tokens,
             held_out: held_out_tokens,
-            group_size: options.grid_columns(config),
+            group_size: Treatment::new(options, config).group_size(),
             plan,
         });
         network.check_head(rec).await?;
@@ -232,7 +233,7 @@ impl<'n, 'a> Session<'n, 'a> {
                 device: rec.device().name(),
                 precision: rec.device().precision(),
                 options: job.options.clone(),
-                group_size: job.options.grid_columns(config),
+                group_size: Treatment::new(job.options, config).group_size(),
                 tokens,
                 held_out_tokens,
                 layers: Vec::new(),

@@ -3,13 +3,15 @@
 //! On the device are the weights of one group of linear layers, what is computed about it, and the chunk in hand. The hidden
 //! states of all chunks are there too if they fit, else in host memory, else in a file.
 
+use super::Treatment;
 use crate::device::{Device, Memory, Place, Precision, Recorder};
 use crate::engine::network::sequences_per_chunk;
 use crate::error::{Setting, phrase};
 use crate::family::{Block, Cut, Linear, ModelConfig};
 use crate::ops::cooperative::PLANES;
 use crate::ops::gram::packed_len;
-use crate::quant::{Alpha, Method, QuantizeOptions};
+use crate::quant::QuantizeOptions;
+use crate::quant::methods::HessianForm;
 use crate::record::Plan;
 use crate::tensor::MOST_FREE;
 use crate::{Error, Result};
@@ -157,7 +159,7 @@ impl Load<'_> {
     fn check_bindings(&self, device: &Device) -> Result<()> {
         let linears: Vec<&Linear> = self.config.distinct_blocks().flat_map(Block::groups).flatten().collect();
         let weights = linears.iter().map(|spec| spec.rows as u64 * spec.columns as u64);
-        let dense = self.runs.iter().any(|run| matches!(run.method, Method::Awq | Method::Quip));
+        let dense = self.runs.iter().any(|run| run.method.quantizer().needs().hessian == Some(HessianForm::Dense));
         let hessians = linears.iter().map(|spec| match dense {
             true => (spec.columns as u64).pow(2),
             false => packed_len(spec.columns) as u64,
@@ -196,8 +198,8 @@ impl Load<'_> {
         // What the runs before have made of the group.
         let others = (runs - 1) * weights;
         let quantizing = self.runs.iter().map(|options| {
-            let correlate = options.alpha.default != Alpha::Off || !options.alpha.overrides.is_empty();
-            if options.method == Method::Rtn && !correlate {
+            let correlate = options.alpha.corrects();
+            if !Treatment::new(options, self.config).needs_calibration() {
                 return 6 * linear + weights;
             }
             let held_out = correlate && options.held_out() > 0;
@@ -211,13 +213,7 @@ impl Load<'_> {
             // Of what is held out W·D of every linear, and rows of H while one is judged.
             let kept = statistics + factor + if held_out { weights + n * n.min(2048) } else { 0 };
             let correcting = if correlate { 3 * weights + 3 * linear } else { weights + linear };
-            let rounding = match options.method {
-                Method::Rtn => 0,
-                // Rows of H for the scales of a descent.
-                Method::Gptq => n * n.min(1024),
-                Method::Awq => square,
-                Method::Quip => 4 * square,
-            };
+            let rounding = options.method.quantizer().held_elements(n);
             let rounding = rounding + 3 * weights + 10 * linear;
             (statistics + gathering).max(kept + correcting.max(rounding))
         });

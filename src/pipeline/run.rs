@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use super::fold::{Finished, Producer};
-use super::group::{Gathered, GroupQuantizer, Linear, Outcome};
 use super::journal::{BlockRecord, Journal};
 use super::stop::{Stop, WeightsByNode};
 use super::stream::Stream;
@@ -13,9 +12,10 @@ use crate::device::Recorder;
 use crate::observer::Observer;
 use crate::ops::matmul::{Orientation, matmul};
 use crate::ops::reduce::{squared_difference, sum_squares};
-use crate::quant::awq::Feasible;
-use crate::quant::{Alpha, Method, QuantizeOptions, Statistics};
-use crate::record::{BlockReport, Phase, Report};
+use crate::quant::methods::{Feasible, Layer};
+use crate::quant::solve::{GroupSolver, GroupStatistics, Linear, RoundedLayer};
+use crate::quant::{Quantities, QuantizeOptions, Statistics};
+use crate::record::{BlockReport, LayerReport, Phase, Report};
 use crate::stored::StoredLinear;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
@@ -61,8 +61,8 @@ struct BlockInHand {
 #[derive(Default)]
 pub(super) struct QuantizedGroup {
     /// The layers that were quantized, each with its place in the group.
-    layers: Vec<(usize, Outcome)>,
-    /// What AWQ's scales go into.
+    layers: Vec<(usize, RoundedLayer)>,
+    /// What takes the inverse scales of the input.
     producer: Option<Producer>,
     /// The weights that Ŝ goes through; `None` where the run leaves the block alone.
     weights: Option<Vec<Tensor>>,
@@ -174,7 +174,7 @@ impl<'a> Run<'a> {
         }
         let fold = match stop.group {
             // A layer that keeps its weight would read the scaled input, too.
-            Some(_) if self.options.method == Method::Awq && linears.len() == stop.specs.len() => {
+            Some(_) if self.options.method.quantizer().scales_input() && linears.len() == stop.specs.len() => {
                 stop.block.line().fold(stop.cut.node)
             }
             _ => None,
@@ -194,7 +194,9 @@ impl<'a> Run<'a> {
     /// The linear layer of that module path as this run is to treat it; `None` if it keeps its weight.
     fn linear<'w>(&self, name: &'w str, weight: &'w Tensor) -> Option<Linear<'w>> {
         let bits = self.options.bits_of(name)?;
-        Some(Linear { name, weight, alpha: self.options.alpha.of(name), bits })
+        let group_size = self.report.group_size.unwrap_or(weight.shape()[1]);
+        let layer = Layer { name, grid: self.options.grid_spec(group_size, bits) };
+        Some(Linear { layer, weight, alpha: self.options.alpha.of(name) })
     }
 
     async fn quantize_linears(
@@ -205,54 +207,46 @@ impl<'a> Run<'a> {
         producer: Option<&Producer>,
         linears: &[Linear<'_>],
         observer: &mut dyn Observer,
-    ) -> Result<Vec<Outcome>> {
+    ) -> Result<Vec<RoundedLayer>> {
         let feasible = producer.map(|producer| |wanted: &[f32]| producer.feasible(wanted));
-        let quantizer = GroupQuantizer {
+        let solver = GroupSolver {
             options: self.options,
-            group_size: self.report.group_size,
             feasible: feasible.as_ref().map(|feasible| feasible as Feasible<'_>),
             place: &stop.place,
         };
-        let correlate = linears.iter().any(|linear| linear.alpha != Alpha::Off);
-        if !correlate && self.options.method == Method::Rtn {
-            stop.begin(Phase::Rounding, observer);
-            let since = observer.seconds();
-            let layers = quantizer.round_plain(rec, linears).await?;
-            self.book_since(rec, Phase::Rounding, since, observer).await?;
-            return Ok(layers);
-        }
-        stop.begin(Phase::Statistics, observer);
-        let since = observer.seconds();
-        let n = linears[0].weight.shape()[1];
-        let gathered = self.gather(rec, stop, full, (n, correlate), observer)?;
-        self.book_since(rec, Phase::Statistics, since, observer).await?;
-        stop.begin(Phase::Correction, observer);
-        let since = observer.seconds();
-        let (prepared, candidates) = quantizer.correct(rec, linears, gathered).await?;
-        self.book_since(rec, Phase::Correction, since, observer).await?;
+        let to_round = match solver.quantities(linears) {
+            None => solver.uncorrected(linears),
+            Some(quantities) => {
+                stop.begin(Phase::Statistics, observer);
+                let since = observer.seconds();
+                let n = linears[0].weight.shape()[1];
+                let statistics = self.gather(rec, stop, full, (n, quantities), observer)?;
+                self.book_since(rec, Phase::Statistics, since, observer).await?;
+                stop.begin(Phase::Correction, observer);
+                let since = observer.seconds();
+                let corrected = solver.correct(rec, linears, statistics).await?;
+                self.book_since(rec, Phase::Correction, since, observer).await?;
+                corrected
+            }
+        };
         stop.begin(Phase::Rounding, observer);
         let since = observer.seconds();
-        let layers = quantizer.round(rec, linears, &prepared, candidates).await?;
+        let layers = to_round.round(rec).await?;
         self.book_since(rec, Phase::Rounding, since, observer).await?;
         Ok(layers)
     }
 
-    /// H and, if `correlate`, D of the input of `stop`, which has n columns.
+    /// Accumulates the statistics of the input of `stop`, which has n columns.
     fn gather(
         &self,
         rec: &mut Recorder,
         stop: &Stop<'_>,
         full: &Stream,
-        (n, correlate): (usize, bool),
+        (n, quantities): (usize, Quantities),
         observer: &dyn Observer,
-    ) -> Result<Gathered> {
-        let magnitudes = self.options.method == Method::Awq;
-        let empty = |rec: &mut Recorder| {
-            let statistics = Statistics::zeros(rec, n, correlate)?;
-            if magnitudes { statistics.with_magnitudes(rec) } else { Ok(statistics) }
-        };
-        let mut fitting = empty(rec)?;
-        let mut held_out = if stop.holds_out() { Some(empty(rec)?) } else { None };
+    ) -> Result<GroupStatistics> {
+        let mut fitting = Statistics::zeros(rec, n, quantities)?;
+        let mut held_out = if stop.holds_out() { Some(Statistics::zeros(rec, n, quantities)?) } else { None };
         for chunk in 0..stop.chunks {
             observer.go_on()?;
             let part = if chunk < stop.held_out_from { Some(&mut fitting) } else { held_out.as_mut() };
@@ -262,7 +256,7 @@ impl<'a> Run<'a> {
                 part.accumulate(rec, &exact, &quantized)?;
             }
         }
-        Ok(Gathered { fitting, held_out })
+        Ok(GroupStatistics { fitting, held_out })
     }
 
     /// Takes chunk `chunk` past the linear layers of `stop`, through the weights of `group`, and adds ‖WX − QX̂‖² of each
@@ -296,10 +290,10 @@ impl<'a> Run<'a> {
         (errors, norms): (Sums, &[[f64; 2]]),
         again: bool,
     ) -> Result<()> {
-        let QuantizedGroup { mut layers, producer, weights } = group;
-        let scales = layers.first_mut().and_then(|(_, layer)| layer.input_scales.take());
+        let QuantizedGroup { layers, producer, weights } = group;
+        let scales = layers.first().and_then(|(_, layer)| layer.input_scales.as_ref());
         if let Some((producer, scales)) = producer.zip(scales) {
-            producer.fold(&scales, &mut self.block.finished);
+            producer.fold(&scales.scales, &mut self.block.finished);
         }
         if self.journal.is_some() && stop.group.is_some() {
             for (place, layer) in &layers {
@@ -316,16 +310,16 @@ impl<'a> Run<'a> {
     }
 
     /// Fills in measured errors: ‖WX − QX̂‖² and ‖WX‖², each of the tokens to fit on and of those held out.
-    fn record_layers(&mut self, measured: Vec<(Outcome, [f64; 2], [f64; 2])>, holds_out: bool) -> Result<()> {
-        for (mut layer, errors, norms) in measured {
-            let name = &layer.report.name;
-            layer.report.error_fitted = super::relative(errors[0], norms[0], name)?;
+    fn record_layers(&mut self, measured: Vec<(RoundedLayer, [f64; 2], [f64; 2])>, holds_out: bool) -> Result<()> {
+        for (layer, errors, norms) in measured {
+            let mut report = LayerReport::new(&layer, self.options.correction_damping);
+            report.error_fitted = super::relative(errors[0], norms[0], &report.name)?;
             if holds_out {
-                layer.report.error_held_out = Some(super::relative(errors[1], norms[1], name)?);
-                let before = layer.score_gain.map(|gain| (errors[1] + gain) / norms[1]);
-                layer.report.error_held_out_uncorrected = before.filter(|error| error.is_finite());
+                report.error_held_out = Some(super::relative(errors[1], norms[1], &report.name)?);
+                let before = layer.alpha.score_gain.map(|gain| (errors[1] + gain) / norms[1]);
+                report.error_held_out_uncorrected = before.filter(|error| error.is_finite());
             }
-            self.report.layers.push(layer.report);
+            self.report.layers.push(report);
             self.block.finished.linears.push(layer.stored);
         }
         Ok(())

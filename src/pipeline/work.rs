@@ -2,13 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use super::Treatment;
 use crate::family::ModelConfig;
-use crate::quant::awq::RATIOS;
-use crate::quant::{Alpha, Method, QuantizeOptions};
+use crate::quant::methods::LinearExtent;
+use crate::quant::{Alpha, QuantizeOptions};
 use crate::record::Phase;
-
-/// Range shrinkages that a grid search tries, and operations for one weight each, about.
-const GRID_SEARCH: f64 = 80.0 * 8.0;
 
 /// The floating-point operations of a run per phase, a multiplication and an addition being two. Terms of less than n² per token
 /// or row are left out.
@@ -18,7 +16,8 @@ pub fn work(config: &ModelConfig, options: &QuantizeOptions) -> BTreeMap<Phase, 
     let mut sums = BTreeMap::new();
     let mut add = |phase, operations: f64| *sums.entry(phase).or_default() += operations;
     let tokens = (options.samples * options.seq_len) as f64;
-    let grid_columns = options.grid_columns(config).map(|columns| columns as f64);
+    let group_size = Treatment::new(options, config).group_size().map(|columns| columns as f64);
+    let quantizer = options.method.quantizer();
     for (layer, block) in config.blocks.iter().enumerate() {
         // In two streams.
         add(Phase::Forward, 2.0 * tokens * block.work_between_linears(options.seq_len));
@@ -36,7 +35,7 @@ pub fn work(config: &ModelConfig, options: &QuantizeOptions) -> BTreeMap<Phase, 
                 .map(|spec| (spec.rows as f64, options.alpha.of(&spec.name)))
                 .collect();
             let correlate = quantized.iter().any(|(_, alpha)| *alpha != Alpha::Off);
-            if quantized.is_empty() || !correlate && options.method == Method::Rtn {
+            if quantized.is_empty() || !correlate && quantizer.needs().hessian.is_none() {
                 continue;
             }
             add(Phase::Statistics, tokens * n * n * if correlate { 3.0 } else { 1.0 });
@@ -44,10 +43,7 @@ pub fn work(config: &ModelConfig, options: &QuantizeOptions) -> BTreeMap<Phase, 
             if correlate {
                 add(Phase::Correction, n * n * n / 3.0 * if auto { 2.0 } else { 1.0 });
             }
-            if matches!(options.method, Method::Gptq | Method::Quip) {
-                // The factor, and its inverse.
-                add(Phase::Rounding, n * n * n);
-            }
+            add(Phase::Rounding, quantizer.preparation_work(n));
             for (m, alpha) in quantized {
                 let product = 2.0 * m * n * n;
                 let held_out = options.held_out() > 0;
@@ -60,21 +56,10 @@ pub fn work(config: &ModelConfig, options: &QuantizeOptions) -> BTreeMap<Phase, 
                 let measured = if held_out && alpha == Alpha::Auto { 1.0 } else { 0.0 };
                 add(Phase::Correction, product * 2.0 * (corrections + measured));
                 let roundings = 1.0 + measured;
-                let search = GRID_SEARCH * m * n;
-                let rounding = match options.method {
-                    Method::Rtn => search,
-                    Method::Gptq => search + product * 0.5,
-                    Method::Quip => product * 0.5,
-                    Method::Awq => 20.0 * m * n * grid_columns.unwrap_or(n),
-                };
-                add(Phase::Rounding, roundings * rounding + 2.0 * measured * product);
-                if options.method == Method::Gptq {
-                    // For codes H·E, for scales H·E again and H·Q.
-                    add(Phase::Rounding, 3.0 * product * options.descent_passes as f64);
-                }
-                if options.method == Method::Awq {
-                    add(Phase::Rounding, RATIOS as f64 * product);
-                }
+                let extent = LinearExtent { rows: m, columns: n, group_size: group_size.unwrap_or(n) };
+                let work = quantizer.linear_work(options, extent);
+                add(Phase::Rounding, roundings * work.rounding + 2.0 * measured * product);
+                add(Phase::Rounding, work.search);
             }
         }
     }

@@ -1,5 +1,7 @@
-//! What GPTQ leaves behind: it settles each code once, before it knows the later ones, on scales chosen before any code. Passes
-//! of coordinate descent over codes (QuantEase, arXiv 2309.01885) and scales lower its loss tr(E·(H + λI)·Eᵀ), E = W* − Q.
+//! Passes of coordinate descent after GPTQ, over codes (QuantEase, arXiv 2309.01885) and scales.
+//!
+//! GPTQ chooses each code once, before it knows the later ones, and it chooses scales before any code. The passes lower its loss
+//! tr(E·(H + λI)·Eᵀ), E = W* − Q.
 
 use crate::Result;
 use crate::device::Recorder;
@@ -14,28 +16,29 @@ use crate::ops::permute::{from_columns, to_columns};
 use crate::ops::refit::{Group, refit};
 use crate::tensor::Tensor;
 
-/// Rows of H that are unpacked at a time for scales.
-const UNPACKED_ROWS: usize = 1024;
+/// Rows of H that are unpacked at a time when scales are fitted.
+pub(super) const UNPACKED_ROWS: usize = 1024;
 
-/// The passes to make, ready for all linears of a group.
+/// Coordinate descent for the linears of one group.
 #[derive(Debug)]
 pub(super) struct Descent<'a> {
     hessian: &'a Packed,
     ridge: f32,
     passes: usize,
-    /// Columns as stored.
+    /// The columns in stored order.
     order: Tensor<u32>,
 }
 
 impl<'a> Descent<'a> {
-    /// `ridge`: λ, above 0; `passes`: over all columns.
+    /// `ridge`: λ, above 0. `passes`: how often to go over all columns.
     pub(super) fn new(rec: &mut Recorder, hessian: &'a Packed, ridge: f32, passes: usize) -> Result<Self> {
         let n = hessian.n();
         let order = rec.upload(&[n], (0..n as u32).collect())?;
         Ok(Self { hessian, ridge, passes, order })
     }
 
-    /// Better codes and scales for `weight`, W* `[m, n]`, starting from `codes` of the same shape and the scales of `grid`.
+    /// Improves the rounding of `weight`, W* `[m, n]`, starting from `codes` of the same shape and the scales of `grid`. Changes
+    /// the scales of `grid` and returns the new codes.
     pub(super) fn descend(
         &self,
         rec: &mut Recorder,
@@ -47,7 +50,7 @@ impl<'a> Descent<'a> {
         let mut errors = rec.duplicate(weight)?;
         let rounded = dequantize(rec, codes, grid, spec.group_size)?;
         add_scaled(rec, &mut errors, -1.0, &rounded)?;
-        let mut layer = Layer {
+        let mut linear = DescendingLinear {
             descent: self,
             spec,
             weight: to_columns(rec, weight, &self.order)?,
@@ -58,16 +61,16 @@ impl<'a> Descent<'a> {
         for start in (0..self.passes).flat_map(|_| (0..n).step_by(spec.group_size)) {
             let end = n.min(start + spec.group_size);
             for block in (start..end).step_by(LONGEST_BLOCK) {
-                layer.move_codes(rec, block, LONGEST_BLOCK.min(end - block), grid)?;
+                linear.move_codes(rec, block, LONGEST_BLOCK.min(end - block), grid)?;
             }
-            layer.fit_scale(rec, start, end - start, grid)?;
+            linear.fit_scales(rec, start, end - start, grid)?;
         }
-        from_columns(rec, &layer.codes, &self.order)
+        from_columns(rec, &linear.codes, &self.order)
     }
 }
 
-/// A linear whose codes and scales are on the move; all matrices `[n, m]`, columns as stored.
-struct Layer<'a> {
+/// A linear during the descent. All matrices are `[n, m]`, with the columns in stored order.
+struct DescendingLinear<'a> {
     descent: &'a Descent<'a>,
     spec: &'a GridSpec,
     weight: Tensor,
@@ -76,7 +79,8 @@ struct Layer<'a> {
     codes: Tensor<u32>,
 }
 
-impl Layer<'_> {
+impl DescendingLinear<'_> {
+    /// Moves each code of `count` columns from `start` to the level of least loss, one column after the other.
     fn move_codes(&mut self, rec: &mut Recorder, start: usize, count: usize, grid: &Grid) -> Result<()> {
         let hessian = &unpack_rows(rec, self.descent.hessian, start, count)?;
         let g = matmul(rec, Orientation::Nn, hessian, &self.errors)?;
@@ -86,11 +90,12 @@ impl Layer<'_> {
         descend_block(rec, block, &mut self.errors, &mut self.codes)
     }
 
-    fn fit_scale(&mut self, rec: &mut Recorder, start: usize, count: usize, grid: &mut Grid) -> Result<()> {
+    /// Fits the scales of the group of `count` columns from `start` to its codes.
+    fn fit_scales(&mut self, rec: &mut Recorder, start: usize, count: usize, grid: &mut Grid) -> Result<()> {
         let mut rounded = rec.copy_rows(&self.weight, start, count)?;
         let errors = rec.copy_rows(&self.errors, start, count)?;
         add_scaled(rec, &mut rounded, -1.0, &errors)?;
-        // H·E on the group's rows, and H·Ŵ with Ŵ zero outside the group.
+        // g is H·E on the rows of the group. v is H·Ŵ, with Ŵ zero outside the group.
         let (mut g, mut v) = (rec.zeros(&[count, self.errors.shape()[1]])?, rec.zeros(self.errors.shape())?);
         for first in (0..count).step_by(UNPACKED_ROWS) {
             let piece = UNPACKED_ROWS.min(count - first);

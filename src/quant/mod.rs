@@ -1,17 +1,21 @@
-//! The methods: how one linear layer is corrected and rounded. Written in ops, knowing no model and no wgpu.
+//! How a group of linear layers is quantized: corrected for the error that arrives at it, rounded, refined.
+//!
+//! [`solve`] is the way in. [`methods`] has the base quantizers behind one trait, and the other files have what these share. The
+//! folder stands on `ops` and `device` and below `pipeline`. It knows no model, no checkpoint and no GPU interface.
 
 pub mod alpha;
-pub mod awq;
+mod column_loop;
 pub mod correction;
+mod curvature;
 mod descent;
-pub mod gptq;
+pub mod methods;
 pub mod options;
-pub mod quip;
 pub mod rotation;
-pub mod rounding;
+mod rounded;
+pub mod solve;
 pub mod statistics;
 
-pub use awq::{Activations, Scaling};
+pub use curvature::{Curvature, HessianDiagonal};
 pub use options::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions, RotationKind};
-pub use rounding::{Codes, Curvature, Layer, Rounded, Rounder};
-pub use statistics::{Damping, Statistics};
+pub use rounded::{Codes, RoundedWeight};
+pub use statistics::{Quantities, Statistics};

@@ -1,25 +1,24 @@
-//! What a run is asked to do. A run is a value: the same options, model and device give the same bytes.
+//! The options of a run. With the same options, text, model and device a run writes the same bytes.
+//!
+//! Nothing here knows a model. `pipeline::Treatment` says what the options mean for one.
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{Format, GptqSettings, LayerPlan};
 use crate::error::{Setting, phrase};
-use crate::family::ModelConfig;
-use crate::ops::grid::{ScaleType, Search, Symmetry};
-use crate::quant::rotation;
+use crate::ops::grid::{GridSpec, ScaleType, Search, Symmetry};
 use crate::{Error, Result, Sampling};
 
-/// The base quantizer that the corrected weight is handed to.
+/// The base quantizer, which rounds the corrected weights. [`methods`](super::methods) has the implementations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Method {
     /// Round to nearest.
     Rtn,
-    /// Column by column, later columns taking up the error of earlier ones (arXiv 2210.17323).
+    /// Column by column; later columns make up for the rounding of earlier ones (arXiv 2210.17323).
     Gptq,
-    /// RTN after scaling inputs by how much they carry, with ranges shrunk to what serves the output (arXiv 2306.00978).
+    /// RTN with the inputs that carry most scaled up, and with ranges shrunk to lower the output error (arXiv 2306.00978).
     Awq,
-    /// GPTQ's loop on one grid per layer, after a rotation of inputs and outputs, which is undone (arXiv 2307.13304).
+    /// GPTQ's loop on one grid per layer, after a rotation of inputs and outputs that is undone (arXiv 2307.13304).
     Quip,
 }
 
@@ -34,17 +33,17 @@ pub enum RotationKind {
     Hadamard,
 }
 
-/// In which order GPTQ visits the columns.
+/// The order in which GPTQ visits the columns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ActivationOrder {
-    /// As stored; a group's grid follows from the weights as updated when its first column is reached.
+    /// As stored. A group's grid is chosen from the weights as updated when its first column is reached.
     Natural,
-    /// By falling diag H; group grids from W*, in the stored order, so that the checkpoint needs no permutation.
+    /// By falling diag H. Grids are chosen from W* for groups in stored order, so that the checkpoint needs no permutation.
     Descending,
 }
 
-/// Inputs per grid.
+/// Group size: inputs per grid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GroupSize {
@@ -56,20 +55,6 @@ pub enum GroupSize {
     Columns(usize),
 }
 
-impl GroupSize {
-    /// Inputs per grid in `config`, `None` for per channel.
-    pub fn resolve(self, config: &ModelConfig) -> Option<usize> {
-        match self {
-            Self::PerChannel => None,
-            Self::Columns(size) => Some(size),
-            Self::Auto => {
-                let widths: Vec<usize> = config.linears().iter().map(|linear| linear.columns).collect();
-                [128, 64, 32].into_iter().find(|size| widths.iter().all(|width| width % size == 0))
-            }
-        }
-    }
-}
-
 /// Propagation strength α of one layer.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -78,7 +63,7 @@ pub enum Alpha {
     Off,
     /// This α in [0, 1].
     Fixed(f64),
-    /// κ·α*, α* from held-out tokens, with the guard.
+    /// κ·α* with α* from held-out tokens, and with the guard.
     Auto,
 }
 
@@ -98,7 +83,7 @@ impl std::str::FromStr for Alpha {
     }
 }
 
-/// As the command line takes it.
+/// The same text that [`Alpha::from_str`](std::str::FromStr::from_str) reads.
 impl std::fmt::Display for Alpha {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -109,19 +94,19 @@ impl std::fmt::Display for Alpha {
     }
 }
 
-/// Which layer gets which α.
+/// α of each layer.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AlphaPolicy {
-    /// Where no pattern matches.
+    /// α of a layer that no pattern matches.
     pub default: Alpha,
-    /// Regular expressions on the module path; the last that matches wins.
+    /// α by regular expression on the module path; the last match wins.
     #[serde(with = "patterns")]
     pub overrides: Vec<(regex::Regex, Alpha)>,
-    /// κ, by which an automatic α* is shrunk: it ignores that W* is rounded and that later layers react.
+    /// κ, the factor on an automatic α*, which ignores that W* is rounded and that later layers react.
     pub shrinkage: f64,
 }
 
-/// Values by regular expression, the expressions as their text.
+/// Serializes values by regular expression, with the expressions as text.
 mod patterns {
     use regex::Regex;
     use serde::de::Error;
@@ -140,7 +125,7 @@ mod patterns {
     }
 }
 
-/// Regular expressions as their text.
+/// Serializes regular expressions as text.
 mod expressions {
     use regex::Regex;
     use serde::de::Error;
@@ -157,50 +142,55 @@ mod expressions {
 }
 
 impl AlphaPolicy {
-    /// α of the layer of that module path.
+    /// Whether some layer may be corrected.
+    pub fn corrects(&self) -> bool {
+        self.default != Alpha::Off || !self.overrides.is_empty()
+    }
+
+    /// α of the layer with the path `module`.
     pub fn of(&self, module: &str) -> Alpha {
         let matching = self.overrides.iter().rev().find(|(pattern, _)| pattern.is_match(module));
         matching.map_or(self.default, |(_, alpha)| *alpha)
     }
 }
 
-/// Everything that decides the result, beside the model, the text and the device.
+/// Everything that decides the result beside the model, the text and the device.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct QuantizeOptions {
     /// The base quantizer.
     pub method: Method,
     /// Bits per weight: 2, 3, 4 or 8.
     pub bits: u32,
-    /// Bits of some layers: regular expressions on the module path; the last that matches wins.
+    /// Bits of some layers, by regular expression on the module path; the last match wins.
     #[serde(default, with = "patterns")]
     pub bits_for: Vec<(regex::Regex, u32)>,
-    /// Layers that keep their weights: regular expressions on the module path.
+    /// The layers that keep their weights, by regular expression on the module path.
     #[serde(default, with = "expressions")]
     pub skip: Vec<regex::Regex>,
-    /// Whether the output matrix is quantized, too. A tied one becomes a matrix of its own.
+    /// Whether the output matrix is quantized, too. A matrix that is tied to the embedding is then stored separately.
     #[serde(default)]
     pub lm_head: bool,
-    /// Inputs per grid.
+    /// Group size.
     pub group_size: GroupSize,
     /// Whether zero points are fixed at 2^(bits−1).
     pub symmetry: Symmetry,
-    /// How grids are chosen. With AWQ, MSE stands for its own search, by the error at the output.
+    /// How grids are chosen. AWQ has its own search, by the output error; it runs unless this is min–max.
     pub grid: Search,
-    /// To which type scales are rounded before codes are chosen.
+    /// The type to which scales are rounded before codes are chosen.
     pub scale_type: ScaleType,
-    /// QuIP's transform.
+    /// The transform of QuIP.
     #[serde(default)]
     pub rotation: RotationKind,
-    /// In which order GPTQ visits columns.
+    /// The order in which GPTQ visits the columns.
     pub activation_order: ActivationOrder,
-    /// Passes of coordinate descent over codes and scales after GPTQ; other methods make none.
+    /// Passes of coordinate descent over codes and scales after GPTQ. Other methods make none.
     #[serde(default)]
     pub descent_passes: usize,
-    /// Propagation strength per layer.
+    /// Propagation strength α of each layer.
     pub alpha: AlphaPolicy,
-    /// ρ_q: ridge of the correction as a share of mean(diag H).
+    /// ρ_q, the damping of the correction: λ as a share of mean(diag H).
     pub correction_damping: f64,
-    /// ρ_r: ridge of the rounding as a share of mean(diag H).
+    /// ρ_r, the damping of the rounding: λ as a share of mean(diag H).
     pub rounding_damping: f64,
     /// Calibration windows.
     pub samples: usize,
@@ -210,7 +200,7 @@ pub struct QuantizeOptions {
     pub sampling: Sampling,
     /// Seed of the draw.
     pub seed: u64,
-    /// Quantize the first blocks only, this many; `None` for all.
+    /// How many blocks are quantized, the first ones; `None` for all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blocks: Option<usize>,
 }
@@ -243,13 +233,13 @@ impl Default for QuantizeOptions {
     }
 }
 
-/// Symmetric at 4 and 8 bits, which is all that vLLM loads; asymmetric at 2 and 3, where it buys the most.
+/// Symmetric at 4 and 8 bits, which is all that vLLM loads; asymmetric at 2 and 3, where a zero point gains most.
 pub fn default_symmetry(bits: u32) -> Symmetry {
     if matches!(bits, 4 | 8) { Symmetry::Symmetric } else { Symmetry::Asymmetric }
 }
 
 impl QuantizeOptions {
-    /// Errors: `Error::Input` naming the first option whose value cannot be used.
+    /// Checks the values by themselves. Errors: `Error::Input` naming the first option whose value cannot be used.
     pub fn validate(&self) -> Result<()> {
         let require = |holds: bool, setting: Setting, found: String, expected: &str, remedy: &str| {
             if holds { Ok(()) } else { Err(Error::input(setting, found, expected, remedy)) }
@@ -287,67 +277,7 @@ impl QuantizeOptions {
         )
     }
 
-    /// As [`QuantizeOptions::validate`], and whether the windows and blocks fit the model.
-    pub fn validate_for(&self, config: &ModelConfig) -> Result<()> {
-        self.validate()?;
-        let all = config.blocks.len();
-        if let Some(blocks) = self.blocks.filter(|blocks| !(1..=all).contains(blocks)) {
-            let expected = format!("1 to {all}, the blocks of the model");
-            return Err(Error::input(
-                Setting::Blocks,
-                blocks.to_string(),
-                expected,
-                "quantize fewer blocks, or at least one",
-            ));
-        }
-        self.validate_layers(config)?;
-        if self.seq_len <= config.max_position_embeddings {
-            return Ok(());
-        }
-        let expected = format!("at most {}, the positions of the model", config.max_position_embeddings);
-        Err(Error::input(Setting::SeqLen, self.seq_len.to_string(), expected, "use shorter windows"))
-    }
-
-    /// What a GPTQ checkpoint of `config` made with these options says about itself.
-    pub fn gptq_settings(&self, config: &ModelConfig) -> GptqSettings {
-        GptqSettings {
-            bits: self.bits,
-            group_size: self.grid_columns(config),
-            symmetric: self.symmetry == Symmetry::Symmetric,
-            damping: self.rounding_damping,
-        }
-    }
-
-    /// Whether the patterns name layers of the model, and the transform exists for their widths.
-    fn validate_layers(&self, config: &ModelConfig) -> Result<()> {
-        let names: Vec<String> = config.linear_names().into_iter().chain(["lm_head".to_string()]).collect();
-        let alphas = self.alpha.overrides.iter().map(|(pattern, _)| (Setting::AlphaOverrides, pattern));
-        let bits = self.bits_for.iter().map(|(pattern, _)| (Setting::BitsFor, pattern));
-        let skipped = self.skip.iter().map(|pattern| (Setting::Skip, pattern));
-        for (setting, pattern) in alphas.chain(bits).chain(skipped) {
-            if !names.iter().any(|name| pattern.is_match(name)) {
-                let found = format!("'{pattern}', which matches no layer");
-                let expected = format!("a regular expression that matches module paths such as {}", names[0]);
-                return Err(Error::input(setting, found, expected, "correct the pattern"));
-            }
-        }
-        let layers = self.layers(config);
-        if layers.is_empty() {
-            let expected = "a pattern that leaves some layers to quantize";
-            let found = "patterns that match every layer";
-            return Err(Error::input(Setting::Skip, found, expected, "use a narrower pattern"));
-        }
-        if self.method == Method::Quip && self.rotation == RotationKind::Hadamard {
-            for linear in config.linears() {
-                for width in [linear.rows, linear.columns] {
-                    rotation::require_hadamard(width)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Bits of the layer of that module path, `None` if it keeps its weight.
+    /// Bits of the layer with the path `module`; `None` if it keeps its weight.
     pub fn bits_of(&self, module: &str) -> Option<u32> {
         if self.skip.iter().any(|pattern| pattern.is_match(module)) {
             return None;
@@ -356,29 +286,16 @@ impl QuantizeOptions {
         Some(own.map_or(self.bits, |(_, bits)| *bits))
     }
 
-    /// The layers that are quantized, in model order.
-    pub fn layers(&self, config: &ModelConfig) -> Vec<LayerPlan> {
-        let head = self.lm_head.then(|| config.head_linear().name);
-        let names = config.linear_names().into_iter().chain(head);
-        names.filter_map(|name| self.bits_of(&name).map(|bits| LayerPlan { name, bits })).collect()
-    }
-
-    /// Inputs per grid in `config`, `None` for per channel, which QuIP always is.
-    pub fn grid_columns(&self, config: &ModelConfig) -> Option<usize> {
-        if self.method == Method::Quip { None } else { self.group_size.resolve(config) }
-    }
-
-    /// The form in which the result is stored unless another is asked for: GPTQ's, but of QuIP the dequantized weights, as
-    /// they lie on no grid.
-    pub fn format(&self, config: &ModelConfig) -> Format {
-        if self.method == Method::Quip { Format::Float } else { Format::Gptq(self.gptq_settings(config)) }
+    /// The grids of a layer of `bits` bits with `group_size` inputs per grid.
+    pub fn grid_spec(&self, group_size: usize, bits: u32) -> GridSpec {
+        GridSpec { bits, group_size, symmetry: self.symmetry, search: self.grid, scale_type: self.scale_type }
     }
 
     fn uses_auto_alpha(&self) -> bool {
         self.alpha.default == Alpha::Auto || self.alpha.overrides.iter().any(|(_, alpha)| *alpha == Alpha::Auto)
     }
 
-    /// How many of the calibration windows, the last ones, are held out: a quarter, at least one of two or more.
+    /// How many of the calibration windows are held out, the last ones: a quarter, and at least one of two or more.
     pub fn held_out(&self) -> usize {
         if self.samples < 2 { 0 } else { (self.samples / 4).max(1) }
     }

@@ -1,8 +1,8 @@
-//! Random orthogonal transforms that spread a weight's outliers over all its entries (QuIP, arXiv 2307.13304 §4.2).
+//! Random orthogonal transforms that spread the outliers of a weight over all its entries (QuIP, arXiv 2307.13304 §4.2).
 //!
-//! A transform of width n = p·q is the Kronecker product of two factors, after signs: V = (P ⊗ Q)·diag(signs). It costs
-//! two products with small matrices, n·(p + q) operations per row, instead of n². For `Kronecker` P and Q are random and
-//! orthogonal and all signs are +1; for `Hadamard` they are Hadamard matrices and the signs are random.
+//! A transform of width n = p·q is V = (P ⊗ Q)·diag(signs), a Kronecker product of two factors after signs. It takes two products
+//! with small matrices, n·(p + q) operations per row instead of n². For `Kronecker`, P and Q are random and orthogonal and all
+//! signs are +1. For `Hadamard`, P and Q are Hadamard matrices and the signs are random.
 
 use faer::Mat;
 use rand::{Rng, RngExt, SeedableRng};
@@ -17,19 +17,19 @@ use crate::ops::scale::scale_columns;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
-/// V, `[n, n]` orthogonal, on a device as its factors.
+/// V, `[n, n]` and orthogonal, kept on the device as its factors.
 #[derive(Debug)]
 pub struct Rotation {
     outer: Tensor,
     inner: Tensor,
     signs: Tensor,
-    /// 0, 1, 2, …: columns as they stand.
+    /// 0, 1, … n − 1: the columns in stored order.
     stored: Tensor<u32>,
-    /// The columns by their place inside the inner factor first.
+    /// The columns ordered by their place inside the inner factor.
     inner_first: Tensor<u32>,
 }
 
-/// Which way a rotation is applied.
+/// Whether a rotation is applied or undone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Forward,
@@ -78,13 +78,13 @@ impl Rotation {
         Ok(x)
     }
 
-    /// V·X, by way of the transpose. `x`: `[n, m]`; the result is `[m, n]`, that is (V·X)ᵀ = Xᵀ·Vᵀ.
+    /// (V·X)ᵀ = Xᵀ·Vᵀ. `x`: `[n, m]`; the result is `[m, n]`.
     pub fn rows_transposed(&self, rec: &mut Recorder, x: &Tensor) -> Result<Tensor> {
         let turned = transposed(rec, x)?;
         self.columns(rec, turned)
     }
 
-    /// One factor along its part of the columns: they come to the front in `order`, so that a plain product does it.
+    /// Applies one factor along its part of the columns. `order` brings that part to the front, so that a plain product suffices.
     fn factor(&self, rec: &mut Recorder, x: &Tensor, factor: &Tensor, order: &Tensor<u32>, way: Way) -> Result<Tensor> {
         let [m, n] = x.matrix("rotation")?;
         let width = factor.shape()[0];
@@ -107,8 +107,8 @@ fn upload(rec: &mut Recorder, matrix: &Mat<f64>) -> Result<Tensor> {
     rec.upload(&[n, n], (0..n * n).map(|i| matrix[(i / n, i % n)] as f32).collect())
 }
 
-/// A random orthogonal matrix: Q of the QR factorisation of a Gaussian matrix. Its columns' signs, which the algorithm
-/// chooses, are drawn again so that none is preferred.
+/// A random orthogonal matrix: Q of the QR factorisation of a Gaussian matrix. The factorisation chooses the signs of the columns,
+/// so they are drawn anew.
 fn orthogonal(rng: &mut impl Rng, n: usize) -> Mat<f64> {
     let gaussian = Mat::from_fn(n, n, |_, _| normal(rng));
     let q = gaussian.qr().compute_thin_Q();
@@ -136,14 +136,14 @@ fn no_hadamard(n: usize) -> Error {
     )
 }
 
-/// p·q = n, both orders of Hadamard matrices, as near to each other as can be.
+/// p and q with p·q = n, both orders of Hadamard matrices, and as near to each other as possible.
 fn hadamard_factors(n: usize) -> Option<[usize; 2]> {
     let known = |order: usize| core_order(order).is_some();
     let p = (1..=n.isqrt()).rev().find(|&p| n.is_multiple_of(p) && known(p) && known(n / p))?;
     Some([p, n / p])
 }
 
-/// How a Hadamard matrix of some order is made, before it is doubled.
+/// How a Hadamard matrix is constructed before it is doubled.
 #[derive(Debug, Clone, Copy)]
 enum Core {
     /// Order 1 or 2.
@@ -164,7 +164,7 @@ impl Core {
     }
 }
 
-/// What remains of `order` when it is halved until one of Paley's constructions fits.
+/// Halves `order` until one of the constructions fits.
 fn core_order(mut order: usize) -> Option<Core> {
     let prime = |q: usize| q > 1 && (2..=q.isqrt()).all(|d| !q.is_multiple_of(d));
     loop {
@@ -188,7 +188,7 @@ fn core_order(mut order: usize) -> Option<Core> {
     }
 }
 
-/// H/√n for an order that [`core_order`] knows: the core, doubled by Sylvester's rule [[H, H], [H, −H]].
+/// H/√n for an order that [`core_order`] knows: the core matrix, doubled by Sylvester's rule [[H, H], [H, −H]].
 fn normalised_hadamard(n: usize) -> Mat<f64> {
     let core = core_order(n).expect("the order was checked");
     let small = hadamard_core(core);

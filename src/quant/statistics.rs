@@ -1,4 +1,6 @@
-//! What survives of the activations of a group of linears: H = X̂X̂ᵀ and D = δX̂ᵀ (algorithms.md §1), for AWQ also mean|x̂|.
+//! What is kept of the activations of a group of linears: H = X̂X̂ᵀ, D = δX̂ᵀ and Σ|x̂| (algorithms.md §1).
+//!
+//! The pipeline accumulates them chunk by chunk, and the solver consumes them.
 
 use crate::device::Recorder;
 use crate::ops::add::add_assign;
@@ -8,14 +10,23 @@ use crate::ops::pieces::Pieces;
 use crate::tensor::Tensor;
 use crate::{Error, Result};
 
-/// H and D over some tokens: plain sums, neither normalised nor damped.
+/// Which quantities are accumulated beside H.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Quantities {
+    /// D.
+    pub error_correlation: bool,
+    /// Σ|x̂|.
+    pub magnitudes: bool,
+}
+
+/// H, D and Σ|x̂| over some tokens: plain sums, neither normalised nor damped.
 #[derive(Debug)]
 pub struct Statistics {
     /// H, symmetric `[n, n]`.
     pub hessian: Packed,
-    /// D, `[n, n]`, δ on the rows; `None` where no correction was asked for.
+    /// D, `[n, n]` with δ on the rows; `None` where no linear is corrected.
     pub error_correlation: Option<Pieces>,
-    /// Σ|x̂| per input; `None` where the method has no use for it.
+    /// Σ|x̂| per input; `None` where the method does not use it.
     pub magnitudes: Option<Magnitudes>,
 }
 
@@ -27,7 +38,7 @@ pub struct Magnitudes {
 }
 
 impl Magnitudes {
-    /// mean|x̂| per input, read back; 0 over no tokens.
+    /// Reads mean|x̂| per input; 0 over no tokens.
     pub async fn mean(&self, rec: &mut Recorder) -> Result<Vec<f32>> {
         let sums = rec.read(&self.sums).await?;
         Ok(sums.into_iter().map(|sum| sum / self.tokens.max(1) as f32).collect())
@@ -35,19 +46,20 @@ impl Magnitudes {
 }
 
 impl Statistics {
-    /// Zeros for inputs of `n` columns; with D if `correlate`.
-    pub fn zeros(rec: &mut Recorder, n: usize, correlate: bool) -> Result<Self> {
-        let error_correlation = if correlate { Some(Pieces::zeros(rec, n)?) } else { None };
-        Ok(Self { hessian: Packed::zeros(rec, n)?, error_correlation, magnitudes: None })
+    /// Zeros for a group of `n` inputs.
+    pub fn zeros(rec: &mut Recorder, n: usize, quantities: Quantities) -> Result<Self> {
+        let Quantities { error_correlation, magnitudes } = quantities;
+        Ok(Self {
+            error_correlation: error_correlation.then(|| Pieces::zeros(rec, n)).transpose()?,
+            hessian: Packed::zeros(rec, n)?,
+            magnitudes: match magnitudes {
+                true => Some(Magnitudes { sums: rec.zeros(&[n])?, tokens: 0 }),
+                false => None,
+            },
+        })
     }
 
-    /// These statistics, before any token, with magnitudes.
-    pub fn with_magnitudes(mut self, rec: &mut Recorder) -> Result<Self> {
-        self.magnitudes = Some(Magnitudes { sums: rec.zeros(&[self.hessian.n()])?, tokens: 0 });
-        Ok(self)
-    }
-
-    /// Adds the tokens of one chunk. `x`, `x_hat`: `[tokens, n]`, the full-precision and the quantized stream.
+    /// Adds the tokens of one chunk. `x` and `x_hat`: `[tokens, n]`, from the full-precision and from the quantized stream.
     pub fn accumulate(&mut self, rec: &mut Recorder, x: &Tensor, x_hat: &Tensor) -> Result<()> {
         gram::accumulate(rec, x_hat, &mut self.hessian)?;
         if let Some(Magnitudes { sums, tokens }) = &mut self.magnitudes {
@@ -60,7 +72,7 @@ impl Statistics {
         }
     }
 
-    /// Adds what was gathered over other tokens.
+    /// Adds the statistics of other tokens. Errors: `Error::Shape` if they are of other quantities.
     pub fn merge(&mut self, rec: &mut Recorder, other: &Self) -> Result<()> {
         self.hessian.add_assign(rec, &other.hessian)?;
         match (&mut self.magnitudes, &other.magnitudes) {
@@ -76,52 +88,5 @@ impl Statistics {
             (None, None) => Ok(()),
             _ => Err(Error::shape("merge", "statistics with and without D")),
         }
-    }
-}
-
-/// The diagonal of H on the host, from which damping, dead inputs and the activation order follow.
-#[derive(Debug, Clone)]
-pub struct Damping {
-    diagonal: Vec<f32>,
-    mean: f64,
-}
-
-impl Damping {
-    /// Reads diag(H). Errors: `Error::NotFinite` naming `place` if an activation overflowed.
-    pub async fn of(rec: &mut Recorder, hessian: &Packed, place: &str) -> Result<Self> {
-        let diagonal = gram::diagonal(rec, hessian).await?;
-        if diagonal.iter().any(|value| !value.is_finite()) {
-            return Err(Error::NotFinite {
-                place: format!("{place}: the Hessian of its input"),
-                remedy: "the activations overflow; check the weights, or calibrate on other text".into(),
-            });
-        }
-        // A dead input counts as 1, as in the public implementations of GPTQ.
-        let mean =
-            diagonal.iter().map(|&v| if v == 0.0 { 1.0 } else { f64::from(v) }).sum::<f64>() / diagonal.len() as f64;
-        Ok(Self { diagonal, mean })
-    }
-
-    /// diag(H).
-    pub fn values(&self) -> &[f32] {
-        &self.diagonal
-    }
-
-    /// λ = ρ·mean(diag H), dead inputs counted as 1.
-    pub fn ridge(&self, rho: f64) -> f32 {
-        (rho * self.mean) as f32
-    }
-
-    /// 0 for each input that no token ever excited, else 1.
-    pub fn alive(&self) -> Vec<f32> {
-        self.diagonal.iter().map(|&v| if v == 0.0 { 0.0 } else { 1.0 }).collect()
-    }
-
-    /// The inputs by falling diag H; equal ones in their own order. Dead inputs come where their 1 puts them.
-    pub fn activation_order(&self) -> Vec<u32> {
-        let value = |i: u32| if self.diagonal[i as usize] == 0.0 { 1.0 } else { self.diagonal[i as usize] };
-        let mut order: Vec<u32> = (0..self.diagonal.len() as u32).collect();
-        order.sort_by(|&a, &b| value(b).total_cmp(&value(a)));
-        order
     }
 }

@@ -5,7 +5,7 @@ use crate::calibration::Calibration;
 use crate::checkpoint::{Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, Format, Sink, WritePlan};
 use crate::device::Recorder;
 use crate::observer::Observer;
-use crate::pipeline::{Job, Journal, quantize_together};
+use crate::pipeline::{Job, Journal, Treatment, quantize_together};
 use crate::quant::QuantizeOptions;
 use crate::record::Report;
 use crate::report::Sizes;
@@ -28,8 +28,9 @@ impl<'a> CheckpointRun<'a> {
     /// Plans the files. Nothing is read or written yet.
     ///
     /// Errors: `Error::Input` if `model` is quantized already or if `format` cannot store a layer.
-    pub fn new(model: &'a Checkpoint, options: &'a QuantizeOptions, format: Format) -> Result<Self> {
-        let plan = WritePlan::new(model, format, &options.layers(model.config()), DEFAULT_SHARD_LIMIT)?;
+    pub fn new(model: &'a Checkpoint, options: &'a QuantizeOptions, format: &'static dyn Format) -> Result<Self> {
+        let treatment = Treatment::new(options, model.config());
+        let plan = WritePlan::new(model, format, treatment.settings(), &treatment.layers(), DEFAULT_SHARD_LIMIT)?;
         Ok(Self { model, options, plan })
     }
 
@@ -40,6 +41,11 @@ impl<'a> CheckpointRun<'a> {
             quantized_bytes: self.plan.bytes(),
             bits_per_weight: Some(self.plan.bits_per_weight()),
         }
+    }
+
+    /// What some client will not do with the files.
+    pub fn notes(&self) -> &[String] {
+        self.plan.notes()
     }
 
     /// A writer of the planned files to `sink`.

@@ -11,7 +11,7 @@ use crate::checkpoint::random;
 use crate::device::Recorder;
 use crate::family::Op;
 use crate::observer::{Event, Observer};
-use crate::pipeline::{plan, quantize, work};
+use crate::pipeline::{Treatment, plan, quantize, work};
 use crate::quant::QuantizeOptions;
 use crate::record::{Phase, Plan};
 use crate::{Checkpoint, Error, Result};
@@ -122,7 +122,7 @@ impl Trial {
         let config = Value::Object(narrowed(model, divisor, options.seq_len));
         let model = random("a trial", &config, options.seed).await.ok()?;
         let options = QuantizeOptions { samples, blocks: None, lm_head: false, ..options.clone() };
-        options.validate_for(model.config()).ok()?;
+        Treatment::new(&options, model.config()).validate().ok()?;
         Some(Self { model, options })
     }
 

@@ -1,4 +1,4 @@
-//! The sums in place against float64, and against themselves where they are exact.
+//! `ops::add`: sums in place, compared with float64, or bit for bit where a single rounding leaves no choice.
 
 use crate::common::{device_tests, random, read, recorder, relative_error};
 use aquatint::device::Device;

@@ -1,4 +1,5 @@
-//! Causal grouped-query attention against its definition in float64, of whole sequences and of pieces with a cache.
+//! `ops::attention`: causal grouped-query attention, compared with its definition in float64. Covers whole sequences, and pieces of
+//! a sequence with a cache.
 
 use crate::common::{device_tests, random, read, recorder, relative_error};
 use aquatint::device::{Device, Recorder};
@@ -9,7 +10,7 @@ fn heads(heads: usize, kv_heads: usize, head_dim: usize) -> Heads {
     Heads { heads, kv_heads, head_dim, window: None }
 }
 
-/// Which tokens the queries are, and how many rows of K and V each sequence has.
+/// The positions of the queries, and the number of rows of K and V that each sequence has.
 #[derive(Debug, Clone, Copy)]
 struct Layout {
     positions: Positions,
@@ -20,7 +21,7 @@ fn whole(seq_len: usize) -> Layout {
     Layout { positions: Positions::whole(seq_len), capacity: seq_len }
 }
 
-/// One query head at one token: softmax over the keys that it sees, then the weighted sum of their values.
+/// The reference for one query head at one token: a softmax over the visible keys, then the weighted sum of their values.
 fn one_head([q, k, v]: [&[f32]; 3], h: Heads, layout: Layout, token: usize, head: usize) -> Vec<f64> {
     let dim = h.head_dim;
     let Positions { first, seq_len } = layout.positions;
@@ -38,7 +39,7 @@ fn one_head([q, k, v]: [&[f32]; 3], h: Heads, layout: Layout, token: usize, head
     (0..dim).map(|i| scores.iter().map(|&(j, s)| (s - max).exp() / total * f64::from(v[row(j) + i])).sum()).collect()
 }
 
-/// Random keys or values, NaN in the rows of a cache that no token has reached yet.
+/// Random keys or values. Rows of the cache beyond the last token hold NaN, so that reading one would show.
 fn cached(seed: u64, h: Heads, layout: Layout, sequences: usize) -> Vec<f32> {
     let width = h.kv_heads * h.head_dim;
     let mut values = random(seed, sequences * layout.capacity * width);
@@ -184,7 +185,7 @@ fn heads_that_do_not_fit_are_an_error() {
         let result = attention(&mut rec, &q, &k, &k, heads, positions);
         assert_eq!(result.is_ok(), is_right, "{heads:?}, {positions:?}");
     }
-    // A cache for two sequences must divide into two.
+    // The rows of a cache for two sequences must divide by two.
     for (rows, is_right) in [(5, false), (6, true), (7, false), (8, true)] {
         let cache = rec.zeros(&[rows, 4]).unwrap();
         assert_eq!(attention(&mut rec, &q, &cache, &cache, fits, three).is_ok(), is_right, "{rows} rows");

@@ -1,4 +1,4 @@
-//! AWQ: both searches against every token in float64, the folding of scales, and whole models.
+//! AWQ: its two searches, compared with a search over all tokens in float64; the folding of its scales; whole models.
 
 use std::collections::BTreeMap;
 
@@ -6,17 +6,17 @@ use crate::common::dense::Dense;
 use crate::common::{device_tests, random, read, recorder, relative_error};
 use crate::small_model::{Model, random_layer};
 use aquatint::checkpoint::{
-    Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, Format, WritePlan,
+    Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, WritePlan, formats::float::Float,
 };
 use aquatint::device::{Device, Recorder};
-use aquatint::engine::block::Stage;
 use aquatint::engine::network::Network;
 use aquatint::eval::{evaluate, logits};
 use aquatint::family::LinearSpec;
 use aquatint::ops::grid::{GridSpec, ScaleType, Search, Symmetry};
 use aquatint::pipeline::fold::{Finished, Producer};
-use aquatint::pipeline::quantize;
-use aquatint::quant::{Activations, Alpha, GroupSize, Method, QuantizeOptions, Statistics};
+use aquatint::pipeline::{Treatment, quantize};
+use aquatint::quant::methods::awq::Activations;
+use aquatint::quant::{Alpha, GroupSize, Method, Quantities, QuantizeOptions, Statistics};
 use aquatint::record::Report;
 use aquatint::stored::Replacements;
 use aquatint::stored::{QuantizedLinear, StoredLinear};
@@ -51,15 +51,16 @@ fn weight(seed: u64, m: usize, n: usize) -> Vec<f32> {
 fn activations(rec: &mut Recorder, x: &Dense) -> Activations {
     let (n, cut) = (x.columns, 40 * x.columns);
     let values = x.f32();
+    let quantities = Quantities { error_correlation: false, magnitudes: true };
     let mut parts = [&values[..cut], &values[cut..]].map(|values| {
         let part = rec.upload(&[values.len() / n, n], values.to_vec()).unwrap();
-        let mut statistics = Statistics::zeros(rec, n, false).unwrap().with_magnitudes(rec).unwrap();
+        let mut statistics = Statistics::zeros(rec, n, quantities).unwrap();
         statistics.accumulate(rec, &part, &part).unwrap();
         statistics
     });
     let [all, held_out] = &mut parts;
     all.merge(rec, held_out).unwrap();
-    block_on(Activations::of(rec, all, "here")).unwrap()
+    block_on(Activations::new(rec, &all.hessian, all.magnitudes.as_ref().unwrap(), "here")).unwrap()
 }
 
 /// W·diag(s) rounded to its range shrunk by `factor`, per row and group, and scaled back.
@@ -237,16 +238,21 @@ fn scales_leave_the_output_of_the_full_precision_model_unchanged() {
             let linears = specs.iter().map(|spec| exactly(spec, &read(spec)).into()).collect();
             let mut finished = Finished { linears, ..Finished::default() };
             let mut factors: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
-            for stage in Stage::ALL {
-                let producer = block_on(Producer::of(&checkpoint, block, stage, &finished)).unwrap();
-                assert_eq!(producer.is_some(), stage != Stage::Output || kv_heads == 2, "{stage:?}");
-                let Some(producer) = producer else { continue };
+            let line = &checkpoint.config().blocks[block];
+            let mut first = 0;
+            for node in line.stops() {
+                let linears = first..first + line.group(node).len();
+                first = linears.end;
+                let fold = line.fold(node);
+                assert_eq!(fold.is_some(), line.label(node) != "o" || kv_heads == 2, "{}", line.label(node));
+                let Some(fold) = fold else { continue };
+                let producer = block_on(Producer::of(&checkpoint, block, &fold, &finished)).unwrap().unwrap();
                 // Powers of two, which no rounding touches.
-                let columns = specs[stage.linears().start].columns;
+                let columns = specs[linears.start].columns;
                 let wanted: Vec<f32> = random(block as u64, columns).iter().map(|v| (3.0 * v).round().exp2()).collect();
                 assert_eq!(producer.feasible(&wanted), wanted);
                 producer.fold(&wanted, &mut finished);
-                stage.linears().for_each(|linear| drop(factors.insert(linear, wanted.clone())));
+                linears.for_each(|linear| drop(factors.insert(linear, wanted.clone())));
             }
             for (name, values) in finished.tensors {
                 folded_values += values.len();
@@ -288,7 +294,9 @@ fn what_is_stored_times_the_scale_is_what_was_there() {
         let checkpoint = block_on(model.open()).unwrap();
         let values = block_on(checkpoint.read(norm)).unwrap();
         let mut finished = Finished::default();
-        let producer = block_on(Producer::of(&checkpoint, 1, Stage::GateUp, &finished)).unwrap().unwrap();
+        let line = &checkpoint.config().blocks[1];
+        let fold = line.fold(line.stops().nth(2).unwrap()).unwrap();
+        let producer = block_on(Producer::of(&checkpoint, 1, &fold, &finished)).unwrap().unwrap();
         let mut wanted: Vec<f32> = random(3, values.len()).iter().map(|v| (2.0 * v).exp()).collect();
         wanted[5] = 1e7;
         let scales = producer.feasible(&wanted);
@@ -331,10 +339,11 @@ fn store(
     source: &Checkpoint,
     text: &[Vec<u32>],
     options: &QuantizeOptions,
-    format: Format,
 ) -> (Report, Replacements, Checkpoint) {
     let home = tempfile::tempdir().unwrap();
-    let plan = WritePlan::new(source, format, &options.layers(source.config()), DEFAULT_SHARD_LIMIT).unwrap();
+    let treatment = Treatment::new(options, source.config());
+    let (settings, layers) = (treatment.settings(), treatment.layers());
+    let plan = WritePlan::new(source, treatment.format(), settings, &layers, DEFAULT_SHARD_LIMIT).unwrap();
     let sink = DirectorySink::new(&home.path().join("out"), Existing::Refuse, None).unwrap();
     let mut writer = CheckpointWriter::new(source, plan, Box::new(sink)).unwrap();
     block_on(quantize(rec, source, text, options, &mut writer, &mut ())).unwrap();
@@ -352,8 +361,7 @@ fn at_eight_bits_every_way_of_folding_stays_close_to_the_full_model(device: Devi
         for alpha in [Alpha::Off, Alpha::Fixed(0.5)] {
             let options = options(8, alpha);
             let mut rec = recorder(&device);
-            let format = Format::Gptq(options.gptq_settings(checkpoint.config()));
-            let (report, layers, stored) = store(&mut rec, &checkpoint, &windows(8), &options, format);
+            let (report, layers, stored) = store(&mut rec, &checkpoint, &windows(8), &options);
             let mut of = |source: &Checkpoint, layers: Option<&Replacements>| {
                 let network = Network::new(&mut rec, source, layers, 24).unwrap();
                 block_on(logits(&mut rec, &network, &windows(2))).unwrap()
@@ -400,8 +408,10 @@ fn an_input_that_never_shows_up_keeps_its_norm(device: Device) {
 fn tensors_that_do_not_fit_or_come_too_late_are_errors() {
     let checkpoint = block_on(model(1, false, "F16").open()).unwrap();
     let norm = "model.layers.0.input_layernorm.weight".to_owned();
+    let options = options(4, Alpha::Off);
+    let settings = Treatment::new(&options, checkpoint.config()).settings();
     let start = |directory: &std::path::Path| {
-        let plan = WritePlan::new(&checkpoint, Format::Float, &[], DEFAULT_SHARD_LIMIT).unwrap();
+        let plan = WritePlan::new(&checkpoint, &Float, settings, &[], DEFAULT_SHARD_LIMIT).unwrap();
         let sink = DirectorySink::new(directory, Existing::Refuse, None).unwrap();
         CheckpointWriter::new(&checkpoint, plan, Box::new(sink)).unwrap()
     };
@@ -418,12 +428,11 @@ fn tensors_that_do_not_fit_or_come_too_late_are_errors() {
     let other = "model.layers.1.input_layernorm.weight";
     assert_eq!(block_on(read.read(other)).unwrap(), block_on(checkpoint.read(other)).unwrap());
 
-    let options = options(4, Alpha::Off);
-    let layers = options.layers(checkpoint.config());
-    let plan = WritePlan::new(&checkpoint, Format::Float, &layers, DEFAULT_SHARD_LIMIT).unwrap();
+    let layers = Treatment::new(&options, checkpoint.config()).layers();
+    let plan = WritePlan::new(&checkpoint, &Float, settings, &layers, DEFAULT_SHARD_LIMIT).unwrap();
     let sink = DirectorySink::new(&home.path().join("late"), Existing::Refuse, None).unwrap();
     let mut writer = CheckpointWriter::new(&checkpoint, plan, Box::new(sink)).unwrap();
-    let (mut rng, settings) = (ChaCha8Rng::seed_from_u64(1), options.gptq_settings(checkpoint.config()));
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
     for spec in checkpoint.config().linears() {
         block_on(writer.put_linear(&random_layer(&mut rng, &spec, &settings).into())).unwrap();
     }
@@ -459,8 +468,7 @@ fn better_than_rounding_better_still_with_correction_and_the_same_from_disk() {
             seq_len: SEQ_LEN,
             ..options(3, alpha)
         };
-        let format = Format::Gptq(options.gptq_settings(model.config()));
-        let (report, layers, stored) = store(&mut rec, &model, &text, &options, format);
+        let (report, layers, stored) = store(&mut rec, &model, &text, &options);
         let full = Network::new(&mut rec, &model, None, SEQ_LEN).unwrap();
         let mut evaluate = |source: &Checkpoint, layers: Option<&Replacements>| {
             let network = Network::new(&mut rec, source, layers, SEQ_LEN).unwrap();

@@ -7,9 +7,12 @@ use std::path::Path;
 use std::rc::Rc;
 
 use crate::small_model::{Model, Stored, open, random_layer, safetensors_file, with_header};
+use aquatint::checkpoint::formats::{float::Float, gptq::Gptq};
 use aquatint::checkpoint::{
-    Checkpoint, CheckpointWriter, DirectorySink, Existing, Format, GptqSettings, LayerPlan, Sink, WritePlan, storable,
+    Checkpoint, CheckpointWriter, DirectorySink, Existing, Format, LayerPlan, QuantizationSettings, Sink, WritePlan,
 };
+use aquatint::family::LinearSpec;
+use aquatint::stored::LayerGrid;
 use aquatint::{Error, Result};
 use futures::future::LocalBoxFuture;
 use pollster::block_on;
@@ -162,6 +165,10 @@ fn a_value_that_is_not_finite_is_found_when_its_tensor_is_read() {
 
 #[test]
 fn a_group_size_or_shape_that_the_format_cannot_store_is_refused_before_any_work() {
+    let storable = |name: &str, rows, columns, bits, group_size| {
+        let linear = LinearSpec { name: name.to_owned(), rows, columns, bias: false };
+        Gptq.grid(&linear, LayerGrid { bits, group_size, symmetric: true })
+    };
     assert!(storable("layer", 96, 576, 4, 64).is_ok());
     refused(storable("layer", 96, 576, 4, 128), &["group_size: ", "128", "576 inputs of layer", "group_size 64"]);
     refused(storable("layer", 96, 100, 8, 128), &["choose group_size -1"]);
@@ -174,22 +181,42 @@ fn a_group_size_or_shape_that_the_format_cannot_store_is_refused_before_any_work
     refused(storable("layer", 36, 96, 4, 96), &["36 outputs at 4 bits"]);
 
     let source = block_on(Model::new(|_| {}).open()).unwrap();
-    let settings = GptqSettings { bits: 4, group_size: Some(48), symmetric: true, damping: 0.01 };
+    let settings = QuantizationSettings { bits: 4, group_size: Some(48), symmetric: true, damping: 0.01 };
     let linears = LayerPlan::all(source.config(), settings.bits);
-    let plan = WritePlan::new(&source, Format::Gptq(settings), &linears, 1 << 30);
+    let plan = WritePlan::new(&source, &Gptq, settings, &linears, 1 << 30);
     refused(plan, &["group_size: ", "48", "model.layers.0.self_attn"]);
-    assert!(WritePlan::new(&source, Format::Float, &linears, 1 << 30).is_ok(), "float can store any group size");
+    let plan = WritePlan::new(&source, &Float, settings, &linears, 1 << 30);
+    assert!(plan.is_ok(), "float can store any group size");
+}
+
+#[test]
+fn quantization_that_no_format_reads_is_refused() {
+    let open = |description: Value| {
+        let mut config = Model::new(|_| {}).config;
+        config["quantization_config"] = description;
+        with_config(&config.to_string())
+    };
+    for method in ["awq", "bitsandbytes", "compressed-tensors", "fp8"] {
+        let found = format!("weights quantized with \"{method}\"");
+        let expected = ["model/config.json", &found, "float weights or GPTQ", "original, unquantized"];
+        refused(open(json!({"quant_method": method})), &expected);
+    }
+    refused(open(json!([4])), &["no JSON object", "float weights or GPTQ"]);
+    refused(open(json!({"quant_method": 4})), &["\"quant_method\": 4", "a string"]);
+    refused(open(json!({"quant_method": "gptq", "bits": 5})), &["model/config.json", "\"bits\": 5"]);
+    assert!(open(Value::Null).is_ok());
 }
 
 #[test]
 fn a_quantized_model_is_not_quantized_again_and_a_mislabelled_one_is_not_read() {
     let home = tempfile::tempdir().unwrap();
     let out = home.path().join("out");
-    let settings = GptqSettings { bits: 4, group_size: None, symmetric: true, damping: 0.01 };
+    let settings = QuantizationSettings { bits: 4, group_size: None, symmetric: true, damping: 0.01 };
     let source = block_on(Model::new(|_| {}).open()).unwrap();
     write(&source, settings, Box::new(DirectorySink::new(&out, Existing::Refuse, None).unwrap())).unwrap();
     let quantized = block_on(Checkpoint::open(&out)).unwrap();
-    refused(WritePlan::new(&quantized, Format::Float, &[], 1), &["quantized already", "original model"]);
+    assert_eq!((source.quantized_layout(), quantized.quantized_layout()), (None, Some("GPTQ")));
+    refused(WritePlan::new(&quantized, &Float, settings, &[], 1), &["quantized already", "original model"]);
 
     let mut config: Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
     config["quantization_config"]["checkpoint_format"] = "gptq_v2".into();
@@ -261,10 +288,10 @@ impl Sink for FullDisk {
     }
 }
 
-fn write(source: &Checkpoint, settings: GptqSettings, sink: Box<dyn Sink>) -> Result<()> {
+fn write(source: &Checkpoint, settings: QuantizationSettings, sink: Box<dyn Sink>) -> Result<()> {
     let mut rng = ChaCha8Rng::seed_from_u64(3);
-    let plan =
-        WritePlan::new(source, Format::Gptq(settings), &LayerPlan::all(source.config(), settings.bits), 1 << 30)?;
+    let linears = LayerPlan::all(source.config(), settings.bits);
+    let plan = WritePlan::new(source, &Gptq, settings, &linears, 1 << 30)?;
     let mut writer = CheckpointWriter::new(source, plan, sink)?;
     for spec in source.config().linears() {
         block_on(writer.put_linear(&random_layer(&mut rng, &spec, &settings).into()))?;
@@ -275,15 +302,13 @@ fn write(source: &Checkpoint, settings: GptqSettings, sink: Box<dyn Sink>) -> Re
 #[test]
 fn a_full_disk_is_noticed_before_or_during_the_work_and_the_old_files_stay() {
     let source = block_on(Model::new(|_| {}).open()).unwrap();
-    let settings = GptqSettings { bits: 4, group_size: Some(32), symmetric: false, damping: 0.01 };
+    let settings = QuantizationSettings { bits: 4, group_size: Some(32), symmetric: false, damping: 0.01 };
     let home = tempfile::tempdir().unwrap();
     let out = home.path().join("out");
     fs::create_dir(&out).unwrap();
     fs::write(out.join("old"), "precious").unwrap();
-    let bytes =
-        WritePlan::new(&source, Format::Gptq(settings), &LayerPlan::all(source.config(), settings.bits), 1 << 30)
-            .unwrap()
-            .bytes();
+    let linears = LayerPlan::all(source.config(), settings.bits);
+    let bytes = WritePlan::new(&source, &Gptq, settings, &linears, 1 << 30).unwrap().bytes();
     let full = |announced, room: u64, created: &Rc<Cell<usize>>| {
         let inner = DirectorySink::new(&out, Existing::Replace, None).unwrap();
         Box::new(FullDisk { inner, announced, room: room as usize, created: created.clone() })

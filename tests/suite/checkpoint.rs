@@ -1,4 +1,4 @@
-//! Reading, writing, and reading back.
+//! Checkpoints: what is read from disk, what is written, and that the two agree.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -6,12 +6,13 @@ use std::path::Path;
 
 use crate::common::{device_tests, recorder};
 use crate::small_model::{Model, Stored, random_layer};
+use aquatint::checkpoint::formats::{self, float::Float, gptq::Gptq};
 use aquatint::checkpoint::{
-    Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Dtype, Existing, Format, GptqSettings, LayerPlan,
-    WritePlan,
+    Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Dtype, Existing, Format, LayerPlan,
+    QuantizationSettings, WritePlan,
 };
 use aquatint::device::Device;
-use aquatint::stored::QuantizedLinear;
+use aquatint::stored::{DenseLinear, QuantizedLinear, StoredLinear};
 use aquatint::{Error, bundled};
 use half::{bf16, f16};
 use pollster::block_on;
@@ -20,19 +21,27 @@ use rand_chacha::ChaCha8Rng;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
-fn settings(bits: u32, group_size: Option<usize>, symmetric: bool) -> GptqSettings {
-    GptqSettings { bits, group_size, symmetric, damping: 0.01 }
+fn settings(bits: u32, group_size: Option<usize>, symmetric: bool) -> QuantizationSettings {
+    QuantizationSettings { bits, group_size, symmetric, damping: 0.01 }
 }
 
-fn random_layers(source: &Checkpoint, settings: &GptqSettings) -> Vec<QuantizedLinear> {
+/// How a checkpoint is written.
+type As = (&'static dyn Format, QuantizationSettings);
+
+/// As a copy of the model in which nothing is quantized.
+fn unquantized() -> As {
+    (&Float, settings(4, None, true))
+}
+
+fn random_layers(source: &Checkpoint, settings: &QuantizationSettings) -> Vec<QuantizedLinear> {
     let mut rng = ChaCha8Rng::seed_from_u64(7);
     source.config().linears().iter().map(|spec| random_layer(&mut rng, spec, settings)).collect()
 }
 
-fn write(source: &Checkpoint, format: Format, layers: &[QuantizedLinear], limit: u64, sink: DirectorySink) {
+fn write(source: &Checkpoint, (format, settings): As, layers: &[QuantizedLinear], limit: u64, sink: DirectorySink) {
     let planned = |layer: &QuantizedLinear| LayerPlan { name: layer.name.clone(), bits: layer.bits };
     let plan: Vec<LayerPlan> = layers.iter().map(planned).collect();
-    let plan = WritePlan::new(source, format, &plan, limit).unwrap();
+    let plan = WritePlan::new(source, format, settings, &plan, limit).unwrap();
     let mut writer = CheckpointWriter::new(source, plan, Box::new(sink)).unwrap();
     for layer in layers {
         block_on(writer.put_linear(&layer.clone().into())).unwrap();
@@ -81,7 +90,7 @@ fn a_gptq_checkpoint_reads_back_exactly_at_every_width(device: Device) {
             let home = tempfile::tempdir().unwrap();
             let out = home.path().join("quantized");
             let layers = random_layers(&source, &settings);
-            write(&source, Format::Gptq(settings), &layers, DEFAULT_SHARD_LIMIT, sink(&out));
+            write(&source, (&Gptq, settings), &layers, DEFAULT_SHARD_LIMIT, sink(&out));
             let read = block_on(Checkpoint::open(&out)).unwrap();
             for layer in &layers {
                 let name = format!("{}.weight", layer.name);
@@ -112,7 +121,7 @@ fn the_parts_lie_where_the_format_puts_them() {
         let settings = settings(4, Some(32), symmetric);
         let out = home.path().join(label);
         let layers = random_layers(&source, &settings);
-        write(&source, Format::Gptq(settings), &layers, DEFAULT_SHARD_LIMIT, sink(&out));
+        write(&source, (&Gptq, settings), &layers, DEFAULT_SHARD_LIMIT, sink(&out));
 
         let bytes = fs::read(out.join("model.safetensors")).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -156,7 +165,7 @@ fn files_and_fields_of_the_model_come_along() {
     let home = tempfile::tempdir().unwrap();
     let out = home.path().join("new/parents/quantized");
     let settings = settings(3, None, false);
-    write(&source, Format::Gptq(settings), &random_layers(&source, &settings), DEFAULT_SHARD_LIMIT, sink(&out));
+    write(&source, (&Gptq, settings), &random_layers(&source, &settings), DEFAULT_SHARD_LIMIT, sink(&out));
     let expected = [
         "config.json",
         "generation_config.json",
@@ -194,7 +203,7 @@ fn a_directory_is_opened_with_its_shards_and_only_what_belongs_to_the_model_is_c
     let copied: Vec<&str> = source.sidecars().map(|file| file.name()).collect();
     assert_eq!(copied, ["LICENSE", "chat_template.jinja", "merges.txt", "modeling_own.py", "tokenizer.model"]);
     let out = home.path().join("out");
-    write(&source, Format::Float, &[], 1 << 30, DirectorySink::new(&out, Existing::Refuse, Some(&directory)).unwrap());
+    write(&source, unquantized(), &[], 1 << 30, DirectorySink::new(&out, Existing::Refuse, Some(&directory)).unwrap());
     assert_eq!(fs::read(out.join("LICENSE")).unwrap(), b"LICENSE");
     let name = "lm_head.weight";
     let read = block_on(Checkpoint::open(&out)).unwrap();
@@ -210,7 +219,7 @@ fn float_stores_halves_for_a_half_precision_model_and_singles_for_a_single_preci
     for (source, dtype) in [(bundled, Dtype::F16), (single, Dtype::F32)] {
         let out = home.path().join(dtype.to_string());
         let layers = random_layers(&source, &settings);
-        write(&source, Format::Float, &layers, DEFAULT_SHARD_LIMIT, sink(&out));
+        write(&source, (&Float, settings), &layers, DEFAULT_SHARD_LIMIT, sink(&out));
         let read = block_on(Checkpoint::open(&out)).unwrap();
         for layer in &layers {
             let name = format!("{}.weight", layer.name);
@@ -225,6 +234,33 @@ fn float_stores_halves_for_a_half_precision_model_and_singles_for_a_single_preci
 }
 
 #[test]
+fn f32_stores_every_weight_exactly_whatever_the_original_has() {
+    let home = tempfile::tempdir().unwrap();
+    let (f32, settings) = (formats::named("f32").unwrap(), settings(3, Some(32), false));
+    let source = block_on(bundled::checkpoint()).unwrap();
+    let mut layers: Vec<StoredLinear> = random_layers(&source, &settings).into_iter().map(Into::into).collect();
+    // A weight that lies on no grid, nor among halves.
+    let (name, [rows, columns]) = (layers[3].name().to_owned(), layers[3].shape());
+    let weight = (0..rows * columns).map(|i| 0.3 / (1 + i) as f32).collect();
+    layers[3] = StoredLinear::Dense(DenseLinear { name, rows, columns, weight });
+    let plan = WritePlan::new(&source, f32, settings, &LayerPlan::all(source.config(), 3), 1 << 30).unwrap();
+    assert_eq!(plan.bits_per_weight(), 32.0);
+    let out = home.path().join("out");
+    let mut writer = CheckpointWriter::new(&source, plan, Box::new(sink(&out))).unwrap();
+    for layer in &layers {
+        block_on(writer.put_linear(layer)).unwrap();
+    }
+    block_on(writer.finish()).unwrap();
+    let read = block_on(Checkpoint::open(&out)).unwrap();
+    for layer in &layers {
+        let name = format!("{}.weight", layer.name());
+        assert_eq!(read.dtype(&name).unwrap(), Dtype::F32);
+        assert_eq!(block_on(read.read(&name)).unwrap(), layer.dequantize(), "{name}");
+    }
+    assert_eq!(read.dtype("model.norm.weight").unwrap(), Dtype::BF16);
+}
+
+#[test]
 fn shards_stay_below_the_limit_and_the_index_finds_everything() {
     const LIMIT: u64 = 400_000;
     let source = block_on(bundled::checkpoint()).unwrap();
@@ -232,9 +268,9 @@ fn shards_stay_below_the_limit_and_the_index_finds_everything() {
     let out = home.path().join("sharded");
     let settings = settings(8, Some(32), true);
     let layers = random_layers(&source, &settings);
-    let plan = WritePlan::new(&source, Format::Gptq(settings), &LayerPlan::all(source.config(), settings.bits), LIMIT)
-        .unwrap();
-    write(&source, Format::Gptq(settings), &layers, LIMIT, sink(&out));
+    let linears = LayerPlan::all(source.config(), settings.bits);
+    let plan = WritePlan::new(&source, &Gptq, settings, &linears, LIMIT).unwrap();
+    write(&source, (&Gptq, settings), &layers, LIMIT, sink(&out));
     let index = json_file(&out.join("model.safetensors.index.json"));
     let shards: BTreeSet<String> = names(&out).into_iter().filter(|name| name.ends_with(".safetensors")).collect();
     assert!(shards.len() > 3);
@@ -269,7 +305,7 @@ fn tensors_outside_the_graph_and_biases_are_copied_but_a_tied_output_layer_is_no
     let source = block_on(model.open()).unwrap();
     let home = tempfile::tempdir().unwrap();
     let settings = settings(4, None, true);
-    write(&source, Format::Gptq(settings), &random_layers(&source, &settings), 1 << 30, sink(&home.path().join("out")));
+    write(&source, (&Gptq, settings), &random_layers(&source, &settings), 1 << 30, sink(&home.path().join("out")));
     let bytes = fs::read(home.path().join("out/model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     assert_eq!(file.tensor("extra.odd").unwrap().data(), [1, 2, 3]);
@@ -308,7 +344,7 @@ fn both_forms_of_rope_are_written_whichever_is_read() {
     for (form, model) in [("old", old), ("new", new)] {
         let source = block_on(model.open()).unwrap();
         let out = home.path().join(form);
-        write(&source, Format::Float, &[], 1 << 30, sink(&out));
+        write(&source, unquantized(), &[], 1 << 30, sink(&out));
         let config = json_file(&out.join("config.json"));
         assert_eq!(config["rope_theta"], 500000.0, "{form}");
         assert_eq!(config["rope_parameters"], parameters, "{form}");
@@ -327,7 +363,7 @@ fn layers_left_out_are_listed_for_the_client() {
     let mut layers = random_layers(&source, &settings);
     layers.retain(|layer| layer.name.ends_with("up_proj") || layer.name.ends_with("q_proj"));
     let out = home.path().join("partial");
-    write(&source, Format::Gptq(settings), &layers, 1 << 30, sink(&out));
+    write(&source, (&Gptq, settings), &layers, 1 << 30, sink(&out));
     let config = json_file(&out.join("quantize_config.json"));
     assert_eq!(config["modules_in_block_to_quantize"], json!([["self_attn.q_proj", "mlp.up_proj"]]));
     let read = block_on(Checkpoint::open(&out)).unwrap();
@@ -340,7 +376,7 @@ fn bits_of_their_own_and_a_layer_left_out_somewhere_become_rules() {
     let source = block_on(bundled::checkpoint()).unwrap();
     let home = tempfile::tempdir().unwrap();
     let settings = settings(3, Some(32), false);
-    let at = |bits| GptqSettings { bits, ..settings };
+    let at = |bits| QuantizationSettings { bits, ..settings };
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     let mut layers: Vec<QuantizedLinear> = Vec::new();
     for spec in source.config().linears() {
@@ -354,7 +390,7 @@ fn bits_of_their_own_and_a_layer_left_out_somewhere_become_rules() {
     }
     layers.push(random_layer(&mut rng, &source.config().head_linear(), &at(2)));
     let out = home.path().join("mixed");
-    write(&source, Format::Gptq(settings), &layers, 1 << 30, sink(&out));
+    write(&source, (&Gptq, settings), &layers, 1 << 30, sink(&out));
     let config = json_file(&out.join("config.json"));
     let quantization = &config["quantization_config"];
     assert_eq!(
@@ -432,7 +468,7 @@ fn an_existing_directory_is_replaced_only_when_the_new_one_is_whole() {
     let start = || {
         let sink = DirectorySink::new(&out, Existing::Replace, None).unwrap();
         let linears = LayerPlan::all(source.config(), settings.bits);
-        let plan = WritePlan::new(&source, Format::Gptq(settings), &linears, 1 << 30).unwrap();
+        let plan = WritePlan::new(&source, &Gptq, settings, &linears, 1 << 30).unwrap();
         CheckpointWriter::new(&source, plan, Box::new(sink)).unwrap()
     };
     let mut abandoned = start();
@@ -459,7 +495,7 @@ fn a_layer_out_of_turn_or_missing_is_a_bug_of_the_caller() {
     let settings = settings(4, None, true);
     let layers = random_layers(&source, &settings);
     let linears = LayerPlan::all(source.config(), settings.bits);
-    let plan = || WritePlan::new(&source, Format::Gptq(settings), &linears, 1 << 30).unwrap();
+    let plan = || WritePlan::new(&source, &Gptq, settings, &linears, 1 << 30).unwrap();
     let out = home.path().join("a/b/out");
     let mut writer = CheckpointWriter::new(&source, plan(), Box::new(sink(&out))).unwrap();
     assert!(matches!(block_on(writer.put_linear(&layers[1].clone().into())), Err(Error::Shape { .. })));

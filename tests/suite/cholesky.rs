@@ -1,4 +1,4 @@
-//! The reversed factor against float64, and how a factorisation fails.
+//! `ops::cholesky`: the factor of the order-reversed Hessian, compared with float64, and the matrices that have none.
 
 use crate::common::dense::{Dense, hessian, shuffled};
 use crate::common::{device_tests, random, read, recorder, relative_error};
@@ -24,7 +24,7 @@ fn slab(rec: &mut Recorder, factor: &Factor, start: usize, count: usize) -> Dens
     Dense::new(start + count, count, &read(rec, &tensor))
 }
 
-/// R of `h`, upper triangular with `R·Rᵀ = h`, column by column divided by its diagonal element.
+/// The normalised factor of `h`: R, upper triangular with `R·Rᵀ = h`, each column divided by its diagonal element.
 fn reference(h: &Dense) -> Dense {
     let n = h.rows;
     let m = Dense::from_fn(n, n, |i, j| h.at(n - 1 - i, n - 1 - j)).cholesky();
@@ -99,7 +99,7 @@ fn the_matrix_stays_as_it_is_and_a_dead_input_counts_as_one(device: Device) {
         let expected = reference(&h.damped(f64::from(RIDGE)).permuted(&order));
         let error = relative_error(&rn.f32(), &expected.values);
         assert!(error < 1e-5, "{} n {n}: {error}", device.name());
-        // Even with no ridge.
+        // A dead input needs no ridge.
         assert!(factored(&mut rec, &h, &order, 0.0).is_some(), "{} n {n}", device.name());
     }
 }
@@ -145,7 +145,7 @@ fn an_order_that_is_no_permutation_is_an_error() {
 }
 
 device_tests!(a_larger_ridge_rescues_a_singular_matrix: cpu, software_gpu);
-/// What the pipeline does when the ridge is too small: the next one succeeds on the same H.
+/// The pipeline raises the ridge and factors the same H again when a factorisation fails.
 fn a_larger_ridge_rescues_a_singular_matrix(device: Device) {
     let mut rec = recorder(&device);
     let (n, tokens) = (100, 3);

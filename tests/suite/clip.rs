@@ -1,4 +1,4 @@
-//! The choice between grids, cell by cell, against float64.
+//! `ops::clip`: the choice of a grid for each row and group, compared with float64.
 
 use crate::common::{device_tests, random, read, recorder};
 use aquatint::device::{Device, Recorder};
@@ -31,7 +31,7 @@ fn every_cell_keeps_the_grid_of_least_loss(device: Device) {
                 let columns = cell % groups * group_size..n.min((cell % groups + 1) * group_size);
                 let at = |i: usize| f64::from(e[cell / groups * n + i]) * f64::from(c[cell / groups * n + i]);
                 let loss: f64 = columns.map(at).sum();
-                // Random losses are never so close that a rounding decides.
+                // No two losses here are so close that rounding decides between them.
                 assert!((loss - best.0).abs() > 1e-5);
                 if loss < best.0 {
                     *best = (loss, scales[cell], zeros[cell]);

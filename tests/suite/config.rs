@@ -1,7 +1,7 @@
 //! What a configuration means, family by family, and how a wrong one is refused.
 
 use aquatint::ModelConfig;
-use aquatint::family::{Family, QuantizationConfig, Rope, RopeScaling, ZeroPointFormat};
+use aquatint::family::{Attention, Norm, Op, Rope, RopeScaling};
 use serde_json::{Value, json};
 
 /// A configuration of the given architecture with `fields` on top.
@@ -26,22 +26,39 @@ fn refused(result: Result<ModelConfig, String>, parts: &[&str]) {
     }
 }
 
+/// The attention of the first block.
+fn attention(config: &ModelConfig) -> Attention {
+    config.blocks[0].attentions().next().expect("an attention node").1
+}
+
+/// The norms of the first block.
+fn norms(config: &ModelConfig) -> impl Iterator<Item = &Norm> {
+    config.blocks[0].nodes.iter().filter_map(|node| match &node.op {
+        Op::Norm(norm) => Some(norm),
+        _ => None,
+    })
+}
+
 #[test]
 fn defaults_are_those_of_the_published_implementation() {
     let config = llama(json!({"num_key_value_heads": null, "head_dim": null})).unwrap();
-    assert_eq!((config.num_key_value_heads, config.head_dim), (4, 16));
-    assert_eq!((config.rms_norm_eps, config.tie_word_embeddings), (1e-6, false));
-    assert_eq!(config.rope, Rope { theta: 10_000.0, scaling: RopeScaling::None });
-    assert_eq!(parse("Qwen3ForCausalLM", json!({})).unwrap().head_dim, 128);
+    assert_eq!((attention(&config).kv_heads, attention(&config).head_dim), (4, 16));
+    let epsilons = norms(&config).map(|norm| norm.epsilon);
+    assert!(epsilons.eq([1e-6; 2]) && !config.tie_word_embeddings);
+    assert_eq!(config.ropes, [Rope { rotated: 16, theta: 10_000.0, scaling: RopeScaling::None }]);
+    assert_eq!(attention(&parse("Qwen3ForCausalLM", json!({})).unwrap()).head_dim, 128);
     let by_type = llama(json!({"architectures": null, "model_type": "qwen2"})).unwrap();
-    assert_eq!(by_type.family, Family::Qwen2);
+    assert_eq!(by_type.model_type, "qwen2");
 }
 
 #[test]
 fn biases_and_norms_follow_the_family() {
     let bits = |architecture, fields| {
         let config = parse(architecture, fields).unwrap();
-        (config.qkv_bias, config.o_bias, config.mlp_bias, config.qk_norm)
+        let biases: Vec<bool> = config.block_linears(0).iter().map(|linear| linear.bias).collect();
+        assert!(biases[0] == biases[1] && biases[1] == biases[2] && biases[4] == biases[5] && biases[5] == biases[6]);
+        let head_dim = attention(&config).head_dim;
+        (biases[0], biases[3], biases[4], norms(&config).filter(|norm| norm.width == head_dim).count() == 2)
     };
     let all = || json!({"attention_bias": true, "mlp_bias": true});
     assert_eq!(bits("LlamaForCausalLM", json!({})), (false, false, false, false));
@@ -52,7 +69,7 @@ fn biases_and_norms_follow_the_family() {
 }
 
 #[test]
-fn tensors_are_listed_in_model_order() {
+fn tensors_are_listed_in_the_order_in_which_they_are_used() {
     let fields = json!({"num_hidden_layers": 1, "head_dim": 24, "attention_bias": true});
     let tensors = parse("Qwen3ForCausalLM", fields).unwrap().expected_tensors();
     let block: [(&str, &[usize]); 15] = [
@@ -63,10 +80,10 @@ fn tensors_are_listed_in_model_order() {
         ("self_attn.k_proj.bias", &[48]),
         ("self_attn.v_proj.weight", &[48, 64]),
         ("self_attn.v_proj.bias", &[48]),
-        ("self_attn.o_proj.weight", &[64, 96]),
-        ("self_attn.o_proj.bias", &[64]),
         ("self_attn.q_norm.weight", &[24]),
         ("self_attn.k_norm.weight", &[24]),
+        ("self_attn.o_proj.weight", &[64, 96]),
+        ("self_attn.o_proj.bias", &[64]),
         ("post_attention_layernorm.weight", &[64]),
         ("mlp.gate_proj.weight", &[96, 64]),
         ("mlp.up_proj.weight", &[96, 64]),
@@ -92,19 +109,22 @@ fn rope_reads_alike_in_both_forms() {
     });
     let mut parameters = llama3.clone();
     parameters["rope_theta"] = 500000.0.into();
-    let old = llama(json!({"rope_theta": 500000.0, "rope_scaling": llama3})).unwrap().rope;
-    let new = llama(json!({"rope_parameters": parameters})).unwrap().rope;
+    let old = llama(json!({"rope_theta": 500000.0, "rope_scaling": llama3})).unwrap().ropes[0];
+    let new = llama(json!({"rope_parameters": parameters})).unwrap().ropes[0];
     let scaling = RopeScaling::Llama3 {
         factor: 32.0,
         low_freq_factor: 1.0,
         high_freq_factor: 4.0,
         original_max_position_embeddings: 8192,
     };
-    assert_eq!((old, new), (Rope { theta: 500_000.0, scaling }, Rope { theta: 500_000.0, scaling }));
-    let linear = llama(json!({"rope_scaling": {"type": "linear", "factor": 2}})).unwrap().rope;
+    assert_eq!(
+        (old, new),
+        (Rope { rotated: 16, theta: 500_000.0, scaling }, Rope { rotated: 16, theta: 500_000.0, scaling })
+    );
+    let linear = llama(json!({"rope_scaling": {"type": "linear", "factor": 2}})).unwrap().ropes[0];
     assert_eq!(linear.scaling, RopeScaling::Linear { factor: 2.0 });
-    let outer_theta = llama(json!({"rope_theta": 7.0, "rope_parameters": {"rope_type": "default"}})).unwrap().rope;
-    assert_eq!(outer_theta, Rope { theta: 7.0, scaling: RopeScaling::None });
+    let outer_theta = llama(json!({"rope_theta": 7.0, "rope_parameters": {"rope_type": "default"}})).unwrap().ropes[0];
+    assert_eq!(outer_theta, Rope { rotated: 16, theta: 7.0, scaling: RopeScaling::None });
 }
 
 #[test]
@@ -124,7 +144,7 @@ fn rope_that_is_not_implemented_is_refused() {
 
 #[test]
 fn a_sliding_window_counts_only_where_the_family_uses_it() {
-    let window = |architecture, fields| parse(architecture, fields).map(|config| config.sliding_window);
+    let window = |architecture, fields| parse(architecture, fields).map(|config| attention(&config).window);
     let on = |fields: Value| {
         let mut all = json!({"use_sliding_window": true, "sliding_window": 32});
         all.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
@@ -156,47 +176,4 @@ fn fields_that_make_no_sense_are_named() {
     refused(llama(json!({"tie_word_embeddings": "yes"})), &["true or false"]);
     refused(llama(json!({"architectures": null})), &["neither", "LlamaForCausalLM"]);
     refused(llama(json!({"architectures": null, "model_type": "gemma3"})), &["gemma3", "Qwen3ForCausalLM"]);
-}
-
-#[test]
-fn a_quantization_config_is_read_or_refused() {
-    let with = |fields: Value| {
-        let mut config = json!({"quant_method": "gptq", "bits": 4, "group_size": 128});
-        config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
-        llama(json!({"quantization_config": config}))
-    };
-    let read = |fields| with(fields).unwrap().quantization.unwrap();
-    let plain = QuantizationConfig {
-        bits: 4,
-        group_size: Some(128),
-        symmetric: true,
-        desc_act: false,
-        checkpoint_format: ZeroPointFormat::V1,
-        dynamic: Vec::new(),
-    };
-    assert_eq!(read(json!({})), plain);
-    let other = json!({"group_size": -1, "sym": false, "desc_act": true, "format": "gptq_v2", "bits": 3});
-    let (bits, checkpoint_format) = (3, ZeroPointFormat::V2);
-    let expected = QuantizationConfig {
-        bits,
-        group_size: None,
-        symmetric: false,
-        desc_act: true,
-        checkpoint_format,
-        dynamic: Vec::new(),
-    };
-    assert_eq!(read(other), expected);
-    for method in ["awq", "bitsandbytes", "compressed-tensors", "fp8"] {
-        refused(with(json!({"quant_method": method})), &[method, "original, unquantized"]);
-    }
-    refused(with(json!({"bits": 5})), &["\"bits\": 5"]);
-    refused(with(json!({"group_size": 0})), &["\"group_size\": 0"]);
-    refused(with(json!({"checkpoint_format": "marlin"})), &["marlin", "gptq_v2"]);
-    refused(with(json!({"dynamic": {"+:x": {"bits": 5}}})), &["dynamic", "+:x"]);
-    refused(with(json!({"dynamic": {"+:x": {"bits": 8, "group_size": 32}}})), &["dynamic", "+:x"]);
-    refused(with(json!({"dynamic": {"+:(": {"bits": 8}}})), &["dynamic", "+:("]);
-    let rules = json!({"-:a\\.b": {}, "+:model\\.layers\\.1\\.": {"bits": 8}, "layers": {"bits": 2}});
-    let mixed = read(json!({ "dynamic": rules }));
-    let bits = |module: &str| mixed.bits_of(module);
-    assert_eq!((bits("model.layers.1.x"), bits("model.layers.11.x"), bits("layers.1")), (8, 4, 2));
 }

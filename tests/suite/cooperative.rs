@@ -1,4 +1,4 @@
-//! The fast kernels against float64, and the choice between the fast and the portable tier.
+//! The fast tier: its kernels, compared with float64, the choice of their shape, and the choice between the tiers.
 
 use std::fs;
 use std::path::Path;
@@ -25,14 +25,14 @@ fn recorder(device: &Device, fast: bool) -> Recorder {
     rec
 }
 
-/// Values whose rows, or columns, have magnitudes from 2^-40 to 2^40.
+/// Random values whose rows, or columns, have magnitudes from 2^-40 to 2^40.
 fn wide(seed: u64, rows: usize, columns: usize, of_rows: bool) -> Vec<f32> {
     let magnitude = |i: usize| ((i * 29 % 81) as f32 - 40.0).exp2();
     let line = |index: usize| if of_rows { index / columns } else { index % columns };
     random(seed, rows * columns).iter().enumerate().map(|(index, v)| v * magnitude(line(index))).collect()
 }
 
-/// The largest |c − a·b| / (‖row of a‖·‖column of b‖).
+/// The largest error of an element of c: |c − a·b| / (‖row of a‖·‖column of b‖).
 fn worst(c: &[f32], a: &Dense, b: &Dense) -> f64 {
     let product = a.times(b);
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
@@ -88,7 +88,7 @@ fn adds_to_a_range_of_rows_and_leaves_the_others(device: Device) {
 }
 
 device_tests!(rows_of_any_magnitude_are_equally_exact: fast_gpu);
-/// The values here go far beyond the range of f16, from 6e-8 to 65504. Every row must be as exact as the others.
+/// f16 holds magnitudes from 6e-8 to 65504. Rows far outside are as exact as the others.
 fn rows_of_any_magnitude_are_equally_exact(device: Device) {
     let [m, n, k] = [150, 90, 200];
     let (va, vb) = (wide(1, m, k, true), wide(2, n, k, true));
@@ -106,13 +106,13 @@ fn rows_of_any_magnitude_are_equally_exact(device: Device) {
 }
 
 device_tests!(outliers_within_a_row_cost_the_others_nothing: fast_gpu);
-/// Some values are far larger than the others of their row, as in the activations of large models.
+/// The activations of large models have single values far above the others of their row.
 fn outliers_within_a_row_cost_the_others_nothing(device: Device) {
     let mut rec = recorder(&device, true);
     let [m, n, k] = [70, 80, 256];
     let mut va = random(1, m * k);
     va.iter_mut().step_by(97).for_each(|v| *v *= 1e5);
-    // The outliers are multiplied by zeros, so that only the other values count.
+    // The outliers are multiplied by zero, so that only the other values count.
     let vb: Vec<f32> = random(2, n * k).to_vec();
     let mut b = Dense::new(n, k, &vb);
     let outliers: Vec<usize> = (0..m * k).step_by(97).filter(|i| i / k == 0).map(|i| i % k).collect();
@@ -136,7 +136,7 @@ fn sums_over_tokens_of_both_tiers(device: Device) {
         for n in [1, 5, 63, 64, 65, 130, 300] {
             let tokens = 77;
             let vx = wide(1, tokens, n, false);
-            // X̂ is off by a hundredth, as after quantization, so that δ is a difference of like numbers.
+            // X̂ differs from X by a hundredth, as after quantization, so that δ is a small difference of large numbers.
             let vy: Vec<f32> = vx.iter().zip(random(2, tokens * n)).map(|(x, e)| x + 0.01 * x * e).collect();
             let (x, y) = (rec.upload(&[tokens, n], vx.clone()).unwrap(), rec.upload(&[tokens, n], vy.clone()).unwrap());
             let mut h = Packed::zeros(&mut rec, n).unwrap();
@@ -161,7 +161,7 @@ fn sums_over_tokens_of_both_tiers(device: Device) {
 device_tests!(long_sums_are_as_exact_as_those_of_the_portable_kernels: fast_gpu);
 fn long_sums_are_as_exact_as_those_of_the_portable_kernels(device: Device) {
     let (tokens, n) = (4133, 130);
-    // All positive: errors that do not average out would show.
+    // All values are positive, so that errors of one sign add up.
     let vx: Vec<f32> = random(1, tokens * n).iter().map(|v| v + 1.0).collect();
     let x64 = Dense::new(tokens, n, &vx);
     let expected = x64.transposed().times(&x64);
@@ -179,7 +179,7 @@ fn long_sums_are_as_exact_as_those_of_the_portable_kernels(device: Device) {
 }
 
 device_tests!(operands_that_are_too_large_for_one_array_go_in_pieces: fast_gpu);
-/// On an adapter whose arrays end at 128 MiB the planes of this operand do not fit one, with their padding.
+/// The padded planes of this operand do not fit one array of an adapter whose arrays have at most 128 MiB.
 fn operands_that_are_too_large_for_one_array_go_in_pieces(device: Device) {
     let mut rec = recorder(&device, true);
     let [m, n, k] = [4097, 3, 8190];
@@ -196,7 +196,7 @@ fn operands_that_are_too_large_for_one_array_go_in_pieces(device: Device) {
 }
 
 device_tests!(what_is_not_finite_stays_so: fast_gpu);
-/// A value that is not finite makes its row of the result not finite, and no other row.
+/// A NaN or an infinity in a row of A shows in that row of the product, and in no other.
 fn what_is_not_finite_stays_so(device: Device) {
     let mut rec = recorder(&device, true);
     for bad in [f32::INFINITY, f32::NEG_INFINITY, f32::NAN] {
@@ -221,7 +221,7 @@ fn aquatint(cache: &Path, arguments: &[&str]) -> (String, String) {
 }
 
 device_tests!(shapes_give_the_same_result_and_a_cache_that_cannot_be_written_is_no_error: fast_gpu);
-/// Another shape may be the quickest in another run. The result must not depend on it.
+/// The shape is chosen by measurement and may differ from run to run. The result does not depend on it.
 fn shapes_give_the_same_result_and_a_cache_that_cannot_be_written_is_no_error(device: Device) {
     let (scratch, name) = (TempDir::new().unwrap(), device.name());
     let cache = scratch.path().join("cache");
@@ -274,7 +274,7 @@ fn the_cpu_is_portable() {
 device_tests!(a_device_without_matrix_units_is_portable_and_says_so: software_gpu);
 fn a_device_without_matrix_units_is_portable_and_says_so(device: Device) {
     let Device::Gpu(gpu) = &device else { panic!("a GPU was named") };
-    assert_eq!(gpu.tier().starts_with("fast"), device.precision() == Precision::Fast);
+    assert_eq!(gpu.tier().to_string().starts_with("fast"), device.precision() == Precision::Fast);
     let (said, _) = aquatint(&std::env::temp_dir(), &["devices"]);
     assert!(said.contains("portable, no cooperative matrices") || said.contains("fast, f16 in squares of"), "{said}");
 }

@@ -1,4 +1,4 @@
-//! s·(q − z) from codes, on every device, with a ragged last group and more elements than one row of workgroups.
+//! `ops::dequantize`: s·(q − z), with a shorter last group, and with more elements than one row of workgroups has.
 
 use crate::common::{device_tests, read, recorder};
 use aquatint::device::Device;

@@ -1,14 +1,15 @@
-//! Coordinate descent over codes against the textbook one in float64, and what it does to the loss of GPTQ.
+//! `ops::descent`: coordinate descent over codes, compared with the textbook in float64, and the loss that it takes off GPTQ.
 
 use crate::common::dense::{Dense, hessian, objective};
-use crate::common::{device_tests, random, read, recorder};
+use crate::common::{device_tests, group_rounder, random, read, recorder};
 use aquatint::device::Device;
 use aquatint::ops::descent::{Block, descend_block};
 use aquatint::ops::gptq::LONGEST_BLOCK;
 use aquatint::ops::gram;
 use aquatint::ops::grid::{Grid, GridSpec, ScaleType, Search, Symmetry, search};
 use aquatint::ops::matmul::{Orientation, Rows, accumulate};
-use aquatint::quant::{ActivationOrder, Codes, Curvature, Damping, Layer, QuantizeOptions, Rounder};
+use aquatint::quant::methods::Layer;
+use aquatint::quant::{ActivationOrder, Codes, HessianDiagonal, QuantizeOptions};
 use aquatint::tensor::Tensor;
 use pollster::block_on;
 
@@ -25,7 +26,7 @@ const CASES: [(usize, usize, usize, usize, u32); 7] = [
     (70, 300, 128, 128, 3),
 ];
 
-/// A layer whose codes are to move, all `[m, …]`.
+/// The textbook: a layer, its codes and its grid. All matrices are `[m, …]`.
 struct Textbook {
     w: Dense,
     scales: Dense,
@@ -36,7 +37,7 @@ struct Textbook {
 }
 
 impl Textbook {
-    /// Level j of row i for a code.
+    /// The value of a code in row i and column j.
     fn value(&self, i: usize, j: usize, code: f64) -> f64 {
         let group = j / self.group_size;
         self.scales.at(i, group) * (code - self.zeros.at(i, group))
@@ -46,7 +47,7 @@ impl Textbook {
         Dense::from_fn(self.w.rows, self.w.columns, |i, j| self.w.at(i, j) - self.value(i, j, self.codes.at(i, j)))
     }
 
-    /// Rounds to nearest, a poor start.
+    /// Rounds every weight to the nearest code, which is a poor start.
     fn round(&mut self) {
         let top = f64::from((1u32 << self.bits) - 1);
         self.codes = Dense::from_fn(self.w.rows, self.w.columns, |i, j| {
@@ -55,7 +56,7 @@ impl Textbook {
         });
     }
 
-    /// One pass: every code in turn to the one of least loss, all of them tried.
+    /// Makes one pass: every weight in turn takes the code of least loss, found by trying them all.
     fn descend(&mut self, h: &Dense) {
         let mut errors = self.errors();
         for i in 0..self.w.rows {
@@ -135,7 +136,7 @@ fn no_single_code_can_be_bettered_after_enough_passes_and_the_loss_of_gptq_falls
     let dense = rec.upload(&[n, n], h.f32()).unwrap();
     let packed = gram::pack(&mut rec, &dense).unwrap();
     let weight = rec.upload(&[m, n], w.f32()).unwrap();
-    let diagonal = block_on(Damping::of(&mut rec, &packed, "test")).unwrap();
+    let diagonal = block_on(HessianDiagonal::of(&mut rec, &packed, "test")).unwrap();
     let mut losses = Vec::new();
     for (passes, order) in [0, 1, 20]
         .into_iter()
@@ -143,9 +144,8 @@ fn no_single_code_can_be_bettered_after_enough_passes_and_the_loss_of_gptq_falls
     {
         let options =
             QuantizeOptions { bits: 2, descent_passes: passes, activation_order: order, ..Default::default() };
-        let curvature = Curvature { hessian: &packed, diagonal: &diagonal, place: "test" };
-        let rounder = block_on(Rounder::new(&mut rec, &options, Some(group_size), curvature)).unwrap();
-        let layer = Layer { name: "test", bits: 2 };
+        let rounder = group_rounder(&mut rec, &options, &packed, &diagonal);
+        let layer = Layer { name: "test", grid: options.grid_spec(group_size, 2) };
         let rounded = block_on(rounder.round(&mut rec, layer, &weight)).unwrap();
         let rounded = rounder.refine(&mut rec, &weight, rounded).unwrap();
         let damped = h.damped(f64::from(diagonal.ridge(options.rounding_damping)));
@@ -173,20 +173,20 @@ fn no_single_code_can_be_bettered_after_enough_passes_and_the_loss_of_gptq_falls
 device_tests!(where_inputs_do_not_correlate_no_shrunken_range_loses_less_than_the_one_found_by_pivots: cpu, software_gpu);
 fn where_inputs_do_not_correlate_no_shrunken_range_loses_less_than_the_one_found_by_pivots(device: Device) {
     let (m, n, group_size, bits) = (9, 70, 32, 2);
-    // Heavy tails and very different inputs; GPTQ has nothing to pass on, so that its loss is that of rounding.
+    // The weights have heavy tails, and the inputs very different strengths. H is diagonal, so that GPTQ passes no error on and its
+    // loss is that of rounding.
     let w = Dense::from_fn(m, n, |i, j| f64::from(random(3, m * n)[i * n + j].powi(5)));
     let h = Dense::from_fn(n, n, |i, j| if i == j { 4.0f64.powi(i as i32 * 7 % 13 - 6) } else { 0.0 });
     let mut rec = recorder(&device);
     let dense = rec.upload(&[n, n], h.f32()).unwrap();
     let packed = gram::pack(&mut rec, &dense).unwrap();
     let weight = rec.upload(&[m, n], w.f32()).unwrap();
-    let diagonal = block_on(Damping::of(&mut rec, &packed, "test")).unwrap();
+    let diagonal = block_on(HessianDiagonal::of(&mut rec, &packed, "test")).unwrap();
     for activation_order in [ActivationOrder::Natural, ActivationOrder::Descending] {
         let errors = [Search::Weighted, Search::Mse, Search::MinMax].map(|grid| {
             let options = QuantizeOptions { bits, grid, activation_order, descent_passes: 0, ..Default::default() };
-            let curvature = Curvature { hessian: &packed, diagonal: &diagonal, place: "test" };
-            let rounder = block_on(Rounder::new(&mut rec, &options, Some(group_size), curvature)).unwrap();
-            let layer = Layer { name: "test", bits };
+            let rounder = group_rounder(&mut rec, &options, &packed, &diagonal);
+            let layer = Layer { name: "test", grid: options.grid_spec(group_size, bits) };
             let rounded = block_on(rounder.round(&mut rec, layer, &weight)).unwrap();
             w.minus(&Dense::new(m, n, &read(&mut rec, &rounded.dequantized)))
         });

@@ -1,4 +1,4 @@
-//! What a GPU refuses becomes an error value, and the recorder keeps its promises about memory and order.
+//! The recorder: the order of its copies and clears, its flags, its read-backs, and allocations that a GPU refuses.
 
 use aquatint::Error;
 use aquatint::device::{Choice, Device, Precision, Recorder};
@@ -20,7 +20,7 @@ fn an_array_that_cannot_be_bound_is_out_of_memory(gpu: Device) {
 device_tests!(uploads_and_clears_are_ordered_with_what_is_recorded: cpu, software_gpu);
 fn uploads_and_clears_are_ordered_with_what_is_recorded(device: Device) {
     let mut rec = recorder(&device);
-    // Each round drops its tensors, so that the next one gets the same memory while copies are still unsubmitted.
+    // Each round drops its tensors. So the next round gets the same memory, while copies of this one are not yet submitted.
     for round in 0..20u32 {
         let source = rec.upload(&[64, 64], vec![round as f32; 4096]).unwrap();
         let copy = rec.duplicate(&source).unwrap();
@@ -96,7 +96,7 @@ fn a_reading_has_what_was_there_when_it_began_however_late_it_ends(device: Devic
     let mut rec = recorder(&device);
     let mut readings = Vec::new();
     for round in 0..5 {
-        // Each tensor is dropped, so that later ones get its memory.
+        // Each tensor is dropped, so that later tensors get its memory.
         let tensor = rec.upload(&[3, 50], vec![round as f32; 150]).unwrap();
         readings.push((round, rec.begin_read(&tensor).unwrap()));
     }

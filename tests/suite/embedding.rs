@@ -1,4 +1,4 @@
-//! Rows of a vocabulary that comes in slabs.
+//! `ops::embedding`: the rows of tokens, from a vocabulary in slabs.
 
 use crate::common::{device_tests, random, read, recorder};
 use aquatint::device::Device;
@@ -11,7 +11,7 @@ fn three_slabs_give_every_token_its_row(device: Device) {
         (vec![0], 1),
         (vec![22, 0, 7, 8, 7, 15, 16, 1], 5),
         (vec![9, 21, 3], 300),
-        // More workgroups than one axis is given.
+        // This takes more workgroups than `spread` gives one axis.
         ((0..5_000).map(|t| t % VOCABULARY as u32).collect(), 2),
     ];
     let mut rec = recorder(&device);

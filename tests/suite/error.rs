@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 
 use aquatint::Error;
-use aquatint::checkpoint::storable;
+use aquatint::checkpoint::{Format, formats::gptq::Gptq};
 use aquatint::error::{Advice, LibraryNames, Names, Setting};
+use aquatint::family::LinearSpec;
 use aquatint::quant::QuantizeOptions;
+use aquatint::stored::LayerGrid;
 use page_names::PageNames;
 
 // The page itself builds for browsers alone.
@@ -73,10 +75,14 @@ fn the_page_has_words_of_its_own() {
     let refused = said(Error::Gpu { device: device(), message: "no".to_string() });
     assert!(refused.ends_with("; try another browser or the command line, and please report this"), "{refused}");
 
-    let groups = said(storable("layer", 96, 576, 4, 128).unwrap_err());
+    let storable = |columns, bits, group_size| {
+        let linear = LinearSpec { name: "layer".to_string(), rows: 96, columns, bias: false };
+        Gptq.grid(&linear, LayerGrid { bits, group_size, symmetric: true })
+    };
+    let groups = said(storable(576, 4, 128).unwrap_err());
     assert!(groups.starts_with("the group size: found 128 for the 576 inputs of layer"), "{groups}");
     assert!(groups.ends_with("; choose the group size 64"), "{groups}");
-    let words = said(storable("layer", 96, 104, 3, 104).unwrap_err());
+    let words = said(storable(104, 3, 104).unwrap_err());
     assert!(words.ends_with("; choose other bits, or the format \"float\""), "{words}");
     let samples = said(QuantizeOptions { samples: 1, ..QuantizeOptions::default() }.validate().unwrap_err());
     assert!(samples.starts_with("the samples: found 1"), "{samples}");

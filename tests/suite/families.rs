@@ -1,4 +1,4 @@
-//! Logits of random tiny models of each family against the published implementation (tests/fixtures/families/make.py).
+//! Logits of small random models of each family, compared with the published implementation (tests/fixtures/families/make.py).
 
 use std::path::Path;
 

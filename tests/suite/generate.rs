@@ -1,4 +1,4 @@
-//! Generation with a cache against full forward passes without one, its text, its ends, and the command.
+//! Generation: logits with a cache, compared with full passes without one; the text, the reasons to stop, and the command.
 
 use std::path::Path;
 
@@ -16,7 +16,7 @@ use safetensors::SafeTensors;
 
 const PROMPT: &str = "The city of Paris is";
 
-/// The logits of the token after `ids`, by a full pass over them.
+/// The logits after the last of `ids`, by a full pass over all of them.
 fn without_cache(rec: &mut Recorder, model: &Checkpoint, ids: &[u32]) -> Vec<f32> {
     let network = Network::new(rec, model, None, ids.len()).unwrap();
     let all = block_on(logits(rec, &network, &[ids.to_vec()])).unwrap();
@@ -33,7 +33,7 @@ fn load(rec: &mut Recorder, context: usize) -> Generator {
     block_on(Generator::load(rec, &model, None, context)).unwrap()
 }
 
-/// The whole continuation.
+/// The text of a whole continuation.
 fn run(rec: &mut Recorder, generator: &mut Generator, prompt: &str, options: GenerateOptions) -> Result<String> {
     block_on(async {
         generator.start(rec, prompt, options).await?;
@@ -78,7 +78,7 @@ fn check_family(device: Device, family: &str) {
     let mut rec = recorder(&device);
     let mut decoder = block_on(Decoder::load(&mut rec, &model, None, 30)).unwrap();
     let mut read = 0;
-    // A prompt, steps, a piece of several tokens past the window of 8, and a step.
+    // A prompt, two steps, a piece of several tokens that reaches beyond the window of 8, and a step.
     for count in [11, 1, 1, 7, 1] {
         let ours = block_on(decoder.extend(&mut rec, &ids[read..read + count])).unwrap();
         read += count;
@@ -176,7 +176,7 @@ fn a_full_context_ends_the_text() {
     let mut roomy = load(&mut rec, 40);
     let longer = run(&mut rec, &mut roomy, PROMPT, greedy(100)).unwrap();
     assert!(longer.starts_with(&text) && longer.len() > text.len());
-    // One token more than the prompt is the least that can be asked for.
+    // The context must have room for at least one token after the prompt.
     let prompt = generator.prompt().len();
     let mut tight = load(&mut rec, prompt + 1);
     run(&mut rec, &mut tight, PROMPT, greedy(100)).unwrap();
@@ -186,7 +186,7 @@ fn a_full_context_ends_the_text() {
     assert!(refused.starts_with("prompt: ") && refused.contains("raise context"), "{refused}");
 }
 
-/// The bundled model whose generation_config.json, and config.json's `eos_token_id`, are as given.
+/// The bundled model with this generation_config.json, and this `eos_token_id` in its config.json.
 fn with_end_tokens(generation_config: &str, config: &str) -> Result<Checkpoint> {
     let sources = bundled::sources().into_iter().map(|source| {
         let bytes = block_on(source.read(0..source.len())).unwrap().into_owned();
@@ -259,7 +259,7 @@ fn replaced_layers_take_part() {
     assert!(relative_error(&without_cache(&mut rec, &model, &[5, 6, 7]), &expected) > 0.01);
 }
 
-/// Feeds `ids` after `prompt` one by one: the pieces, and what was held back at the end.
+/// Feeds `ids` one by one after `prompt`. Returns the pieces of text, and what was held back until the end.
 fn pieces(tokenizer: &Tokenizer, prompt: &[u32], ids: &[u32]) -> (Vec<String>, String) {
     let mut stream = TextStream::after(prompt.to_vec());
     let pieces = ids.iter().map(|&id| stream.push(tokenizer, id).unwrap()).collect();
@@ -280,14 +280,14 @@ fn pieces_of_a_byte_level_text_are_whole_characters_and_add_up() {
         parts.push(rest);
         assert_eq!(parts.concat(), text);
     }
-    // The first half of a character is shown, as what it is, only at the end.
+    // Half a character is held back, and shown as a replacement character at the end.
     let ids = tokenizer.encode("語").unwrap();
     let (parts, rest) = pieces(&tokenizer, &prompt, &ids[..1]);
     assert_eq!((parts.concat().as_str(), rest.as_str()), ("", "\u{FFFD}"));
 }
 
-/// A tokenizer as those converted from SentencePiece: "▁" for a space, bytes for what has no token, and a decoder that
-/// drops the space at the start of a text.
+/// A tokenizer like those that were converted from SentencePiece: "▁" stands for a space, characters without a token become bytes,
+/// and the decoder drops the space at the start of a text.
 fn sentence_piece() -> Tokenizer {
     let words = ["<s>", "▁", "▁the", "▁cat", "s", "▁s", "at"].map(str::to_owned);
     let bytes = (0..256).map(|byte| format!("<0x{byte:02X}>"));

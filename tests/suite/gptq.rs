@@ -1,4 +1,4 @@
-//! The column loop against the textbook GPTQ in float64: Cholesky, inverse, Cholesky.
+//! `ops::gptq`: the column loop, compared with the textbook GPTQ in float64, which takes a Cholesky factor of an inverse.
 
 use crate::common::dense::{self, Dense, Level, hessian, objective, shuffled};
 use crate::common::{device_tests, random, read, recorder, relative_error};
@@ -13,12 +13,12 @@ use aquatint::tensor::Tensor;
 
 const RIDGE: f32 = 0.5;
 
-/// One layer on one device.
+/// A layer on a device, in the middle of its column loop.
 struct Layer {
     rec: Recorder,
     factor: Factor,
     order: Tensor<u32>,
-    /// W in the original order, and `[column][row]` in processing order.
+    /// W `[m, n]` in the original order of its columns, and `[n, m]` in processing order.
     w: Tensor,
     columns: Tensor,
     d: Tensor,
@@ -39,7 +39,7 @@ impl Layer {
         Self { rec, factor, order, w, columns, d, codes }
     }
 
-    /// The slab of Rn and t for columns start..start + count, given d before them.
+    /// The slab of Rn, and t, for the columns start..start + count. The errors d of the columns before them are known.
     fn targets(&mut self, start: usize, count: usize) -> (Tensor, Tensor) {
         let rec = &mut self.rec;
         let m = self.columns.shape()[1];
@@ -51,7 +51,7 @@ impl Layer {
         (slab, t)
     }
 
-    /// Columns from..to in blocks of `length`.
+    /// Rounds the columns from..to in blocks of `length`.
     fn quantize(&mut self, [from, to]: [usize; 2], length: usize, grid: &Grid, group_of: &[u32], bits: u32) {
         let group_of = self.rec.upload(&[group_of.len()], group_of.to_vec()).unwrap();
         for start in (from..to).step_by(length) {
@@ -63,7 +63,7 @@ impl Layer {
         }
     }
 
-    /// Codes and errors W − Q in processing order.
+    /// The codes, and the errors W − Q, in processing order.
     fn result(&mut self) -> (Dense, Dense) {
         let [n, m] = [self.d.shape()[0], self.d.shape()[1]];
         let codes = pollster::block_on(self.rec.read(&self.codes)).unwrap();
@@ -81,13 +81,13 @@ fn columns_in(order: &[u32], w: &Dense) -> Dense {
     Dense::from_fn(w.rows, w.columns, |i, j| w.at(i, order[j] as usize))
 }
 
-/// At most one code in a thousand differs, and the objective by 1e-4.
+/// Checks that at most one code in a thousand differs, and that the objectives are within 1e-4 of each other.
 fn compare(context: &str, layer: &mut Layer, w: &Dense, h: &Dense, codes: &Dense, quantized: &Dense) {
     let (found, errors) = layer.result();
     let different = found.values.iter().zip(&codes.values).filter(|(a, b)| a != b).count();
     assert!(different * 1000 <= codes.values.len(), "{context}: {different} of {} codes differ", codes.values.len());
     let (found, expected) = (objective(&errors, h), objective(&w.minus(quantized), h));
-    // Where the rounding is exact, only rounding errors of f32 are left.
+    // Where the grid holds every weight exactly, only the rounding errors of f32 are left.
     let slack = 1e-4 * expected + 1e-12 * objective(w, h);
     assert!((found - expected).abs() <= slack, "{context}: objective {found}, not {expected}");
 }
@@ -141,7 +141,7 @@ fn equals_ldlq_on_reversed_columns(device: Device) {
         let grid = search(&mut layer.rec, &layer.w, None, &spec(bits, n)).unwrap();
         layer.quantize([0, n], 128, &grid, &vec![0; n], bits);
         let (scales, zeros) = (read(&mut layer.rec, &grid.scales), read(&mut layer.rec, &grid.zeros));
-        // LDLQ: H = L·D·Lᵀ of the reversed columns, last column first, with L's columns as feedback.
+        // LDLQ decomposes H of the reversed columns as L·D·Lᵀ, starts with the last column, and feeds errors back through L.
         let reversed: Vec<u32> = order.iter().rev().copied().collect();
         let h = h.damped(f64::from(RIDGE));
         let l = h.permuted(&reversed).cholesky();
@@ -195,13 +195,13 @@ fn equals_the_textbook_on_grids_of_the_updated_weights(device: Device) {
 }
 
 device_tests!(updated_weights_follow_the_recurrence: cpu, software_gpu);
-/// Against the definition, for any slab: the recurrence does not depend on where t comes from.
+/// Compares the recurrence with its definition, for a slab and a t of any values.
 fn updated_weights_follow_the_recurrence(device: Device) {
     for (m, n, start, count) in [(1, 5, 1, 1), (3, 65, 1, 64), (37, 300, 17, 283), (65, 200, 60, 40), (3, 64, 0, 64)] {
         let mut rec = recorder(&device);
         let vw = random(1, n * m);
         let vt = if start == 0 { vw[..count * m].to_vec() } else { random(2, count * m) };
-        // Damped, so that the recurrence does not grow.
+        // Small factors keep the recurrence from growing.
         let slab: Vec<f32> = random(3, (start + count) * count).iter().map(|v| v / count as f32).collect();
         let w = rec.upload(&[n, m], vw.clone()).unwrap();
         let t = rec.upload(&[count, m], vt.clone()).unwrap();

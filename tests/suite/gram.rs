@@ -1,4 +1,4 @@
-//! Sums over tokens against float64, and the packed form of a symmetric matrix.
+//! `ops::gram`: the Hessian and the error correlation, compared with float64, and the packed form of a symmetric matrix.
 
 use crate::common::dense::Dense;
 use crate::common::{device_tests, random, read, recorder, relative_error};
@@ -58,7 +58,7 @@ fn takes_more_tokens_than_one_dispatch(device: Device) {
     assert!(relative_error(&read(&mut rec, &d), &x.minus(&y).transposed().times(&y).values) < 1e-6);
 }
 
-/// Every rectangle that the twin cuts the triangle into.
+/// The extents reach every shape of rectangle that the CPU twin cuts the triangle into.
 #[test]
 fn accumulates_a_matrix_of_many_tiles_on_the_cpu() {
     let mut rec = recorder(&Device::Cpu);
@@ -99,7 +99,7 @@ fn packs_unpacks_and_adds(device: Device) {
     for n in EXTENTS {
         let half = Dense::new(n, n, &random(n as u64, n * n));
         let symmetric = Dense::from_fn(n, n, |i, j| half.at(i.max(j), i.min(j)));
-        // What is above the diagonal is not read.
+        // `pack` does not read above the diagonal.
         let tensor = upload(&mut rec, n, n, &half.f32());
         let mut packed = gram::pack(&mut rec, &tensor).unwrap();
         assert_eq!(dense(&mut rec, &packed), symmetric.f32(), "{} n {n}", device.name());
@@ -127,7 +127,7 @@ fn extents_that_do_not_fit_are_an_error() {
 device_tests!(a_matrix_in_pieces_is_the_whole_matrix: cpu, software_gpu);
 fn a_matrix_in_pieces_is_the_whole_matrix(device: Device) {
     let mut rec = recorder(&device);
-    // The last is longer than what is unpacked at a time.
+    // The last extent has more rows than are unpacked at a time.
     let shapes = [(3, 70, 9, 64), (5, 130, 33, 64), (1, 65, 1, 1), (64, 64, 70, 128), (2, 2100, 3, 1024)];
     for (m, n, tokens, rows) in shapes {
         let x = rec.upload(&[tokens, n], random(1, tokens * n)).unwrap();

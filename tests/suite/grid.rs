@@ -1,4 +1,4 @@
-//! Grids against a float64 search.
+//! `ops::grid`: the search for grids, compared with a search in float64.
 
 use crate::common::dense::Level;
 use crate::common::{device_tests, random, read, recorder};
@@ -29,17 +29,17 @@ fn candidate(w: &[f32], factor: f64, spec: &GridSpec) -> Level {
     Level { scale, zero }
 }
 
-/// Σ weight·|w − ŵ|^power.
+/// The loss of a group: Σ weight·|w − ŵ|^power.
 fn loss(w: &[f32], weights: &[f32], power: f64, level: Level, bits: u32) -> f64 {
     let error = |w: f32| (f64::from(w) - level.value(level.code(f64::from(w), bits))).abs();
     w.iter().zip(weights).map(|(&w, &weight)| f64::from(weight) * error(w).powf(power)).sum()
 }
 
-/// Compares the grids of a matrix with the best of all candidates: the same but for rounding, or as good.
+/// Compares the grids of a matrix with the best of all candidates. A grid must be the same but for rounding, or lose no more.
 fn check(device: &Device, [m, n]: [usize; 2], values: &[f32], spec: &GridSpec) {
     let mut rec = recorder(device);
     let w = rec.upload(&[m, n], values.to_vec()).unwrap();
-    // Of very different columns, one of them without any weight.
+    // The columns have very different importance, one of them none.
     let weights: Vec<f32> = match spec.search {
         Search::Weighted => (0..n).map(|j| if j == 1 { 0.0 } else { 2.0f32.powi(j as i32 * 7 % 13) }).collect(),
         Search::MinMax | Search::Mse => vec![1.0; n],
@@ -61,13 +61,13 @@ fn check(device: &Device, [m, n]: [usize; 2], values: &[f32], spec: &GridSpec) {
         let found = Level { scale: f64::from(scale), zero: f64::from(zero) };
         let least = candidates.iter().map(|&c| loss(c)).fold(f64::INFINITY, f64::min);
         let context = format!("{} {m} × {n} group {at} {spec:?}: {found:?}", device.name());
-        // The loss is a norm of the errors, each of which f32 knows to a few units of the largest level.
+        // The loss is a norm of errors, and f32 holds each error to a few units in the last place of the largest level.
         let most = weights.iter().fold(0.0f64, |most, &weight| most.max(weight.into()));
         let unit = 2e-7 * found.scale * f64::from(1u32 << spec.bits);
         let slack = (most * w.len() as f64).powf(1.0 / power) * unit;
         let norm = |loss: f64| loss.powf(1.0 / power);
         assert!(norm(loss(found)) <= norm(least) * (1.0 + 4e-5) + slack, "{context} loses more than {least}");
-        // One ulp of f16, where a division rounded differently.
+        // Scales may differ by one ulp of f16 where a division rounds differently.
         let slack = if spec.scale_type == ScaleType::F16 { 1e-3 } else { 1e-6 };
         let same = |c: &Level| (c.scale - found.scale).abs() <= slack * c.scale && c.zero == found.zero;
         assert!(candidates.iter().any(same), "{context} is no candidate");
@@ -99,7 +99,7 @@ fn the_best_shrunken_range(device: Device) {
         for (symmetry, scale_type, bits) in
             [(SYMMETRIES[0], SCALE_TYPES[0], 4), (SYMMETRIES[1], SCALE_TYPES[1], 3), (SYMMETRIES[0], SCALE_TYPES[1], 2)]
         {
-            // Heavy tails, so that shrinking pays.
+            // With heavy tails a smaller range loses less.
             let values: Vec<f32> = random(9, shape[0] * shape[1]).iter().map(|v| 0.05 * v.powi(5)).collect();
             for search in [Search::Mse, Search::Weighted] {
                 let spec = GridSpec { bits, group_size, symmetry, search, scale_type };
@@ -124,7 +124,7 @@ fn a_range_shrunk_as_asked(device: Device) {
                 for (cell, w) in groups.enumerate() {
                     let expected = candidate(w, percent as f64 / 100.0, &spec);
                     let context = format!("{} {m} × {n} cell {cell} at {percent} %", device.name());
-                    // One ulp of f16, and what follows from it.
+                    // Scales may differ by one ulp of f16, and the zero points with them.
                     assert!((f64::from(scales[cell]) / expected.scale - 1.0).abs() < 1e-3, "{context}");
                     assert!((f64::from(zeros[cell]) - expected.zero).abs() <= 1.0, "{context}");
                 }

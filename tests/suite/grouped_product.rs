@@ -1,4 +1,4 @@
-//! The product with diagonal blocks against float64.
+//! `ops::grouped_product`: the product with diagonal blocks, compared with float64.
 
 use crate::common::dense::Dense;
 use crate::common::{device_tests, random, read, recorder, relative_error};

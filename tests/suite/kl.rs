@@ -1,4 +1,4 @@
-//! Divergence of two distributions, slab by slab, against Σ P·ln(P/Q) in float64.
+//! `ops::kl`: the divergence of two distributions, slab by slab, compared with Σ P·ln(P/Q) in float64.
 
 use crate::common::{device_tests, random, read, recorder};
 use aquatint::device::Device;

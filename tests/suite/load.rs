@@ -1,4 +1,5 @@
-//! Loading on a device is reading, whatever the pieces, and says the same of a tensor that is broken.
+//! Tensors loaded onto a device are those that are read into memory, whatever the size of the pieces, and a broken tensor gives
+//! the same error.
 
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -20,7 +21,7 @@ use futures::future::LocalBoxFuture;
 use half::{bf16, f16};
 use pollster::block_on;
 
-/// A file that is to be read `piece` bytes at a time, and that notes the most that anyone asked for.
+/// A file that asks to be read `piece` bytes at a time, and notes the longest read.
 struct Dribble {
     file: MemorySource,
     piece: u64,
@@ -46,7 +47,7 @@ impl Source for Dribble {
     }
 }
 
-/// The model with its tensors in turn as F32, F16 and BF16, and three more of odd sizes.
+/// The small model with its tensors as F32, F16 and BF16 in turn, and three more tensors of odd sizes.
 fn mixed() -> Model {
     let mut model = Model::new(|_| {});
     for (i, tensor) in model.tensors.iter_mut().enumerate() {
@@ -140,7 +141,7 @@ fn the_bundled_model_loads_as_it_reads(device: Device) {
     }
 }
 
-/// What goes wrong when `task` runs and everything is waited for.
+/// The error of `task`, or of waiting for what it recorded.
 fn error_of<T>(rec: &mut Recorder, task: impl AsyncFnOnce(&mut Recorder) -> Result<T>) -> String {
     let result = block_on(async {
         task(rec).await?;
@@ -153,7 +154,7 @@ fn broken(name: &str) -> Checkpoint {
     let mut model = mixed();
     let tensor = model.tensor(name);
     let last = tensor.bytes.len();
-    // Exponent and mantissa all ones, in every one of the formats.
+    // All bits of exponent and mantissa are ones, which is a NaN in each of the three formats.
     tensor.bytes[last - 4..].fill(0xff);
     open(&model, 50).0
 }
@@ -191,7 +192,7 @@ fn a_broken_tensor_is_named_wherever_it_is_used(device: Device) {
     let network = Network::new(&mut rec, &checkpoint, None, 8).unwrap();
     let found = error_of(&mut rec, async |rec: &mut Recorder| network.embed(rec, &[&window]).await);
     assert_eq!(found, expected("model.embed_tokens.weight"), "{}", device.name());
-    // Rows that are whole may be used.
+    // Rows without the broken element load.
     let rows = block_on(checkpoint.load_rows(&mut rec, "model.embed_tokens.weight", 0..15)).unwrap();
     assert!(block_on(rec.read(&rows)).unwrap().iter().all(|value| value.is_finite()));
 }

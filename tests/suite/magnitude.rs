@@ -1,4 +1,4 @@
-//! Sums of absolute values per channel against float64.
+//! `ops::magnitude`: sums of absolute values per channel, compared with float64.
 
 use crate::common::{device_tests, random, read, recorder, relative_error};
 use aquatint::device::Device;

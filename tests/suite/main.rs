@@ -1,6 +1,7 @@
-//! All tests of the library and the command line, in one binary: linking thirty takes longer than running them.
+//! All tests of the library and the command line, in one binary, since linking one per file takes longer than running them.
 //!
-//! One file per op or behaviour; `common` has the devices and float64 references, `small_model` a checkpoint to take apart.
+//! Each op or behaviour has a file. `common` has the devices, the macro that makes one test per device, and references in float64;
+//! `small_model` makes small checkpoints to change.
 
 mod add;
 mod attention;
@@ -20,6 +21,7 @@ mod device;
 mod embedding;
 mod error;
 mod families;
+mod family;
 mod generate;
 mod gptq;
 mod gram;
@@ -27,12 +29,14 @@ mod grid;
 mod grouped_product;
 mod house;
 mod kl;
+mod layer_norm;
 mod load;
 mod magnitude;
 mod matmul;
 mod memory;
 mod mutations;
 mod nll;
+mod old_block;
 mod permute;
 mod quip;
 mod reduce;

@@ -1,10 +1,10 @@
-//! Matrix products against a float64 triple loop, at shapes that do not fit the tiles.
+//! `ops::matmul`: products, compared with a triple loop in float64, at shapes that are no multiples of a tile.
 
 use crate::common::{device_tests, random, read, recorder, relative_error};
 use aquatint::device::Device;
 use aquatint::ops::matmul::{Orientation, Rows, accumulate, matmul};
 
-/// Element (i, j) of op(X), X row-major with `columns` columns.
+/// Element (i, j) of X or of its transpose. X is row-major with `columns` columns.
 fn at(x: &[f32], columns: usize, i: usize, j: usize, transposed: bool) -> f64 {
     f64::from(if transposed { x[j * columns + i] } else { x[i * columns + j] })
 }

@@ -1,10 +1,10 @@
-//! Next-token scores, slab by slab, against a log-softmax over the whole vocabulary in float64.
+//! `ops::nll`: next-token scores, slab by slab, compared with a log-softmax over the whole vocabulary in float64.
 
 use crate::common::{device_tests, random, read, recorder};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::nll::{TokenScore, accumulate, finish, start};
 
-/// Scores of `[tokens, vocabulary]` logits that go in cut at `cuts`.
+/// The scores of `[tokens, vocabulary]` logits that are handed over in slabs, cut at `cuts`.
 fn scores(rec: &mut Recorder, logits: &[f32], targets: &[u32], cuts: &[usize]) -> Vec<TokenScore> {
     let (tokens, vocabulary) = (targets.len(), *cuts.last().unwrap());
     let target_tensor = rec.upload(&[tokens], targets.to_vec()).unwrap();

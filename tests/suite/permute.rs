@@ -1,4 +1,4 @@
-//! Permuted transposes, to the bit.
+//! `ops::permute`: transposes with permuted columns, bit for bit.
 
 use crate::common::dense::shuffled;
 use crate::common::{device_tests, random, read, recorder};

@@ -1,17 +1,18 @@
-//! QuIP: its transforms are orthogonal and undone, its loop is LDLQ in another order, and it does what it is for.
+//! QuIP: its rotations are orthogonal and are undone, its rounding is LDLQ, and outliers cost less after a rotation.
 
 use crate::common::dense::{Dense, Level, gptq, hessian, objective};
-use crate::common::{device_tests, random, read, recorder};
+use crate::common::{device_tests, group_rounder, random, read, recorder};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::gram;
 use aquatint::ops::grid::Search;
+use aquatint::quant::methods::Layer;
 use aquatint::quant::rotation::{Rotation, require_hadamard};
-use aquatint::quant::{Curvature, Damping, Layer, Method, QuantizeOptions, RotationKind, Rounder};
+use aquatint::quant::{HessianDiagonal, Method, QuantizeOptions, RotationKind};
 use pollster::block_on;
 
 const KINDS: [RotationKind; 2] = [RotationKind::Kronecker, RotationKind::Hadamard];
 
-/// V, by rotating the identity: I·Vᵀ, transposed.
+/// The rotation V, from rotating the identity: I·Vᵀ, transposed.
 fn matrix(rec: &mut Recorder, kind: RotationKind, n: usize, seed: u64) -> Dense {
     let rotation = Rotation::new(rec, kind, n, seed, 1).unwrap();
     let identity = rec.upload(&[n, n], Dense::from_fn(n, n, |i, j| f64::from(u8::from(i == j))).f32()).unwrap();
@@ -23,7 +24,7 @@ device_tests!(transforms_are_orthogonal_and_undone: cpu, software_gpu);
 fn transforms_are_orthogonal_and_undone(device: Device) {
     let mut rec = recorder(&device);
     for kind in KINDS {
-        // 36 and 12 need Paley's constructions, 576 the product of two factors.
+        // 36 and 12 need the constructions of Paley, 576 the product of two factors.
         for n in [1, 2, 4, 12, 28, 36, 48, 160, 192, 576] {
             let at = format!("{} {kind:?} {n}", device.name());
             let v = matrix(&mut rec, kind, n, 3);
@@ -107,7 +108,7 @@ fn ldlq_is_gptq_on_reversed_columns() {
     let ours = ldlq(&w, &h, level, bits);
     let values = Dense::from_fn(rows, n, |i, j| level.value(codes.at(i, j)));
     assert_eq!(ours, values);
-    // And in the other order it is another result, of the same kind.
+    // In the reversed order the two agree as well, on another result.
     let turn = |m: &Dense| Dense::from_fn(m.rows, n, |i, j| m.at(i, n - 1 - j));
     let (codes, _) = gptq(&turn(&w), &h.permuted(&reversed), bits, |_, _, _| level);
     let backwards = ldlq(&turn(&w), &h.permuted(&reversed), level, bits);
@@ -119,16 +120,16 @@ fn options(method: Method, rotation: RotationKind) -> QuantizeOptions {
     QuantizeOptions { method, rotation, grid: Search::MinMax, ..QuantizeOptions::default() }
 }
 
-/// ⟨E·H, E⟩ of a weight with outliers, rounded at `bits` bits, and the rounded weight.
+/// Rounds a weight at `bits` bits. Returns the loss ⟨E·H, E⟩, and the rounded weight.
 fn rounded(rec: &mut Recorder, w: &Dense, h: &Dense, options: &QuantizeOptions, bits: u32) -> (f64, Vec<f32>) {
     let n = h.rows;
     let dense = rec.upload(&[n, n], h.f32()).unwrap();
     let packed = gram::pack(rec, &dense).unwrap();
-    let diagonal = block_on(Damping::of(rec, &packed, "test")).unwrap();
-    let curvature = Curvature { hessian: &packed, diagonal: &diagonal, place: "test" };
-    let rounder = block_on(Rounder::new(rec, options, None, curvature)).unwrap();
+    let diagonal = block_on(HessianDiagonal::of(rec, &packed, "test")).unwrap();
+    let rounder = group_rounder(rec, options, &packed, &diagonal);
     let weight = rec.upload(&[w.rows, n], w.f32()).unwrap();
-    let rounded = block_on(rounder.round(rec, Layer { name: "test", bits }, &weight)).unwrap();
+    let rounded =
+        block_on(rounder.round(rec, Layer { name: "test", grid: options.grid_spec(n, bits) }, &weight)).unwrap();
     let values = read(rec, &rounded.dequantized);
     (objective(&w.minus(&Dense::new(w.rows, n, &values)), h), values)
 }
@@ -179,7 +180,7 @@ fn at_eight_bits_only_the_cut_off_tails_are_left_and_dead_inputs_do_no_harm(devi
     let (_, values) = rounded(&mut rec, &w, &h, &options(Method::Quip, RotationKind::Kronecker), 8);
     let error: f64 = w.minus(&Dense::new(rows, n, &values)).values.iter().map(|e| e * e).sum();
     let norm: f64 = w.values.iter().map(|v| v * v).sum();
-    // 2.4 root mean squares hold 98 % of a normal distribution; what lies beyond is cut off at any number of bits.
+    // The range ends at 2.4 root mean squares, which hold 98 % of a normal distribution. The rest is cut off at any width.
     assert!(error / norm < 2e-2, "{}: {}", device.name(), error / norm);
 }
 

@@ -1,4 +1,4 @@
-//! Sums over all elements against float64.
+//! `ops::reduce`: sums over all elements, compared with float64.
 
 use crate::common::{device_tests, random, recorder};
 use aquatint::device::{Device, Recorder};
@@ -22,7 +22,7 @@ fn sums_every_element(device: Device) {
         let product = dot(&mut rec, &a, &b).unwrap();
         let difference = squared_difference(&mut rec, &a, &b).unwrap();
         let squares = sum_squares(&mut rec, &a).unwrap();
-        // The products cancel, so their error is measured against the sum of their sizes.
+        // The products cancel, so the error is taken relative to the sum of their absolute values.
         let size: f64 = pairs().map(|(a, b)| (a * b).abs()).sum();
         let error = (sum(&mut rec, &product) - pairs().map(|(a, b)| a * b).sum::<f64>()).abs() / size;
         assert!(error < 1e-7, "{} dot {shape:?}: {error}", device.name());

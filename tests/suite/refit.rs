@@ -1,4 +1,4 @@
-//! The scale of a group by least squares, against float64 and against every other scale.
+//! `ops::refit`: the scale of a group by least squares, compared with float64, and with the best scale by its definition.
 
 use crate::common::dense::{Dense, hessian, objective};
 use crate::common::{device_tests, random, read, recorder};
@@ -16,7 +16,7 @@ const RIDGE: f32 = 0.25;
 const CASES: [(usize, usize, usize, u32); 6] =
     [(1, 1, 1, 4), (3, 5, 2, 2), (37, 64, 32, 3), (65, 130, 130, 2), (37, 130, 50, 8), (70, 300, 128, 3)];
 
-/// w − s·(q − z), everything `[m, …]`.
+/// The errors w − s·(q − z). All matrices are `[m, …]`.
 fn errors(w: &Dense, codes: &Dense, [scales, zeros]: [&Dense; 2], size: usize) -> Dense {
     Dense::from_fn(w.rows, w.columns, |i, j| {
         w.at(i, j) - scales.at(i, j / size) * (codes.at(i, j) - zeros.at(i, j / size))
@@ -42,7 +42,7 @@ fn every_scale_is_the_best_for_its_codes(device: Device) {
                 [&grid.scales, &grid.zeros].map(|part| Dense::new(m, groups, &read(rec, part)))
             };
             let [mut scales, zeros] = read_grid(&mut rec, &grid);
-            // Any codes will do; these round to nearest on a grid that is a third too fine.
+            // The codes may be any. These are rounded to nearest on a grid that is a third too fine.
             let top = f64::from((1u32 << bits) - 1);
             let codes = Dense::from_fn(m, n, |i, j| {
                 (w.at(i, j) / scales.at(i, j / size) * 1.3 + zeros.at(i, j / size)).round().clamp(0.0, top)
@@ -79,7 +79,7 @@ fn every_scale_is_the_best_for_its_codes(device: Device) {
                         tried.set(row, start / size, scale);
                         loss_of_row(&errors(&w, &codes, [&tried, &zeros], size), &damped, row)
                     };
-                    // A parabola in s: its lowest point from three values.
+                    // The loss is a parabola in s. Three values give its lowest point.
                     let [below, at, above] = [0.5, 1.0, 1.5].map(|factor| loss(old * factor));
                     let curvature = below - 2.0 * at + above;
                     if curvature <= 1e-9 * at.max(1e-12) {
@@ -113,7 +113,7 @@ fn every_scale_is_the_best_for_its_codes(device: Device) {
 device_tests!(a_scale_that_nothing_depends_on_or_that_would_not_be_positive_stays: cpu, software_gpu);
 fn a_scale_that_nothing_depends_on_or_that_would_not_be_positive_stays(device: Device) {
     let mut rec = recorder(&device);
-    // Row 0: all levels 0. Row 1: the codes say 1, the weights −1, so that the best scale is negative.
+    // In row 0 the only level is 0. In row 1 a level of 1 stands for a weight of −1, so that the best scale would be negative.
     let w = rec.upload(&[1, 2], vec![0.5f32, -1.0]).unwrap();
     let codes = rec.upload(&[1, 2], vec![2u32, 3]).unwrap();
     let mut grid = Grid {

@@ -1,4 +1,4 @@
-//! Records of runs: read back, compared, and shown on a page that nothing in them can break out of.
+//! Records of runs: they are read back and compared, and shown on a page whose markup no text in them can break.
 
 use std::fs;
 use std::path::Path;
@@ -17,7 +17,7 @@ use tempfile::TempDir;
 const BLOCKS: usize = 3;
 const HOSTILE: &str = "</script><script>alert('1 & \"2\"')</script><!-- ]]> & <b>";
 
-/// A run with a value in every field that may have one; `worse` scales its errors.
+/// A run with a value in every optional field. `worse` scales its errors.
 fn run(label: &str, worse: f64) -> Run {
     let overrides = vec![(regex::Regex::new("down_proj|[<&>]").unwrap(), Alpha::Fixed(0.25))];
     let options = QuantizeOptions {
@@ -83,13 +83,13 @@ fn records_from_before_there_were_tiers_were_made_by_the_portable_kernels() {
     assert_eq!(serde_json::from_value::<Report>(old).unwrap().precision, Precision::Portable);
 }
 
-/// The document in a page, found as a browser finds it: up to the first end of a script.
+/// The document that a page carries, found as a browser finds it: up to the first end of a script.
 fn embedded(page: &str) -> Value {
     let (_, rest) = page.split_once("id=\"aquatint-document\">").unwrap();
     serde_json::from_str(rest.split_once("</script>").unwrap().0).unwrap()
 }
 
-/// Tags are closed in the order in which they were opened, attributes are quoted, and coordinates are numbers.
+/// Checks that tags nest, attributes are quoted, and coordinates are numbers.
 fn check_markup(page: &str) {
     let (head, body) = page.split_once("<body>").unwrap();
     assert_eq!(head.matches("<script").count() + body.matches("<script").count(), 1, "more than the data");
@@ -113,7 +113,7 @@ fn check_markup(page: &str) {
     assert!(open.is_empty(), "never closed: {open:?}");
 }
 
-/// Names and attributes of all tags; fails where a `<` or `>` stands in text.
+/// The names and attributes of all tags. Panics if text contains a `<` or `>`.
 fn tags(markup: &str) -> Vec<(&str, &str)> {
     let mut pieces = markup.split('<');
     assert!(!pieces.next().unwrap().contains('>'));
@@ -153,7 +153,7 @@ fn the_record_of_one_run_is_a_document_with_or_without_what_is_known_beside() {
     assert_eq!(document.title, "some/tiny model");
     assert_eq!(document.runs[0].sizes, whole.sizes);
     assert_eq!(document.runs[0].evaluations, whole.evaluations);
-    // The fields of a report stand where they stood before there was anything beside it.
+    // The fields of a report stand at the top level, as in older records.
     let (old, new): (Value, Value) = (serde_json::from_str(&bare).unwrap(), serde_json::to_value(&whole).unwrap());
     for (key, value) in old.as_object().unwrap() {
         assert_eq!(&new[key], value, "{key}");
@@ -202,7 +202,7 @@ fn a_page_says_what_is_in_it() {
     ] {
         assert!(page.contains(part), "no {part}");
     }
-    // Error growth at two widths, and error and α of two kinds.
+    // Error growth at two widths, and error and α of two kinds of layer.
     assert_eq!(page.matches("<svg class=\"plot\"").count(), 2 + 4);
 }
 
@@ -311,8 +311,10 @@ fn a_run_is_recorded_and_shown_with_what_its_result_is_worth() {
     let sizes = run.sizes.unwrap();
     let bytes: u64 = fs::read_dir(&out).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
     assert_eq!(sizes.quantized_bytes, bytes);
-    // 3 bits, and per group of 32 a scale of 16 and a zero point of 3.
-    assert!((sizes.bits_per_weight.unwrap() - (3.0 + 19.0 / 32.0)).abs() < 0.2, "{sizes:?}");
+    // A weight takes 3 bits, a group of 32 a scale of 16 bits and a zero point of 3, and each input of a layer 32 bits for its group.
+    let (inputs, weights) = (6 * 160 + 416, 2 * 160 * (160 + 32) + 3 * 160 * 416);
+    let expected = 3.0 + 19.0 / 32.0 + f64::from(32 * inputs) / f64::from(weights);
+    assert!((sizes.bits_per_weight.unwrap() - expected).abs() < 1e-12, "{sizes:?}, expected {expected}");
     let [evaluation] = &run.evaluations[..] else { panic!("{:?}", run.evaluations) };
     assert_eq!((evaluation.windows, evaluation.seq_len, evaluation.tokens), (4, 64, 252));
     let ratio = evaluation.perplexity / evaluation.original_perplexity.unwrap();

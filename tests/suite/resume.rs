@@ -1,4 +1,4 @@
-//! Runs that were stopped, and go on: to the same bytes, or not at all.
+//! Runs that are stopped and resumed: they end with the bytes of an uninterrupted run, or are refused.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ use crate::common::running::killed_beyond;
 use crate::common::running::{BINARY, Running};
 use crate::common::{device_tests, recorder};
 
-/// Records in memory, as bytes.
+/// A journal in memory, of serialized records.
 #[derive(Clone, Default)]
 struct Memory(Vec<Vec<u8>>);
 
@@ -59,7 +59,7 @@ fn run(
     (report, layers)
 }
 
-/// All that was measured, to the bit.
+/// All measured numbers of a report, as text that tells every bit.
 fn measured(report: &Report) -> String {
     serde_json::to_string(&(&report.layers, &report.blocks)).unwrap()
 }
@@ -70,7 +70,8 @@ fn every_method_goes_on_from_every_block_to_the_same_bytes(device: Device) {
     let gpu = !matches!(device, Device::Cpu);
     for method in [Method::Rtn, Method::Gptq, Method::Awq, Method::Quip] {
         if gpu && matches!(method, Method::Awq | Method::Rtn) {
-            continue; // nothing of theirs that is not in the other two, and the adapter is slow
+            // The other two reach all code that these do, and the software adapter is slow.
+            continue;
         }
         let samples = if gpu { 2 } else { 4 };
         let mut options = QuantizeOptions { bits: 3, method, samples, seq_len: 32, ..QuantizeOptions::default() };
@@ -109,7 +110,7 @@ fn a_damaged_record_is_none() {
     assert!(BlockRecord::from_bytes(&foreign).is_err(), "an empty file of tensors");
 }
 
-/// A quick run by the command line.
+/// A quick run of the command line, in a folder of its own.
 struct Place {
     folder: TempDir,
     options: Vec<&'static str>,
@@ -129,7 +130,7 @@ impl Place {
         self.folder.path().join(".out.aquatint-resume")
     }
 
-    /// The arguments to `program`, which is the one under test.
+    /// `program`, the one under test, with the arguments of this run.
     fn command(&self, mut program: Command, more: &[&str]) -> Command {
         program.arg("quantize").arg("--out").arg(self.out()).args(&self.options).args(more);
         program
@@ -139,14 +140,14 @@ impl Place {
         self.command(Command::new(BINARY), more).output().unwrap()
     }
 
-    /// Kills a run as soon as it says that it has kept `blocks` blocks; for 0, that it is about to begin.
+    /// Kills a run as soon as it says that `blocks` blocks are done. With 0, as soon as it says what it will do.
     fn kill_after(&self, blocks: usize) {
         let mut running = Running::start(self.command(Command::new(BINARY), &[]));
         running.wait_for(&if blocks == 0 { "plan: ".to_string() } else { format!("block {blocks} of 8") });
         running.kill();
     }
 
-    /// Goes on from a run that was killed, to the bytes of one that was not. Returns how many blocks had been kept.
+    /// Resumes a run that was killed, and checks that it ends with the bytes of `whole`. Returns how many blocks had been kept.
     fn goes_on_to(&self, whole: &Self) -> usize {
         assert!(!self.out().exists(), "an output that is not whole has its final name");
         let resumed = self.run(&["--resume"]);
@@ -166,7 +167,7 @@ impl Place {
     }
 }
 
-/// Every file by name.
+/// The files of a folder by name.
 fn content(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let read = |entry: fs::DirEntry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap());
     let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| read(entry.unwrap())).collect();
@@ -190,7 +191,7 @@ fn killed_between_blocks_a_run_goes_on_to_the_same_bytes() {
         for blocks in [0, 1, 5] {
             let place = Place::new(&options);
             place.kill_after(blocks);
-            // It goes on until the signal arrives.
+            // The run goes on until the signal arrives, so it may have kept more.
             let kept = place.goes_on_to(&whole);
             assert!(kept >= blocks, "{options:?}: {kept} blocks, where it had said {blocks}");
         }
@@ -207,7 +208,7 @@ fn killed_inside_a_write_a_run_goes_on_to_the_same_bytes() {
         let whole = Place::new(&options);
         assert!(whole.run(&[]).status.success());
         let size = fs::metadata(whole.out().join("model.safetensors")).unwrap().len();
-        // Inside the record of the first block, halfway through the output, and in the last kilobyte of it.
+        // The limits fall inside the record of the first block, in the middle of the output, and in its last kilobyte.
         for (bytes, expected) in [(1 << 16, 0..=0), (size / 2, 1..=7), (size - 512, 8..=8)] {
             let place = Place::new(&options);
             let output = place.command(killed_beyond(bytes), &[]).output().unwrap();

@@ -1,4 +1,4 @@
-//! RMS normalisation against float64, at widths that do not fit a workgroup.
+//! `ops::rms_norm`: compared with float64, at widths that are no multiples of a workgroup.
 
 use crate::common::{device_tests, random, read, recorder, relative_error};
 use aquatint::device::Device;

@@ -1,11 +1,11 @@
-//! Rotary embedding against the rotation of each pair in float64.
+//! `ops::rope`: compared with the rotation of each pair in float64.
 
 use crate::common::{device_tests, random, read, recorder, relative_error};
 use aquatint::device::Device;
 use aquatint::ops::Positions;
 use aquatint::ops::rope::rope;
 
-/// The table of a model with base 10000, f32 as a checkpoint's loader makes it.
+/// The table of angles with base 10000, in f32 as the loader of a checkpoint makes it.
 fn table(positions: usize, head_dim: usize) -> Vec<f32> {
     let half = head_dim / 2;
     let angle = |p: usize, i: usize| p as f64 * 10000f64.powf(-(i as f64) / half as f64);
@@ -17,11 +17,14 @@ fn table(positions: usize, head_dim: usize) -> Vec<f32> {
         .collect()
 }
 
-fn reference(x: &[f32], table: &[f32], [heads, head_dim]: [usize; 2], positions: Positions) -> Vec<f64> {
-    let half = head_dim / 2;
+fn reference(x: &[f32], table: &[f32], [heads, head_dim, rotated]: [usize; 3], positions: Positions) -> Vec<f64> {
+    let half = rotated / 2;
     let turned = |at: usize| {
         let (token, i) = (at / (heads * head_dim), at % head_dim);
-        let row = &table[(positions.first + token % positions.seq_len) * head_dim..][..head_dim];
+        if i >= rotated {
+            return f64::from(x[at]);
+        }
+        let row = &table[(positions.first + token % positions.seq_len) * rotated..][..rotated];
         let (cos, sin) = (f64::from(row[i % half]), f64::from(row[half + i % half]));
         let here = f64::from(x[at]);
         if i < half { here * cos - f64::from(x[at + half]) * sin } else { here * cos + f64::from(x[at - half]) * sin }
@@ -32,14 +35,16 @@ fn reference(x: &[f32], table: &[f32], [heads, head_dim]: [usize; 2], positions:
 device_tests!(turns_each_pair_by_its_position: cpu, software_gpu);
 fn turns_each_pair_by_its_position(device: Device) {
     let mut rec = recorder(&device);
-    for (case, [sequences, first, seq_len, heads, head_dim]) in [
-        [1, 0, 1, 1, 2],
-        [1, 0, 5, 3, 6],
-        [2, 0, 21, 1, 64],
-        [3, 0, 65, 9, 10],
-        [41, 0, 200, 4, 64],
-        [1, 300, 1, 3, 8],
-        [2, 7, 33, 5, 6],
+    for (case, [sequences, first, seq_len, heads, head_dim, rotated]) in [
+        [1, 0, 1, 1, 2, 2],
+        [1, 0, 5, 3, 6, 6],
+        [2, 0, 21, 1, 64, 64],
+        [3, 0, 65, 9, 10, 10],
+        [3, 0, 65, 9, 10, 4],
+        [2, 5, 9, 3, 7, 2],
+        [41, 0, 200, 4, 64, 64],
+        [1, 300, 1, 3, 8, 8],
+        [2, 7, 33, 5, 6, 6],
     ]
     .into_iter()
     .enumerate()
@@ -48,13 +53,17 @@ fn turns_each_pair_by_its_position(device: Device) {
         let longest = positions.end() + 3;
         let tokens = sequences * seq_len;
         let values = random(case as u64, tokens * heads * head_dim);
-        let angles = table(longest, head_dim);
+        let angles = table(longest, rotated);
         let mut x = rec.upload(&[tokens, heads * head_dim], values.clone()).unwrap();
-        let t = rec.upload(&[longest, head_dim], angles.clone()).unwrap();
+        let t = rec.upload(&[longest, rotated], angles.clone()).unwrap();
         rope(&mut rec, &mut x, &t, head_dim, positions).unwrap();
-        let expected = reference(&values, &angles, [heads, head_dim], positions);
+        let expected = reference(&values, &angles, [heads, head_dim, rotated], positions);
         let error = relative_error(&read(&mut rec, &x), &expected);
-        assert!(error < 1e-6, "{} {sequences} of {positions:?}, {heads}×{head_dim}: {error}", device.name());
+        assert!(
+            error < 1e-6,
+            "{} {sequences} of {positions:?}, {heads}×{head_dim}, {rotated} turned: {error}",
+            device.name()
+        );
     }
 }
 
@@ -64,6 +73,8 @@ fn an_odd_head_and_a_short_table_are_errors() {
     let mut x = rec.zeros(&[4, 6]).unwrap();
     let odd = rec.zeros(&[4, 3]).unwrap();
     assert!(rope(&mut rec, &mut x, &odd, 3, Positions::whole(4)).is_err());
+    let wide = rec.zeros(&[4, 6]).unwrap();
+    assert!(rope(&mut rec, &mut x, &wide, 3, Positions::whole(4)).is_err(), "more columns turn than a head has");
     let short = rec.zeros(&[3, 6]).unwrap();
     for (first, seq_len) in [(0, 4), (2, 2)] {
         let refused = rope(&mut rec, &mut x, &short, 6, Positions { first, seq_len }).unwrap_err();

@@ -1,4 +1,4 @@
-//! Rounding to a given grid.
+//! `ops::rtn`: rounding to a given grid, compared with float64.
 
 use crate::common::{device_tests, random, read, recorder};
 use aquatint::device::Device;

@@ -1,4 +1,4 @@
-//! `ops::scale`: every column times its own factor, and columns that are taken out.
+//! `ops::scale`: every column times its factor; a factor of zero takes a column out.
 
 use aquatint::device::Device;
 use aquatint::ops::scale::scale_columns;

@@ -1,4 +1,4 @@
-//! The gate of the MLP against its definition in float64.
+//! `ops::silu_mul`: the gate of the MLP, compared with its definition in float64.
 
 use crate::common::{device_tests, random, read, recorder, relative_error};
 use aquatint::device::Device;

@@ -1,4 +1,4 @@
-//! Solves with the factored Hessian against the float64 inverse.
+//! `ops::solve`: solves with the factored Hessian, compared with the inverse in float64.
 
 use crate::common::dense::{Dense, hessian, shuffled};
 use crate::common::{device_tests, random, read, recorder, relative_error};
@@ -10,7 +10,7 @@ use aquatint::ops::solve::solve_rows;
 device_tests!(equals_the_inverse_in_any_order: cpu, software_gpu);
 fn equals_the_inverse_in_any_order(device: Device) {
     let mut rec = recorder(&device);
-    // The last is wide enough for a run of tile columns and what follows it.
+    // The last extent has more tile columns than are solved before the ones after them are updated.
     for n in [1, 5, 63, 64, 65, 100, 130, 300, 580] {
         let h = hessian(n as u64, n);
         let ridge = 0.5;

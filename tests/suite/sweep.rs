@@ -1,4 +1,4 @@
-//! The experiments as commands: a sweep that is stopped and goes on, what it refuses to mix, and the growth of errors.
+//! The commands for experiments: `sweep`, stopped and resumed, and the results that it refuses to mix; `error-growth`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use crate::common::running::{BINARY, Running, interruptible};
 
-/// Four cells, a quarter of a second each.
+/// A sweep of four cells, each a quarter of a second long.
 const SWEEP: [&str; 15] = [
     "sweep",
     "--methods",
@@ -50,7 +50,7 @@ fn refused(output: &Output, parts: &[&str]) {
     assert!(parts.iter().all(|part| last.contains(part)), "no {parts:?} in: {last}");
 }
 
-/// The lines of sweep.csv or another table, each by the names of the columns, without the times.
+/// The lines of a table, each by the names of its columns, without the times.
 fn table(path: &Path) -> Vec<BTreeMap<String, String>> {
     let mut reader = csv::Reader::from_path(path).unwrap();
     let mut lines: Vec<BTreeMap<String, String>> = reader.deserialize().collect::<Result<_, _>>().unwrap();
@@ -58,14 +58,14 @@ fn table(path: &Path) -> Vec<BTreeMap<String, String>> {
     lines
 }
 
-/// Every file below the directory, with its age and its bytes.
+/// The files of a folder by name, each with the time of its last change and its bytes.
 fn files(directory: &Path) -> BTreeMap<String, (SystemTime, Vec<u8>)> {
     let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap());
     let file = |path: &Path| (fs::metadata(path).unwrap().modified().unwrap(), fs::read(path).unwrap());
     entries.map(|entry| (entry.file_name().into_string().unwrap(), file(&entry.path()))).collect()
 }
 
-/// The document without what a clock measured.
+/// The document without times, and without the plan, which depends on how many runs go together.
 fn document(path: &Path) -> Value {
     let mut document: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
     for run in document["runs"].as_array_mut().unwrap() {
@@ -118,13 +118,15 @@ fn a_sweep_that_was_stopped_keeps_what_is_finished_and_ends_as_one_that_was_not(
     assert_eq!(lines.len(), 8);
     assert_eq!(lines, table(&whole.join("sweep.csv")));
     assert_eq!(document(&stopped.join("sweep.json")), document(&whole.join("sweep.json")));
-    // Once more, with nothing left to do.
+    // A third run finds nothing left to do.
     succeed(command(&stopped, &more));
     assert_eq!(after, files(&stopped.join("cells")));
     let (texts, tasks): (Vec<_>, Vec<_>) = lines.into_iter().partition(|line| line["accuracy"].is_empty());
     let number = |line: &BTreeMap<String, String>, column: &str| line[column].parse::<f64>().unwrap();
     assert_eq!((texts.len(), tasks.len()), (4, 4));
-    assert!(texts.iter().all(|line| (30.0..80.0).contains(&number(line, "perplexity")) && line["failure"].is_empty()));
+    // Four seeds gave ratios of 0.96 to 1.14 on these few tokens, with a standard deviation of at most 0.05 per cell.
+    let ratio = |line: &BTreeMap<String, String>| number(line, "perplexity") / number(line, "original_perplexity");
+    assert!(texts.iter().all(|line| (0.85..1.35).contains(&ratio(line)) && line["failure"].is_empty()), "{texts:?}");
     assert!(tasks.iter().all(|line| number(line, "accuracy") == 1.0 && line["text"].ends_with("task.jsonl")));
 }
 
@@ -180,7 +182,7 @@ fn combinations_that_say_nothing_new_are_left_out() {
     let more = ["--dry-run", "--seeds", "0,1", "--group-sizes", "32,auto,-1"];
     let output = command(&out, &more).output().unwrap();
     let (said, skipped) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
-    // Two groupings; rtn without correction once, three others with two seeds each.
+    // Two group sizes, each with rtn without correction once, and three other combinations with two seeds.
     assert!(said.contains("14 cells"), "{said}");
     assert_eq!(skipped.matches("seeds do not matter").count(), 3, "{skipped}");
     assert_eq!(skipped.matches("asked for twice").count(), 7, "{skipped}");

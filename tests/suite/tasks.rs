@@ -1,4 +1,4 @@
-//! Multiple choice: log-likelihoods against float64 over whole logits, and what follows from them.
+//! Multiple-choice tasks: log-likelihoods, compared with float64 over whole logits, and the scores made of them.
 
 use std::process::Command;
 
@@ -36,7 +36,7 @@ fn answered(rec: &mut Recorder, model: &Checkpoint, task: &Task) -> TaskResult {
     block_on(answer(rec, model, None, task, &mut ())).unwrap()
 }
 
-/// ln p of the tokens of `whole` from `start` on, in float64 from logits of all positions.
+/// ln p of the tokens of `whole` from `start` on, in float64, from the logits of all positions.
 fn expected(model: &Checkpoint, whole: &[u32], start: usize) -> f64 {
     let mut rec = recorder(&Device::Cpu);
     let vocab = model.config().vocab_size;
@@ -86,7 +86,7 @@ fn a_text_longer_than_the_model_can_read_loses_its_beginning() {
     let whole = tokenizer.encode(&format!("{}{}", question.context, question.choices[0])).unwrap();
     let start = tokenizer.encode(question.context.trim_end()).unwrap().len();
     assert!(start > longest);
-    // The last token is predicted, not read.
+    // The last token is predicted and never read.
     let cut = whole.len() - 1 - longest;
     let expected = expected(&model, &whole[cut..], start - cut);
     let result = answered(&mut recorder(&Device::Cpu), &model, &task);
@@ -129,7 +129,7 @@ fn accuracy_is_better_than_chance_and_does_not_depend_on_the_order_of_choices() 
 #[test]
 fn normalised_accuracy_divides_by_the_characters_of_a_choice() {
     let model = block_on(bundled::checkpoint()).unwrap();
-    // The long choice is less likely as a whole, but not per character.
+    // The long choice is less likely as a whole, and more likely per character.
     let choices = vec![" of".to_string(), " of the city of the city of the city of the city".to_string()];
     let question = Question { context: "The history of the city".to_string(), choices, answer: 1 };
     let task = Task { name: "length".to_string(), questions: vec![question] };

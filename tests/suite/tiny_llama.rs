@@ -1,5 +1,5 @@
-//! The bundled model through the whole pipeline: perplexities of an independent implementation (shared vectors,
-//! tiny-llama.md), the CPU against the software GPU, and the properties of algorithms.md §10 that need a model.
+//! The bundled model through the whole pipeline: perplexities, compared with those of an independent implementation; the software
+//! GPU, compared with the CPU; and the properties of the algorithms that need a whole model.
 
 use crate::common::{device_tests, recorder};
 use aquatint::device::{Device, Recorder};
@@ -83,7 +83,7 @@ fn full_precision_and_nine_ways_as_an_independent_implementation() {
         let here = perplexity(&mut rec, &model, Some(&layers), 40);
         let error = report.last_error();
         println!("{name}: perplexity {here:.2} (there {perplexity_there}), error {error:.4} (there {error_there})");
-        // Perplexity after GPTQ moves by two or three percent when a single code falls the other way; the error does not.
+        // Perplexity after GPTQ moves by two or three percent when one code changes. The error hardly moves.
         assert!((here / perplexity_there - 1.0).abs() < 0.035, "{name}: {here}, there {perplexity_there}");
         assert!((error / error_there - 1.0).abs() < 0.02, "{name}: error {error}, there {error_there}");
     }
@@ -96,7 +96,7 @@ fn descent_lowers_the_error_of_every_kind_of_layer() {
     let plain = QuantizeOptions { samples: 16, ..best(2, Alpha::Off) };
     let descended = QuantizeOptions { descent_passes: 2, ..plain.clone() };
     let [plain, descended] = [plain, descended].map(|options| run(&mut rec, &model, &options).0);
-    // In the first block the inputs hardly depend on what was quantized before.
+    // The inputs of the first block hardly depend on the layers that were quantized before.
     for (before, after) in plain.layers[..7].iter().zip(&descended.layers) {
         let (before, after) = ((before.error_fitted, &before.name), after.error_fitted);
         assert!(after < 0.97 * before.0, "{}: {} became {after}", before.1, before.0);
@@ -108,11 +108,11 @@ device_tests!(the_gpu_agrees_with_the_cpu: software_gpu);
 fn the_gpu_agrees_with_the_cpu(gpu: Device) {
     let options = QuantizeOptions { samples: 8, ..best(3, Alpha::Auto) };
     agree(&gpu, &options, [0.005, 0.05]);
-    // Each code that falls the other way moves others, so the two are further apart.
+    // With descent, a code that differs changes others, so the devices are further apart.
     agree(&gpu, &QuantizeOptions { grid: Search::Weighted, descent_passes: 2, ..options }, [0.03, 0.1]);
 }
 
-/// Perplexities and errors of layers are no further apart than that.
+/// Checks that perplexities and layer errors on both devices are within `tolerances` of each other.
 fn agree(gpu: &Device, options: &QuantizeOptions, tolerances: [f64; 2]) {
     let model = block_on(bundled::checkpoint()).unwrap();
     let mut results = Vec::new();
@@ -142,7 +142,7 @@ fn alpha_zero_is_the_plain_quantizer_to_the_bit_and_the_first_group_is_never_cor
     assert_eq!(plain, zero);
     let (report, corrected) = run(&mut rec, &model, &small(Alpha::Fixed(1.0)));
     for name in ["q_proj", "k_proj", "v_proj"] {
-        // No error has arrived yet: δ = 0.
+        // No error has arrived at the first group: δ = 0.
         let name = format!("model.layers.0.self_attn.{name}");
         assert_eq!(plain[&name], corrected[&name]);
     }

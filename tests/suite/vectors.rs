@@ -1,8 +1,8 @@
-//! Every quantity of the float64 vectors (tests/fixtures/vectors), on the CPU and on the software GPU.
+//! Every quantity of the float64 test vectors (tests/fixtures/vectors), on each device.
 
 use std::path::Path;
 
-use crate::common::{device_tests, read, recorder, relative_error};
+use crate::common::{device_tests, group_rounder, read, recorder, relative_error};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::gram::{self, Packed};
 use aquatint::ops::grid::{self, Grid, GridSpec, ScaleType, Search, Symmetry};
@@ -11,12 +11,13 @@ use aquatint::ops::rtn;
 use aquatint::ops::scale::scale_columns;
 use aquatint::quant::alpha::HeldOut;
 use aquatint::quant::correction::Corrector;
-use aquatint::quant::{ActivationOrder, Curvature, Damping, Layer, QuantizeOptions, Rounder, Statistics};
+use aquatint::quant::methods::Layer;
+use aquatint::quant::{ActivationOrder, HessianDiagonal, Quantities, QuantizeOptions, Statistics};
 use aquatint::tensor::Tensor;
 use pollster::block_on;
 use safetensors::{Dtype, SafeTensors};
 
-/// One file of vectors.
+/// A file of test vectors.
 struct Vectors {
     bytes: Vec<u8>,
     group: usize,
@@ -56,7 +57,7 @@ impl Vectors {
         rec.upload(&shape, values).unwrap()
     }
 
-    /// Rows of a matrix.
+    /// Some rows of a matrix, on the device.
     fn upload_rows(&self, rec: &mut Recorder, name: &str, rows: std::ops::Range<usize>) -> Tensor {
         let (shape, values) = self.get(name);
         let values = values[rows.start * shape[1]..rows.end * shape[1]].to_vec();
@@ -68,10 +69,10 @@ impl Vectors {
         gram::pack(rec, &dense).unwrap()
     }
 
-    /// W with the columns zeroed whose Hessian diagonal is zero.
-    fn weight_without_dead(&self, rec: &mut Recorder, damping: &Damping) -> Tensor {
+    /// W, with zeros in the columns of dead inputs: those whose diagonal element of H is zero.
+    fn weight_without_dead(&self, rec: &mut Recorder, diagonal: &HessianDiagonal) -> Tensor {
         let mut weight = self.upload(rec, "w");
-        let alive = damping.alive();
+        let alive = diagonal.alive();
         let alive = rec.upload(&[alive.len()], alive).unwrap();
         scale_columns(rec, &mut weight, &alive).unwrap();
         weight
@@ -89,8 +90,9 @@ fn each(device: &Device, names: &[&'static str], check: impl Fn(&mut Recorder, &
 
 fn statistics(rec: &mut Recorder, v: &Vectors, rows: std::ops::Range<usize>) -> Statistics {
     let (x, x_hat) = (v.upload_rows(rec, "x", rows.clone()), v.upload_rows(rec, "x_hat", rows));
-    let mut statistics = Statistics::zeros(rec, x.shape()[1], true).unwrap();
-    // In two chunks, the second from an odd place on.
+    let quantities = Quantities { error_correlation: true, magnitudes: false };
+    let mut statistics = Statistics::zeros(rec, x.shape()[1], quantities).unwrap();
+    // The tokens come in two chunks, the second of which starts at an odd place.
     let tokens = x.shape()[0];
     let cut = tokens / 3 + 1;
     for (start, count) in [(0, cut), (cut, tokens - cut)] {
@@ -120,14 +122,14 @@ device_tests!(corrected_weights: cpu, software_gpu);
 fn corrected_weights(device: Device) {
     each(&device, &WITH_STREAMS, |rec, v| {
         let hessian = v.hessian(rec);
-        let damping = block_on(Damping::of(rec, &hessian, "test")).unwrap();
-        let weight = v.weight_without_dead(rec, &damping);
+        let diagonal = block_on(HessianDiagonal::of(rec, &hessian, "test")).unwrap();
+        let weight = v.weight_without_dead(rec, &diagonal);
         let d = Pieces::whole(v.upload(rec, "error_correlation")).unwrap();
         let mut checked = 0;
         for name in v.names().iter().filter(|name| name.starts_with("corrected.")) {
             let (alpha, rho) = name.strip_prefix("corrected.alpha").unwrap().split_once(".damp").unwrap();
             let rho = rho.parse().unwrap();
-            let corrector = block_on(Corrector::new(rec, &hessian, &damping, rho, "test")).unwrap();
+            let corrector = block_on(Corrector::new(rec, &hessian, &diagonal, rho, "test")).unwrap();
             let correction = corrector.correction(rec, &weight, &d).unwrap();
             let mut corrected = rec.duplicate(&weight).unwrap();
             aquatint::ops::add::add_scaled(rec, &mut corrected, alpha.parse().unwrap(), &correction).unwrap();
@@ -146,14 +148,14 @@ fn automatic_alpha(device: Device) {
         let fit = v.get("auto_alpha.fit_tokens").1[0] as usize;
         let fitted = statistics(rec, v, 0..fit);
         let held_out = statistics(rec, v, fit..tokens);
-        let damping = block_on(Damping::of(rec, &fitted.hessian, "test")).unwrap();
-        let corrector = block_on(Corrector::new(rec, &fitted.hessian, &damping, 0.01, "test")).unwrap();
-        let alive = v.weight_without_dead(rec, &damping);
+        let diagonal = block_on(HessianDiagonal::of(rec, &fitted.hessian, "test")).unwrap();
+        let corrector = block_on(Corrector::new(rec, &fitted.hessian, &diagonal, 0.01, "test")).unwrap();
+        let alive = v.weight_without_dead(rec, &diagonal);
         let correction = corrector.correction(rec, &alive, &fitted.error_correlation.unwrap()).unwrap();
         let held_out = HeldOut::new(held_out).unwrap();
         let weight = v.upload(rec, "w");
-        let arriving = held_out.arriving(rec, &weight).unwrap();
-        let alpha = block_on(held_out.best_alpha(rec, &arriving, &correction)).unwrap();
+        let output_correlation = held_out.output_correlation(rec, &weight).unwrap();
+        let alpha = block_on(held_out.best_alpha(rec, &output_correlation, &correction)).unwrap();
         let expected = v.wide("auto_alpha")[0];
         assert!((alpha - expected).abs() < 1e-4, "{} {}: {alpha}, not {expected}", device.name(), v.name);
     });
@@ -187,8 +189,8 @@ fn grids_and_rtn_codes(device: Device) {
             let groups = columns.div_ceil(spec.group_size);
             let weights = v.wide("w");
             let cell = |i: usize| (i / columns) * groups + i % columns / spec.group_size;
-            // Where a group has no negative weight, the implementation that made the vectors (as the original GPTQ code)
-            // takes [0, max] for a symmetric range and clips half of it; algorithms.md §4 says ±max|w|, and so do we.
+            // The implementation that made the vectors follows the original GPTQ code: where a group has no negative weight, its
+            // symmetric range is [0, max], half of which is clipped. Ours is ±max|w|, as the definition says.
             let mut one_sided = vec![spec.symmetry == Symmetry::Symmetric; grid.scales.len()];
             for i in (0..weights.len()).filter(|&i| weights[i] < 0.0) {
                 one_sided[cell(i)] = false;
@@ -209,7 +211,7 @@ fn grids_and_rtn_codes(device: Device) {
             let (codes, _) = rtn::round(rec, &weight, &grid, spec.group_size, spec.bits).unwrap();
             let codes: Vec<f32> = block_on(rec.read(&codes)).unwrap().into_iter().map(|c| c as f32).collect();
             let (expected, scales) = (v.wide(&format!("{case}.codes")), v.wide(&format!("{case}.scales")));
-            // The ends of a symmetric range are exact ties, where the last bit of s decides: those may fall either way.
+            // The ends of a symmetric range are exact ties. The last bit of s decides them, so either code is right.
             let tied = |i: usize| ((weights[i] / scales[cell(i)]).abs().fract() - 0.5).abs() < 1e-5;
             let of_interest: Vec<usize> = (0..codes.len()).filter(|&i| !skipped[cell(i)]).collect();
             let distance = |i: usize| (f64::from(codes[i]) - expected[i]).abs();
@@ -220,7 +222,7 @@ fn grids_and_rtn_codes(device: Device) {
     });
 }
 
-/// tr((W − Q) H (W − Q)ᵀ) in float64.
+/// The objective tr((W − Q) H (W − Q)ᵀ), in float64.
 fn objective(w: &[f32], q: &[f64], h: &[f64], n: usize) -> f64 {
     w.chunks(n)
         .zip(q.chunks(n))
@@ -235,8 +237,8 @@ device_tests!(gptq_codes_and_objective: cpu, software_gpu);
 fn gptq_codes_and_objective(device: Device) {
     each(&device, &ALL, |rec, v| {
         let hessian = v.hessian(rec);
-        let damping = block_on(Damping::of(rec, &hessian, "test")).unwrap();
-        let weight = v.weight_without_dead(rec, &damping);
+        let diagonal = block_on(HessianDiagonal::of(rec, &hessian, "test")).unwrap();
+        let weight = v.weight_without_dead(rec, &diagonal);
         let original = read(rec, &weight);
         let columns = weight.shape()[1];
         let dense = v.wide("hessian");
@@ -257,9 +259,9 @@ fn gptq_codes_and_objective(device: Device) {
                 descent_passes: 0,
                 ..QuantizeOptions::default()
             };
-            let curvature = Curvature { hessian: &hessian, diagonal: &damping, place: "test" };
-            let rounder = block_on(Rounder::new(rec, &options, Some(group_size), curvature)).unwrap();
-            let rounded = block_on(rounder.round(rec, Layer { name: "test", bits }, &weight)).unwrap();
+            let rounder = group_rounder(rec, &options, &hessian, &diagonal);
+            let layer = Layer { name: "test", grid: options.grid_spec(group_size, bits) };
+            let rounded = block_on(rounder.round(rec, layer, &weight)).unwrap();
             assert_eq!(group_size, if case.contains("g-1") { columns } else { v.group });
             let ours = read(rec, &rounded.dequantized);
             let expected = v.wide(case);

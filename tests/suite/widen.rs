@@ -1,4 +1,4 @@
-//! Stored elements to f32, against the definition of each format, to the bit.
+//! `ops::widen`: stored elements as f32, compared with the definition of each format, bit for bit.
 
 use crate::common::{device_tests, recorder};
 use aquatint::device::{Device, Recorder};
@@ -8,7 +8,7 @@ use pollster::block_on;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// The number that `bits` stand for, or `None` for a NaN or an infinity: sign, `exponent` bits, `mantissa` bits.
+/// The number that `bits` stand for: a sign, `exponent` bits and `mantissa` bits. `None` for a NaN or an infinity.
 fn defined(bits: u32, exponent: u32, mantissa: u32) -> Option<f32> {
     let sign = if bits >> (exponent + mantissa) == 1 { -1.0 } else { 1.0 };
     let field = (bits >> mantissa) & ((1 << exponent) - 1);
@@ -33,7 +33,7 @@ fn stored(encoding: Encoding, elements: &[u32]) -> Vec<u8> {
     elements.iter().flat_map(|bits| bits.to_le_bytes()[..encoding.size()].to_vec()).collect()
 }
 
-/// Widens `elements` into a tensor of sevens from `start` on, with three more behind; returns its bits and the flag.
+/// Widens `elements` into a tensor of sevens, from `start` on, with three more elements after them. Returns its bits and the flag.
 fn run(rec: &mut Recorder, encoding: Encoding, elements: &[u32], start: usize) -> (Vec<u32>, Tensor<u32>) {
     let end = start + elements.len();
     let words = rec.upload_bytes(&stored(encoding, elements)).unwrap();
@@ -48,7 +48,7 @@ fn flag(rec: &mut Recorder, flag: &Tensor<u32>) -> u32 {
     block_on(rec.read(flag)).unwrap()[0]
 }
 
-/// That the finite `elements` come out exact, unflagged, and with nothing written around them.
+/// Checks that the finite `elements` come out exact and unflagged, and that nothing around them is written.
 fn check(device: &Device, rec: &mut Recorder, encoding: Encoding, elements: &[u32], start: usize) {
     let (bits, raised) = run(rec, encoding, elements, start);
     let around = [7.0f32; 3].map(f32::to_bits);
@@ -69,7 +69,7 @@ fn every_finite_pattern_of_sixteen_bits_is_exact(device: Device) {
         let finite: Vec<u32> = (0..1 << 16).filter(|&bits| value(encoding, bits).is_some()).collect();
         assert_eq!(finite.len(), if encoding == Encoding::F16 { 63488 } else { 65280 });
         check(&device, &mut rec, encoding, &finite, 0);
-        // Each of them in the other half of its word, too.
+        // Once more, each element in the other half of its word.
         check(&device, &mut rec, encoding, &finite[1..], 5);
     }
 }
@@ -118,7 +118,7 @@ fn odd_counts_at_odd_places(device: Device) {
     let mut rec = recorder(&device);
     for encoding in [Encoding::F32, Encoding::F16, Encoding::Bf16] {
         let limit = if encoding == Encoding::F32 { u32::MAX } else { 0xffff };
-        // The last one takes more workgroups than one axis is given.
+        // The last count takes more workgroups than `spread` gives one axis.
         for (count, start) in [(1, 0), (2, 1), (3, 7), (255, 2), (257, 1), (511, 0), (513, 3), (2_100_001, 1)] {
             let elements: Vec<u32> = std::iter::repeat_with(|| rng.random_range(0..=limit))
                 .filter(|&bits| value(encoding, bits).is_some())

@@ -1,10 +1,11 @@
 //! The page's options, and the library's that they stand for.
 
-use aquatint::checkpoint::{Checkpoint, Format};
+use aquatint::checkpoint::{Checkpoint, Format, formats};
 use aquatint::error::Setting;
 use aquatint::ops::grid::{Search, Symmetry};
+use aquatint::pipeline::Treatment;
 use aquatint::quant::options::default_symmetry;
-use aquatint::quant::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, Method, QuantizeOptions};
+use aquatint::quant::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, QuantizeOptions};
 use aquatint::{Error, Result};
 use serde::Deserialize;
 
@@ -40,11 +41,7 @@ impl PageOptions {
     /// The library's options. Errors: `Error::Input` for a value that cannot be used with `model`.
     pub fn resolve(&self, model: &Checkpoint) -> Result<QuantizeOptions> {
         let options = QuantizeOptions {
-            method: match self.method.as_str() {
-                "gptq" => Method::Gptq,
-                "rtn" => Method::Rtn,
-                other => return Err(unknown(Setting::Method, other)),
-            },
+            method: self.method.parse().map_err(|_| unknown(Setting::Method, &self.method))?,
             bits: self.bits,
             group_size: match &self.group_size {
                 Choice::Value(-1) => GroupSize::PerChannel,
@@ -71,7 +68,7 @@ impl PageOptions {
             seed: self.seed,
             ..QuantizeOptions::default()
         };
-        options.validate_for(model.config())?;
+        Treatment::new(&options, model.config()).validate()?;
         Ok(options)
     }
 
@@ -84,9 +81,9 @@ impl PageOptions {
         }
     }
 
-    /// How layers are stored.
-    pub fn format(&self, options: &QuantizeOptions, model: &Checkpoint) -> Format {
-        if self.format == "float" { Format::Float } else { Format::Gptq(options.gptq_settings(model.config())) }
+    /// How layers are stored. Errors: `Error::Input` if there is no such format.
+    pub fn format(&self) -> Result<&'static dyn Format> {
+        formats::named(&self.format).ok_or_else(|| unknown("the format", &self.format))
     }
 }
 

@@ -3,8 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use aquatint::engine::block::Stage;
-use aquatint::observer::{Event, Observer};
+use aquatint::observer::{Event, Group, Observer};
 use aquatint::record::Phase;
 use js_sys::Function;
 use serde::Serialize;
@@ -90,11 +89,10 @@ impl Progress {
         self.send(&Message::Progress { step: name, block, blocks, phase, done, overall, eta });
     }
 
-    fn at(&mut self, block: usize, stage: Stage, within: f64) {
-        let stages = Stage::ALL.len() as f64;
-        let before = Stage::ALL.iter().position(|&other| other == stage).unwrap_or(0) as f64;
-        self.block = block;
-        self.done = (block as f64 + (before + within) / stages) / self.blocks.max(1) as f64;
+    fn at(&mut self, group: &Group, within: f64) {
+        self.block = group.block;
+        let of_block = (group.index as f64 + within) / group.groups as f64;
+        self.done = (group.block as f64 + of_block) / self.blocks.max(1) as f64;
     }
 }
 
@@ -102,13 +100,14 @@ impl Observer for Progress {
     fn event(&mut self, event: &Event) {
         match *event {
             Event::Planned { blocks, .. } => self.blocks = blocks,
-            Event::Phase { block, stage, phase } => {
-                let phases = [Phase::Statistics, Phase::Correction, Phase::Rounding, Phase::Forward, Phase::Write];
+            Event::Phase { ref group, phase } => {
+                let phases = [Phase::Statistics, Phase::Correction, Phase::Rounding, Phase::Forward];
                 let before = phases.iter().position(|&other| other == phase).unwrap_or(0);
                 self.phase = phase.label();
-                self.at(block, stage, before as f64 / phases.len() as f64);
+                self.at(group, before as f64 / phases.len() as f64);
             }
-            Event::Group { block, stage } => self.at(block, stage, 1.0),
+            Event::Group(ref group) => self.at(group, 1.0),
+            Event::Write { .. } => self.phase = Phase::Write.label(),
             // The page does not offer to quantize the output matrix, and makes one attempt.
             Event::Head | Event::Retry { .. } => {}
             Event::Block { block, ref errors } => {

@@ -175,7 +175,7 @@ impl Place<'_> {
         let after = files.iter().map(|(_, bytes)| bytes).sum();
         let memory = Memory {
             wasm_peak: wasm_bytes(),
-            device_estimate: pipeline::Plan::roomy(self.model.config(), &options).device_bytes,
+            device_estimate: pipeline::roomy_plan(self.model.config(), &options).device_bytes,
         };
         let perplexity = Perplexity { original, quantized, plain, tokens };
         let bytes = Bytes { before: self.model.bytes(), after };
@@ -209,7 +209,7 @@ impl Place<'_> {
         folder: &str,
     ) -> aquatint::Result<Report> {
         let windows = calibration_windows(&texts.calibration, options)?;
-        let run = CheckpointRun::new(self.model, options, request.options.format(options, self.model))?;
+        let run = CheckpointRun::new(self.model, options, request.options.format()?)?;
         let writer = run.writer(create_folder(self.storage, folder).await?)?;
         let report = run.quantize(self.rec, &windows, writer, None, self.progress).await?;
         self.rec.trim();

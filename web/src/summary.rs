@@ -2,9 +2,8 @@
 
 use aquatint::checkpoint::{Checkpoint, DEFAULT_SHARD_LIMIT, WritePlan};
 use aquatint::device::Device;
-use aquatint::pipeline::largest_array;
+use aquatint::pipeline::{Treatment, largest_array, roomy_plan};
 use aquatint::quant::GroupSize;
-use aquatint::record::Plan;
 use serde::Serialize;
 
 use crate::failure::Failure;
@@ -19,7 +18,7 @@ pub struct ModelSummary {
     parameters: u64,
     blocks: usize,
     hidden: usize,
-    intermediate: usize,
+    widest: usize,
     vocab: usize,
     context: usize,
     bytes: u64,
@@ -61,7 +60,7 @@ pub fn describe(model: &Checkpoint, listing: Vec<(String, u64)>, device: Option<
     let linears = config.block_linears(0);
     let fits = |&size: &i64| size == -1 || linears.iter().all(|linear| linear.columns % size as usize == 0);
     let mut problems = Vec::new();
-    if config.quantization.is_some() {
+    if model.quantized_layout().is_some() {
         problems.push("This checkpoint is quantized already; open the original model.".to_owned());
     }
     let dtype_of = |name: &str| model.dtype(&format!("{name}.weight")).map(|dtype| dtype.to_string().to_lowercase());
@@ -71,11 +70,11 @@ pub fn describe(model: &Checkpoint, listing: Vec<(String, u64)>, device: Option<
     }
     ModelSummary {
         name: model.name().to_owned(),
-        family: config.family.model_type().to_owned(),
+        family: config.model_type.to_owned(),
         parameters: model.parameters(),
-        blocks: config.num_hidden_layers,
+        blocks: config.blocks.len(),
         hidden: config.hidden_size,
-        intermediate: config.intermediate_size,
+        widest: config.widest(),
         vocab: config.vocab_size,
         context: config.max_position_embeddings,
         bytes: model.bytes(),
@@ -107,25 +106,29 @@ pub fn plan(model: &Checkpoint, options: &PageOptions, device: Option<&Device>) 
     let config = model.config();
     let tokens = resolved.samples * resolved.seq_len;
     let mut plan = RunPlan {
-        device_bytes: Plan::roomy(config, &resolved).device_bytes,
+        device_bytes: roomy_plan(config, &resolved).device_bytes,
         largest_array: largest_array(config, resolved.seq_len),
         tokens,
         ..RunPlan::default()
     };
-    let format = options.format(&resolved, model);
-    match WritePlan::new(model, format, &resolved.layers(config), DEFAULT_SHARD_LIMIT) {
-        Ok(written) => plan.output_bytes = written.bytes(),
+    let treatment = Treatment::new(&resolved, config);
+    let plan_files =
+        |format| WritePlan::new(model, format, treatment.settings(), &treatment.layers(), DEFAULT_SHARD_LIMIT);
+    match options.format().and_then(plan_files) {
+        Ok(written) => {
+            plan.output_bytes = written.bytes();
+            plan.warnings.extend(written.notes().iter().map(|note| format!("{note}.")));
+        }
         Err(error) => plan.problems.push(sentence(error)),
     }
     plan.problems.extend(device.and_then(|device| too_large(model, resolved.seq_len, device)));
-    if tokens < 2 * config.hidden_size.max(config.intermediate_size) {
+    if tokens < 2 * config.widest() {
         plan.warnings.push(format!(
             "{tokens} tokens are few for layers {} wide; more samples give a better model.",
-            config.intermediate_size
+            config.widest()
         ));
     }
-    let groups = resolved.group_size.resolve(config);
-    if resolved.group_size == GroupSize::Auto && groups.is_none() {
+    if resolved.group_size == GroupSize::Auto && treatment.group_size().is_none() {
         plan.warnings.push("No group size divides every layer, so there will be one grid per row.".to_owned());
     }
     plan

@@ -115,7 +115,7 @@ function adopt(model, source) {
     ['Family', model.family],
     ['Parameters', count(model.parameters)],
     ['Blocks', whole(model.blocks)],
-    ['Width', `${whole(model.hidden)}, inside ${whole(model.intermediate)}`],
+    ['Width', `${whole(model.hidden)}, inside ${whole(model.widest)}`],
     ['Vocabulary', whole(model.vocab)],
     ['Context', `${whole(model.context)} tokens`],
     ['Size', `${bytes(model.bytes)} in ${model.dtype}`],

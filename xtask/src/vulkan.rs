@@ -22,7 +22,7 @@ pub enum Readiness {
 const PACKAGES: [&str; 2] = ["libvulkan1", "mesa-vulkan-drivers"];
 
 /// Looks for the loader and the adapter, installs them on Debian and Ubuntu if that needs no password, and looks again.
-/// Errors: in CI, where GPU tests must not be skipped, whatever is still missing.
+/// Errors: in CI, where GPU tests must not be ignored, whatever is still missing.
 pub fn set_up() -> Result<Readiness> {
     if cfg!(target_os = "macos") {
         return Ok(Readiness::Ready);

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use aquatint::eval::tasks::TaskResult;
 use aquatint::quant::QuantizeOptions;
 use aquatint::report::Evaluation;
-use aquatint::study::sweep::{Original, Row, method_name};
+use aquatint::study::sweep::{Original, Row};
 use comfy_table::{CellAlignment, Table, presets};
 
 /// Prints a row per cell and, where there are several seeds, means over them.
@@ -104,7 +104,7 @@ fn table(options: &[&str], texts: &[String], more: &[&str]) -> Table {
 /// Method, bits, groups and α.
 fn varied(options: &QuantizeOptions, row: &Row) -> [String; 4] {
     let groups = row.cell.group_size.map_or("-1".to_string(), |size| size.to_string());
-    [method_name(options.method), options.bits.to_string(), groups, options.alpha.default.to_string()]
+    [options.method.to_string(), options.bits.to_string(), groups, options.alpha.default.to_string()]
 }
 
 /// A value for each of `count` measures; `None` from the one at which the run failed.

@@ -1,7 +1,6 @@
 //! The keys of a decoder of transformer blocks that most families share, read and checked.
 
 use super::fields::Fields;
-use super::quantization::QuantizationConfig;
 use crate::{Error, Result};
 
 /// Widths and counts of a decoder.
@@ -21,7 +20,6 @@ pub(in crate::family) struct Dimensions {
     pub vocab_size: usize,
     pub max_position_embeddings: usize,
     pub tie_word_embeddings: bool,
-    pub quantization: Option<QuantizationConfig>,
 }
 
 /// A model with more blocks than this is a broken file, and would fill the memory with names.
@@ -49,10 +47,6 @@ impl Dimensions {
             vocab_size: config.required_count("vocab_size")?,
             max_position_embeddings: config.required_count("max_position_embeddings")?,
             tie_word_embeddings: config.flag("tie_word_embeddings")?.unwrap_or(false),
-            quantization: config
-                .get("quantization_config")
-                .map(|value| QuantizationConfig::from_value(value, config.subject))
-                .transpose()?,
         };
         read.check(config)?;
         Ok(read)

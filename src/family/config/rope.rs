@@ -70,15 +70,28 @@ impl Rope {
     }
 }
 
-/// Refuses a model that turns only a part of each head.
-pub(in crate::family) fn require_whole_heads(config: Fields<'_>) -> Result<()> {
+/// The share of each head's columns that turn, where the file says; `rope_parameters` and `rope_scaling` may say it, too.
+pub(in crate::family) fn partial_rotary_factor(config: Fields<'_>) -> Result<Option<f32>> {
     let nested = [config.object("rope_parameters")?, config.object("rope_scaling")?];
     for fields in [Some(config)].into_iter().chain(nested).flatten() {
-        if fields.positive("partial_rotary_factor")?.is_some_and(|part| part != 1.0) {
-            return Err(fields.refuse("partial_rotary_factor", "rotary embedding of whole heads (1.0)"));
+        if let Some(part) = fields.positive("partial_rotary_factor")? {
+            return Ok(Some(part));
         }
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Refuses a model that turns only a part of each head.
+pub(in crate::family) fn require_whole_heads(config: Fields<'_>) -> Result<()> {
+    match partial_rotary_factor(config)? {
+        None | Some(1.0) => Ok(()),
+        Some(part) => Err(Error::input(
+            config.subject,
+            format!("\"partial_rotary_factor\": {part}"),
+            "rotary embedding of whole heads (1.0)",
+            "correct the file or download it again",
+        )),
+    }
 }
 
 impl RopeScaling {

@@ -90,10 +90,7 @@ fn columns(page: &Page<'_>) -> Vec<(String, Vec<String>)> {
     let models: BTreeSet<&str> = page.runs.iter().map(|run| run.model.as_str()).collect();
     let named = models.len() > 1 || page.runs.len() == 1;
     column("model".into(), &|run| named.then(|| numbers::file_name(&run.model).to_string()).filter(|n| !n.is_empty()));
-    column("method".into(), &|run| {
-        let name = serde_json::to_value(run.report.options.method).expect("a method is a word");
-        Some(numbers::value(&name).to_uppercase())
-    });
+    column("method".into(), &|run| Some(run.report.options.method.name().to_uppercase()));
     column("bits".into(), &|run| Some(run.report.options.bits.to_string()));
     column("grids".into(), &|run| Some(numbers::group_size(run.report.group_size)));
     column("α".into(), &|run| Some(numbers::policy(&run.report.options.alpha)));

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::super::checkpoint_run::CheckpointRun;
+use crate::pipeline::Treatment;
 use crate::quant::{Alpha, GroupSize, Method, QuantizeOptions};
 use crate::report::Sizes;
 use crate::{Checkpoint, Result};
@@ -87,18 +88,19 @@ impl Grid {
         let (mut grid, mut names) = (Self::default(), BTreeSet::new());
         for variant in axes.variants() {
             let options = options_of(&variant);
-            options.validate_for(model.config())?;
-            let name = name(&options, model);
-            let label = label(&options, model, &axes.seeds);
-            if needs_no_text(&options) && variant.seed != axes.seeds[0] {
+            let treatment = Treatment::new(&options, model.config());
+            treatment.validate()?;
+            let name = name(treatment);
+            let label = label(treatment, &axes.seeds);
+            if !treatment.needs_calibration() && variant.seed != axes.seeds[0] {
                 let skipped =
                     format!("{label}: without correction rtn reads no calibration text, so seeds do not matter");
                 grid.skipped.push(skipped);
             } else if !names.insert(name.clone()) {
                 grid.skipped.push(format!("{label}: asked for twice"));
             } else {
-                let group_size = options.grid_columns(model.config());
-                let sizes = CheckpointRun::new(model, &options, options.format(model.config()))?.sizes();
+                let group_size = treatment.group_size();
+                let sizes = CheckpointRun::new(model, &options, treatment.format())?.sizes();
                 grid.cells.push(Cell { name, label, options, group_size, sizes });
             }
         }
@@ -106,26 +108,17 @@ impl Grid {
     }
 }
 
-/// Whether the weights alone decide the result.
-fn needs_no_text(options: &QuantizeOptions) -> bool {
-    options.method == Method::Rtn && options.alpha.default == Alpha::Off && options.alpha.overrides.is_empty()
-}
-
-/// A method in a word.
-pub fn method_name(method: Method) -> String {
-    format!("{method:?}").to_lowercase()
-}
-
-fn name(options: &QuantizeOptions, model: &Checkpoint) -> String {
-    let groups = options.grid_columns(model.config()).map_or("channel".to_string(), |size| format!("g{size}"));
-    let (method, alpha) = (method_name(options.method), options.alpha.default);
+fn name(treatment: Treatment<'_>) -> String {
+    let options = treatment.options;
+    let groups = treatment.group_size().map_or("channel".to_string(), |size| format!("g{size}"));
+    let (method, alpha) = (options.method, options.alpha.default);
     format!("{method}-{}bit-{groups}-{alpha}-seed{}", options.bits, options.seed)
 }
 
-fn label(options: &QuantizeOptions, model: &Checkpoint, seeds: &[u64]) -> String {
-    let groups = options.grid_columns(model.config());
-    let groups = groups.map_or("per channel".to_string(), |size| format!("groups of {size}"));
+fn label(treatment: Treatment<'_>, seeds: &[u64]) -> String {
+    let options = treatment.options;
+    let groups = treatment.group_size().map_or("per channel".to_string(), |size| format!("groups of {size}"));
     let seed = if seeds.len() > 1 { format!(", seed {}", options.seed) } else { String::new() };
-    let (method, alpha) = (method_name(options.method), options.alpha.default);
+    let (method, alpha) = (options.method, options.alpha.default);
     format!("{method}, {} bits, {groups}, α {alpha}{seed}", options.bits)
 }

@@ -5,7 +5,7 @@
 mod grid;
 mod store;
 
-pub use grid::{Axes, Cell, Grid, Variant, method_name};
+pub use grid::{Axes, Cell, Grid, Variant};
 #[cfg(not(target_arch = "wasm32"))]
 pub use store::DirectoryStore;
 pub use store::{Finished, ForeignResult, Original, Store};

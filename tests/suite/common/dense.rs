@@ -1,13 +1,13 @@
-//! Straightforward float64 linear algebra and the textbook GPTQ, for comparison. Matrices are row-major.
+//! References for comparison: plain linear algebra in float64, and the textbook GPTQ. Matrices are row-major.
 
-/// A matrix of f64.
+/// A matrix in float64.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dense {
-    /// Rows.
+    /// The number of rows.
     pub rows: usize,
-    /// Columns.
+    /// The number of columns.
     pub columns: usize,
-    /// Row after row.
+    /// The elements, row by row.
     pub values: Vec<f64>,
 }
 
@@ -57,12 +57,12 @@ impl Dense {
         out
     }
 
-    /// Rows and columns taken in `order`.
+    /// The matrix with its rows and columns in `order`.
     pub fn permuted(&self, order: &[u32]) -> Self {
         Self::from_fn(self.rows, self.columns, |i, j| self.at(order[i] as usize, order[j] as usize))
     }
 
-    /// With 1 for each zero on the diagonal, plus the ridge.
+    /// The matrix with each zero on the diagonal replaced by 1, and the ridge added to the diagonal.
     pub fn damped(&self, ridge: f64) -> Self {
         let mut out = self.clone();
         for i in 0..self.rows {
@@ -100,7 +100,7 @@ impl Dense {
     }
 }
 
-/// A grid of one row and group.
+/// The grid of one row and group.
 #[derive(Debug, Clone, Copy)]
 pub struct Level {
     pub scale: f64,
@@ -108,7 +108,7 @@ pub struct Level {
 }
 
 impl Level {
-    /// Asymmetric, from the extremes.
+    /// The asymmetric grid from the smallest to the largest weight.
     pub fn min_max(w: impl Iterator<Item = f64>, bits: u32) -> Self {
         let (mut low, mut high) = w.fold((0.0f64, 0.0f64), |(low, high), w| (low.min(w), high.max(w)));
         if low == 0.0 && high == 0.0 {
@@ -127,10 +127,10 @@ impl Level {
     }
 }
 
-/// Codes and dequantized weights of the textbook GPTQ (Cholesky, inverse, Cholesky), columns left to right.
+/// The codes and the dequantized weights of the textbook GPTQ, which takes the Cholesky factor of the inverse Hessian and goes through
+/// the columns from left to right.
 ///
-/// `h`: damped; `grid(row, column, updated)` gives the grid of a weight, from the weights as updated when its column is
-/// reached.
+/// `h`: the damped Hessian. `grid(row, column, updated)`: the grid of a weight; `updated` are the weights when its column is reached.
 pub fn gptq(w: &Dense, h: &Dense, bits: u32, mut grid: impl FnMut(usize, usize, &Dense) -> Level) -> (Dense, Dense) {
     let u = h.inverse().cholesky().transposed();
     let (mut w, mut codes) = (w.clone(), w.clone());
@@ -150,16 +150,16 @@ pub fn gptq(w: &Dense, h: &Dense, bits: u32, mut grid: impl FnMut(usize, usize, 
     (codes, quantized)
 }
 
-/// `tr(E·H·Eᵀ)`, the objective of a layer whose weights are off by E.
+/// The objective of a layer whose weights have the errors E: `tr(E·H·Eᵀ)`.
 pub fn objective(e: &Dense, h: &Dense) -> f64 {
     e.times(h).values.iter().zip(&e.values).map(|(a, b)| a * b).sum()
 }
 
-/// A positive definite matrix with the spread of an activation Hessian, its values representable in f32.
+/// A positive definite matrix with the spread of the Hessian of activations. f32 holds its elements exactly.
 pub fn hessian(seed: u64, n: usize) -> Dense {
     let tokens = 2 * n + 3;
     let values = super::random(seed, tokens * n);
-    // Channels of different strength, correlated through a common part.
+    // The channels differ in strength, and a part that all have in common correlates them.
     let x = Dense::from_fn(tokens, n, |t, i| {
         let strength = 1.0 + 3.0 * ((i * 7919) % 13) as f64 / 13.0;
         strength * (f64::from(values[t * n + i]) + 0.5 * f64::from(values[t * n]))
@@ -168,7 +168,7 @@ pub fn hessian(seed: u64, n: usize) -> Dense {
     Dense::from_fn(n, n, |i, j| f64::from(h.at(i.max(j), i.min(j)) as f32))
 }
 
-/// A seeded permutation of 0..n.
+/// A random permutation of 0..n.
 pub fn shuffled(seed: u64, n: usize) -> Vec<u32> {
     let keys = super::random(seed ^ 0x5eed, n);
     let mut order: Vec<u32> = (0..n as u32).collect();

@@ -8,7 +8,10 @@ use std::sync::{LazyLock, Mutex};
 use std::time::Instant;
 
 use aquatint::device::{Choice, Clock, Device, Precision, Recorder};
+use aquatint::ops::gram::Packed;
 use aquatint::ops::tier::{self, FrontEnd};
+use aquatint::quant::methods::{GroupInput, GroupRounder, ScaleSearch};
+use aquatint::quant::{Curvature, HessianDiagonal, QuantizeOptions};
 use aquatint::tensor::Tensor;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -60,7 +63,7 @@ macro_rules! device_tests {
     };
     (@fast_gpu $test:ident) => {
         #[test]
-        #[cfg_attr(not(feature = "test-matrix-units"), ignore = "no adapter that is known to have matrix units")]
+        #[cfg_attr(not(feature = "test-matrix-units"), ignore = "needs matrix units, which `cargo xtask test` looks for")]
         fn fast_gpu() {
             super::$test($crate::common::fast_gpu());
         }
@@ -96,7 +99,7 @@ pub fn recorder(device: &Device) -> Recorder {
     Recorder::new(device)
 }
 
-/// Seeded values, uniform in [-1, 1).
+/// Random values, uniform in [-1, 1), which depend on the seed alone.
 pub fn random(seed: u64, len: usize) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..len).map(|_| rng.random_range(-1.0f32..1.0)).collect()
@@ -107,10 +110,22 @@ pub fn read(rec: &mut Recorder, tensor: &Tensor) -> Vec<f32> {
     pollster::block_on(rec.read(tensor)).unwrap()
 }
 
-/// ‖a − b‖ / ‖b‖, or ‖a‖ if b is zero. NaN if either holds one.
+/// The relative error ‖a − b‖ / ‖b‖, or ‖a‖ if b is zero. NaN if a or b contains one.
 pub fn relative_error(a: &[f32], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     let difference: f64 = a.iter().zip(b).map(|(&a, &b)| (f64::from(a) - b).powi(2)).sum::<f64>().sqrt();
     let norm = b.iter().map(|b| b * b).sum::<f64>().sqrt();
     if norm == 0.0 { difference } else { difference / norm }
+}
+
+/// The method of `options`, prepared for a group with this H. Not for methods that scale the input.
+pub fn group_rounder<'a>(
+    rec: &mut Recorder,
+    options: &'a QuantizeOptions,
+    hessian: &'a Packed,
+    diagonal: &'a HessianDiagonal,
+) -> Box<dyn GroupRounder + 'a> {
+    let curvature = Some(Curvature { hessian, diagonal, place: "test" });
+    let input = GroupInput { options, curvature, magnitudes: None };
+    pollster::block_on(options.method.quantizer().prepare(rec, input, ScaleSearch::default())).unwrap()
 }

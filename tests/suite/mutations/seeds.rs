@@ -1,7 +1,11 @@
 //! Good files for every parser, small ones: what is wrong in a mutant is seldom in the weights. The fuzz targets (fuzz/) start
 //! from them too.
 
-use aquatint::checkpoint::GptqSettings;
+use std::collections::BTreeMap;
+
+use aquatint::checkpoint::format::{PlannedLayer, PlannedModel};
+use aquatint::checkpoint::formats::gptq::Gptq;
+use aquatint::checkpoint::{Dtype, Format, QuantizationSettings};
 use aquatint::device::Precision;
 use aquatint::family::LinearSpec;
 use aquatint::pipeline::BlockRecord;
@@ -65,37 +69,43 @@ fn plain() -> Model {
 
 /// The same with its layers in 4 bits, version 2 of the format.
 fn four_bits() -> Model {
-    quantized(plain(), &GptqSettings { bits: 4, group_size: Some(8), symmetric: false, damping: 0.01 })
+    quantized(plain(), &QuantizationSettings { bits: 4, group_size: Some(8), symmetric: false, damping: 0.01 })
 }
 
 /// A model 32 wide in 3 bits, whose codes straddle words, version 1.
 fn three_bits() -> Model {
     let model = Model::new(|config| config["num_key_value_heads"] = json!(2));
-    quantized(model, &GptqSettings { bits: 3, group_size: None, symmetric: true, damping: 0.01 })
+    quantized(model, &QuantizationSettings { bits: 3, group_size: None, symmetric: true, damping: 0.01 })
 }
 
 /// `model` with random codes in the place of its linear layers.
-fn quantized(mut model: Model, settings: &GptqSettings) -> Model {
+fn quantized(mut model: Model, settings: &QuantizationSettings) -> Model {
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     let (linears, others) = std::mem::take(&mut model.tensors).into_iter().partition(|t| t.name.contains("_proj"));
     model.tensors = others;
     let linears: Vec<Stored> = linears;
+    let mut layers = BTreeMap::new();
     for Stored { name, shape, .. } in linears {
         let name = name.trim_end_matches(".weight").to_string();
         let spec = LinearSpec { name: name.clone(), rows: shape[0], columns: shape[1], bias: false };
         let layer = random_layer(&mut rng, &spec, settings);
-        for (part, bytes) in layer.layout().parts().into_iter().zip(layer.pack().unwrap()) {
-            let dtype = if part.suffix == "scales" { "F16" } else { "I32" };
-            model.tensors.push(Stored { name: format!("{name}.{}", part.suffix), dtype, shape: part.shape, bytes });
+        let planned = PlannedLayer { spec, grid: layer.grid(), original: Dtype::F32 };
+        for (part, bytes) in Gptq.parts(&planned).into_iter().zip(Gptq.pack(&planned, &layer.into()).unwrap()) {
+            let dtype = if part.dtype == Dtype::F16 { "F16" } else { "I32" };
+            model.tensors.push(Stored { name: part.name, dtype, shape: part.shape, bytes });
         }
+        layers.insert(name, planned);
     }
-    model.config["quantization_config"] = settings.to_json();
+    let linears = layers.values().map(|layer| layer.spec.clone()).collect();
+    let head = LinearSpec { name: "lm_head".to_string(), rows: 2, columns: 8, bias: false };
+    let planned = PlannedModel { settings: *settings, linears, head, layers };
+    Gptq.describe(&planned, model.config.as_object_mut().unwrap());
     model
 }
 
 /// The record of a block.
 fn record() -> Vec<u8> {
-    let settings = GptqSettings { bits: 3, group_size: None, symmetric: false, damping: 0.01 };
+    let settings = QuantizationSettings { bits: 3, group_size: None, symmetric: false, damping: 0.01 };
     let spec = LinearSpec { name: "model.layers.0.mlp.down_proj".to_string(), rows: 8, columns: 32, bias: false };
     BlockRecord {
         block: BlockReport { block: 0, delta: 0.25, error: 0.5 },

@@ -1,5 +1,6 @@
 //! Every parser of a file that a user gives, fed with bytes: whatever they are, it returns.
 
+use aquatint::checkpoint::formats::Packing;
 use aquatint::checkpoint::{Checkpoint, MemorySource, Source, read_header};
 use aquatint::eval::tasks::Task;
 use aquatint::pipeline::BlockRecord;
@@ -35,10 +36,13 @@ pub fn index(bytes: &[u8]) {
     let _ = open(&files);
 }
 
-/// `config.json`.
+/// `config.json`: the model, and how it is quantized.
 pub fn config(bytes: &[u8]) {
     if let Ok(text) = std::str::from_utf8(bytes) {
         let _ = ModelConfig::parse(text, "config.json");
+    }
+    if let Ok(config) = serde_json::from_slice::<serde_json::Value>(bytes) {
+        let _ = config.get("quantization_config").map(|description| Packing::open(description, "config.json"));
     }
 }
 

@@ -94,7 +94,7 @@ pub async fn open(files: Vec<(&str, Vec<u8>)>) -> Result<Checkpoint> {
 pub fn random_layer(
     rng: &mut impl Rng,
     spec: &aquatint::family::LinearSpec,
-    settings: &aquatint::checkpoint::GptqSettings,
+    settings: &aquatint::checkpoint::QuantizationSettings,
 ) -> aquatint::stored::QuantizedLinear {
     let group_size = settings.group_size.unwrap_or(spec.columns);
     let cells = spec.rows * (spec.columns / group_size);

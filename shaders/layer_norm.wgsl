@@ -1,0 +1,41 @@
+// out[t, i] = (x[t, i] − m) / sqrt(mean_i (x[t, i] − m)² + ε) · weight[i] + bias[i] with m = mean_i x[t, i]. One workgroup per token.
+#import group
+
+struct Params {
+    tokens: u32,
+    width: u32,
+    epsilon: f32,
+    // Workgroups along x, since tokens are spread over two axes.
+    stride: u32,
+}
+
+@group(0) @binding(0) var<uniform> p: Params;
+@group(0) @binding(1) var<storage, read> x: array<f32>;
+@group(0) @binding(2) var<storage, read> weight: array<f32>;
+@group(0) @binding(3) var<storage, read> bias: array<f32>;
+@group(0) @binding(4) var<storage, read_write> out: array<f32>;
+
+const LANES = 128u;
+
+@compute @workgroup_size(128)
+fn main(@builtin(workgroup_id) group: vec3<u32>, at: Invocation) {
+    let lane = at.lane;
+    let token = group.y * p.stride + group.x;
+    let start = min(token, p.tokens - 1u) * p.width;
+    var sum = 0.0;
+    for (var i = lane; i < p.width; i += LANES) {
+        sum += x[start + i];
+    }
+    let mean = group_sum(at, sum) / f32(p.width);
+    var squares = 0.0;
+    for (var i = lane; i < p.width; i += LANES) {
+        let value = x[start + i] - mean;
+        squares += value * value;
+    }
+    let scale = inverseSqrt(group_sum(at, squares) / f32(p.width) + p.epsilon);
+    if token < p.tokens {
+        for (var i = lane; i < p.width; i += LANES) {
+            out[start + i] = (x[start + i] - mean) * scale * weight[i] + bias[i];
+        }
+    }
+}

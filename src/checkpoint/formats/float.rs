@@ -1,0 +1,65 @@
+//! The dequantized weights as an ordinary checkpoint, for clients that know no quantization.
+//!
+//! A weight is F32 if the original was F32, else F16: that rounds s·(q − z) to 11 bits, as clients that dequantize in F16 do,
+//! where BF16 would round it to 8.
+
+use safetensors::Dtype;
+
+use crate::checkpoint::floats;
+use crate::checkpoint::format::{Format, Part, PlannedLayer};
+use crate::error::{Setting, phrase};
+use crate::family::LinearSpec;
+use crate::stored::{Form, LayerGrid, StoredLinear};
+use crate::{Error, Result};
+
+/// Dequantized weights in F16, or in F32 where the original has F32.
+#[derive(Debug)]
+pub struct Float;
+
+impl Format for Float {
+    fn name(&self) -> &'static str {
+        "float"
+    }
+
+    fn summary(&self) -> &'static str {
+        "The dequantized weights as an ordinary checkpoint"
+    }
+
+    fn stores(&self, _: Form) -> bool {
+        true
+    }
+
+    fn grid(&self, _: &LinearSpec, wish: LayerGrid) -> Result<LayerGrid> {
+        Ok(wish)
+    }
+
+    fn parts(&self, layer: &PlannedLayer) -> Vec<Part> {
+        vec![weight(&layer.spec, dtype(layer))]
+    }
+
+    fn pack(&self, layer: &PlannedLayer, linear: &StoredLinear) -> Result<Vec<Vec<u8>>> {
+        Ok(vec![weight_bytes(linear, dtype(layer))?])
+    }
+}
+
+fn dtype(layer: &PlannedLayer) -> Dtype {
+    if layer.original == Dtype::F32 { Dtype::F32 } else { Dtype::F16 }
+}
+
+/// The weight of `linear` as one tensor of the float type `dtype`.
+pub(super) fn weight(linear: &LinearSpec, dtype: Dtype) -> Part {
+    Part { name: format!("{}.weight", linear.name), dtype, shape: vec![linear.rows, linear.columns] }
+}
+
+/// Its content: s·(q − z), rounded to `dtype`. Errors: `Error::NotFinite` if a weight is too large for that type.
+pub(super) fn weight_bytes(linear: &StoredLinear, dtype: Dtype) -> Result<Vec<u8>> {
+    floats::encode(&linear.dequantize(), dtype).ok_or_else(|| Error::NotFinite {
+        place: format!("{}.weight in {dtype}", linear.name()),
+        remedy: phrase![
+            "its weights are too large, use ",
+            Setting::Format.set_to("gptq"),
+            " or another ",
+            Setting::Method,
+        ],
+    })
+}

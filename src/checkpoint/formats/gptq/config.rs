@@ -1,0 +1,299 @@
+//! What a GPTQ checkpoint says about itself, in `quantization_config` of config.json and in quantize_config.json: written, and read.
+
+use std::collections::HashMap;
+
+use serde_json::{Map, Value, json};
+
+use super::ZeroPoints;
+use crate::checkpoint::format::{PlannedModel, QuantizationSettings};
+use crate::family::LinearSpec;
+use crate::family::config::fields::Fields;
+use crate::{Error, Result};
+
+/// The description of `model`.
+pub fn description(model: &PlannedModel) -> Value {
+    let mut description = settings(&model.settings);
+    if model.bits_of(&model.head.name).is_some() {
+        description["lm_head"] = true.into();
+    }
+    add_exceptions(model, &mut description);
+    description
+}
+
+/// What holds for layers that have nothing of their own.
+fn settings(settings: &QuantizationSettings) -> Value {
+    let label = ZeroPoints::of(settings.symmetric).label();
+    let group_size = settings.group_size.map_or(-1, |size| size as i64);
+    let mut description = json!({
+        "quant_method": "gptq",
+        "bits": settings.bits,
+        "group_size": group_size,
+        "desc_act": false,
+        "sym": settings.symmetric,
+        "lm_head": false,
+        "checkpoint_format": label,
+        "format": label,
+        "pack_dtype": "int32",
+        "true_sequential": true,
+    });
+    // Clients refuse any other.
+    if settings.damping > 0.0 && settings.damping < 1.0 {
+        description["damp_percent"] = json!(settings.damping);
+    }
+    description["meta"] = json!({ "quantizer": [concat!("aquatint:", env!("CARGO_PKG_VERSION"))] });
+    description
+}
+
+/// The linear layers of all blocks that have the same place in their block.
+struct Kind<'a> {
+    /// What goes before the number of the block, and after it; `None` of a layer whose path has no number.
+    place: Option<(&'a str, &'a str)>,
+    /// The layers with their bits, `None` where they keep their weight.
+    layers: Vec<(&'a LinearSpec, Option<u32>)>,
+}
+
+impl<'a> Kind<'a> {
+    /// All kinds of `model`, in the order of their first layers.
+    fn all(model: &'a PlannedModel) -> Vec<Self> {
+        let mut kinds: Vec<Self> = Vec::new();
+        let mut known = HashMap::new();
+        for linear in &model.linears {
+            let place = around_number(&linear.name);
+            let key = place.ok_or(linear.name.as_str());
+            let index = *known.entry(key).or_insert(kinds.len());
+            if index == kinds.len() {
+                kinds.push(Self { place, layers: Vec::new() });
+            }
+            kinds[index].layers.push((linear, model.bits_of(&linear.name)));
+        }
+        kinds
+    }
+
+    /// Whether its layers keep their weights in every block.
+    fn is_kept(&self) -> bool {
+        self.place.is_some() && self.layers.iter().all(|(_, bits)| bits.is_none())
+    }
+
+    /// Its rules: a regular expression for the module path, and bits. One rule if all blocks are alike, else one for each layer.
+    fn rules(&self) -> Vec<(String, Option<u32>)> {
+        let first = self.layers[0].1;
+        match self.place {
+            Some((outside, inside)) if self.layers.iter().all(|(_, bits)| *bits == first) => {
+                vec![(format!(r"{}\.\d+\.{}", regex::escape(outside), regex::escape(inside)), first)]
+            }
+            _ => self.layers.iter().map(|(linear, bits)| (regex::escape(&linear.name), *bits)).collect(),
+        }
+    }
+}
+
+/// `model.layers.3.mlp.up_proj` as `model.layers` and `mlp.up_proj`: what stands around the first number.
+fn around_number(path: &str) -> Option<(&str, &str)> {
+    path.match_indices('.').find_map(|(dot, _)| {
+        let (number, inside) = path[dot + 1..].split_once('.')?;
+        let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+        is_number.then_some((&path[..dot], inside))
+    })
+}
+
+/// What clients must be told about layers that differ from the others: `modules_in_block_to_quantize` where the same
+/// layers stay as they are in every block, which every client reads, else `dynamic`, which GPTQModel and vLLM read.
+fn add_exceptions(model: &PlannedModel, description: &mut Value) {
+    let (kept, quantized): (Vec<_>, Vec<_>) = Kind::all(model).into_iter().partition(Kind::is_kept);
+    let head = model.bits_of(&model.head.name).map(|bits| (regex::escape(&model.head.name), Some(bits)));
+    let mut rules = Map::new();
+    for (module, bits) in quantized.iter().flat_map(Kind::rules).chain(head) {
+        match bits {
+            None => rules.insert(format!("-:^{module}$"), json!({})),
+            Some(own) if own != model.settings.bits => rules.insert(format!("+:^{module}$"), json!({ "bits": own })),
+            Some(_) => None,
+        };
+    }
+    if !kept.is_empty() {
+        let modules: Vec<&str> = quantized.iter().filter_map(|kind| kind.place).map(|(_, inside)| inside).collect();
+        description["modules_in_block_to_quantize"] = json!([modules]);
+    }
+    if !rules.is_empty() {
+        description["dynamic"] = Value::Object(rules);
+    }
+}
+
+/// How a GPTQ checkpoint was quantized, as it says itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GptqConfig {
+    /// Bits per code: 2, 3, 4 or 8.
+    pub bits: u32,
+    /// Inputs per group; `None` is one group per output row (written −1).
+    pub group_size: Option<usize>,
+    /// Whether every zero point is 2^(bits−1).
+    pub symmetric: bool,
+    /// How zero points are stored.
+    pub zero_points: ZeroPoints,
+    /// Layers with bits of their own: a regular expression for the start of the module path, and bits. The first that matches
+    /// counts, as in GPTQModel.
+    pub dynamic: Vec<(String, u32)>,
+}
+
+impl GptqConfig {
+    /// Reads a description; `None` if another method made the checkpoint. Older ones name none.
+    pub fn read(description: &Map<String, Value>, subject: &str) -> Result<Option<Self>> {
+        let fields = Fields { subject, object: description };
+        if fields.text("quant_method")?.unwrap_or("gptq") != "gptq" {
+            return Ok(None);
+        }
+        if fields.text("pack_dtype")?.is_some_and(|dtype| dtype != "int32") {
+            return Err(fields.refuse("pack_dtype", "\"int32\""));
+        }
+        // Whether columns were quantized out of order is for g_idx to say.
+        fields.flag("desc_act")?;
+        let bits = fields.required_count("bits")? as u32;
+        if !matches!(bits, 2 | 3 | 4 | 8) {
+            return Err(fields.refuse("bits", "2, 3, 4 or 8"));
+        }
+        Ok(Some(Self {
+            bits,
+            group_size: group_size(fields)?,
+            symmetric: fields.flag("sym")?.unwrap_or(true),
+            zero_points: zero_points(fields)?,
+            dynamic: dynamic(fields)?,
+        }))
+    }
+
+    /// Bits per code of the layer of that module path.
+    pub fn bits_of(&self, module: &str) -> u32 {
+        let matching =
+            self.dynamic.iter().find(|(pattern, _)| anchored(pattern).is_ok_and(|rule| rule.is_match(module)));
+        matching.map_or(self.bits, |(_, bits)| *bits)
+    }
+}
+
+/// The rules for single layers. One that leaves a layer unquantized says nothing that the tensors do not show.
+fn dynamic(fields: Fields<'_>) -> Result<Vec<(String, u32)>> {
+    let Some(rules) = fields.object("dynamic")? else {
+        return Ok(Vec::new());
+    };
+    let mut dynamic = Vec::new();
+    for (rule, settings) in rules.object {
+        if rule.starts_with("-:") {
+            continue;
+        }
+        let pattern = rule.strip_prefix("+:").unwrap_or(rule);
+        let bits = settings.get("bits").and_then(Value::as_u64);
+        let alone = settings.as_object().is_some_and(|settings| settings.len() == 1);
+        match bits {
+            Some(bits @ (2 | 3 | 4 | 8)) if alone && anchored(pattern).is_ok() => {
+                dynamic.push((pattern.to_owned(), bits as u32));
+            }
+            _ => {
+                let found = format!("the \"dynamic\" rule \"{rule}\": {settings}");
+                return Err(Error::input(
+                    fields.subject,
+                    found,
+                    "a regular expression with \"bits\" of 2, 3, 4 or 8 and nothing else",
+                    "use the original, unquantized checkpoint",
+                ));
+            }
+        }
+    }
+    Ok(dynamic)
+}
+
+/// As Python's `re.match` takes a pattern.
+fn anchored(pattern: &str) -> std::result::Result<regex::Regex, regex::Error> {
+    regex::Regex::new(&format!("^(?:{pattern})"))
+}
+
+fn group_size(fields: Fields<'_>) -> Result<Option<usize>> {
+    if fields.get("group_size").and_then(Value::as_i64) == Some(-1) {
+        return Ok(None);
+    }
+    fields
+        .count("group_size")?
+        .map(Some)
+        .ok_or_else(|| fields.refuse("group_size", "\"group_size\" as −1 or at least 1"))
+}
+
+fn zero_points(fields: Fields<'_>) -> Result<ZeroPoints> {
+    let key = if fields.get("checkpoint_format").is_some() { "checkpoint_format" } else { "format" };
+    match fields.text(key)?.unwrap_or("gptq") {
+        "gptq" => Ok(ZeroPoints::V1),
+        "gptq_v2" => Ok(ZeroPoints::V2),
+        _ => Err(fields.refuse(key, "\"gptq\" or \"gptq_v2\"")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checkpoint::format::PlannedLayer;
+    use safetensors::Dtype;
+
+    /// The configuration with `fields` added to it or in the place of its own.
+    fn with(fields: Value) -> Result<Option<GptqConfig>> {
+        let mut description = json!({"quant_method": "gptq", "bits": 4, "group_size": 128});
+        let object = description.as_object_mut().unwrap();
+        object.extend(fields.as_object().unwrap().clone());
+        GptqConfig::read(object, "config.json")
+    }
+
+    #[track_caller]
+    fn refused(fields: Value, parts: &[&str]) {
+        let message = with(fields).unwrap_err().to_string();
+        assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+    }
+
+    #[test]
+    fn a_description_is_read_or_refused() {
+        let read = |fields| with(fields).unwrap().unwrap();
+        let plain = GptqConfig {
+            bits: 4,
+            group_size: Some(128),
+            symmetric: true,
+            zero_points: ZeroPoints::V1,
+            dynamic: Vec::new(),
+        };
+        assert_eq!(read(json!({})), plain);
+        assert_eq!(read(json!({"quant_method": null})), plain);
+        let other = json!({"group_size": -1, "sym": false, "desc_act": true, "format": "gptq_v2", "bits": 3});
+        let expected = GptqConfig { bits: 3, group_size: None, symmetric: false, zero_points: ZeroPoints::V2, ..plain };
+        assert_eq!(read(other), expected);
+        assert_eq!(with(json!({"quant_method": "awq"})).unwrap(), None);
+        refused(json!({"bits": 5}), &["\"bits\": 5"]);
+        refused(json!({"group_size": 0}), &["\"group_size\": 0"]);
+        refused(json!({"desc_act": 1}), &["\"desc_act\": 1"]);
+        refused(json!({"checkpoint_format": "marlin"}), &["marlin", "gptq_v2"]);
+        refused(json!({"dynamic": {"+:x": {"bits": 5}}}), &["dynamic", "+:x"]);
+        refused(json!({"dynamic": {"+:x": {"bits": 8, "group_size": 32}}}), &["dynamic", "+:x"]);
+        refused(json!({"dynamic": {"+:(": {"bits": 8}}}), &["dynamic", "+:("]);
+        let rules = json!({"-:a\\.b": {}, "+:model\\.layers\\.1\\.": {"bits": 8}, "layers": {"bits": 2}});
+        let mixed = read(json!({ "dynamic": rules }));
+        let bits = |module: &str| mixed.bits_of(module);
+        assert_eq!((bits("model.layers.1.x"), bits("model.layers.11.x"), bits("layers.1")), (8, 4, 2));
+    }
+
+    #[test]
+    fn blocks_need_not_be_alike() {
+        let linear = |name: &str| LinearSpec { name: name.to_owned(), rows: 32, columns: 32, bias: false };
+        let settings = QuantizationSettings { bits: 4, group_size: None, symmetric: true, damping: 0.01 };
+        let names =
+            ["0.mlp.up", "1.mlp.experts.0.up", "1.mlp.experts.1.up", "2.mlp.experts.0.up", "2.mlp.experts.1.up"];
+        let linears: Vec<LinearSpec> = names.iter().map(|name| linear(&format!("layers.{name}"))).collect();
+        let planned = |spec: &LinearSpec| {
+            let bits = if spec.name.starts_with("layers.2.mlp.experts.1.") { 8 } else { 4 };
+            let layer = PlannedLayer { spec: spec.clone(), grid: settings.wish(32, bits), original: Dtype::F16 };
+            (spec.name.clone(), layer)
+        };
+        let layers = linears[1..].iter().map(planned).collect();
+        let description = description(&PlannedModel { settings, linears, head: linear("lm_head"), layers });
+        assert_eq!(description["modules_in_block_to_quantize"], json!([["mlp.experts.0.up", "mlp.experts.1.up"]]));
+        assert_eq!(description["dynamic"], json!({ r"+:^layers\.2\.mlp\.experts\.1\.up$": { "bits": 8 } }));
+    }
+
+    #[test]
+    fn a_path_is_taken_apart_at_the_number_of_its_block() {
+        assert_eq!(around_number("model.layers.3.mlp.up_proj"), Some(("model.layers", "mlp.up_proj")));
+        assert_eq!(around_number("h.12.mlp.experts.3.up"), Some(("h", "mlp.experts.3.up")));
+        for path in ["lm_head", "model.embed_tokens", "layers.7", "3.x", "a..b"] {
+            assert_eq!(around_number(path), None, "{path}");
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! The GPTQ layout, for transformers, GPTQModel and vLLM (formats.md, a).
+//!
+//! A layer is stored as v1 when symmetric and as v2 when not: v1 stores z − 1, which loaders decode differently where z = 0.
+//! `pack` makes the tensors, `read` makes weights of them again, `config` writes and reads the description.
+
+mod config;
+mod pack;
+mod read;
+
+use safetensors::Dtype;
+use serde_json::{Map, Value};
+
+use super::vllm;
+use crate::checkpoint::format::{Format, PackedLayers, Part, PlannedLayer, PlannedModel};
+use crate::error::{Setting, phrase};
+use crate::family::LinearSpec;
+use crate::stored::{Form, LayerGrid, StoredLinear};
+use crate::{Error, Result};
+use config::GptqConfig;
+
+/// Packed codes, scales and zero points.
+#[derive(Debug)]
+pub struct Gptq;
+
+impl Format for Gptq {
+    fn name(&self) -> &'static str {
+        "gptq"
+    }
+
+    fn summary(&self) -> &'static str {
+        "GPTQ layout, for transformers, GPTQModel and vLLM"
+    }
+
+    fn stores(&self, form: Form) -> bool {
+        form == Form::Codes
+    }
+
+    /// Clients need whole 32-bit words along both sides and groups that divide the inputs (formats.md, fact 8).
+    fn grid(&self, linear: &LinearSpec, wish: LayerGrid) -> Result<LayerGrid> {
+        let LinearSpec { ref name, rows, columns, .. } = *linear;
+        let LayerGrid { bits, group_size, .. } = wish;
+        if !matches!(bits, 2 | 3 | 4 | 8) {
+            return Err(Error::input(Setting::Bits, bits.to_string(), "2, 3, 4 or 8", "choose one of these"));
+        }
+        for (side, count) in [("inputs", columns), ("outputs", rows)] {
+            if !(count * bits as usize).is_multiple_of(32) {
+                return Err(Error::input(
+                    name,
+                    format!("{count} {side} at {bits} bits"),
+                    "whole 32-bit words, as the GPTQ format stores codes",
+                    phrase!["choose other ", Setting::Bits, ", or ", Setting::Format.set_to("float")],
+                ));
+            }
+        }
+        if group_size == 0 || !columns.is_multiple_of(group_size) {
+            let fitting = [128, 64, 32].into_iter().find(|&g| columns.is_multiple_of(g));
+            let fitting = fitting.map_or("-1".to_owned(), |g| g.to_string());
+            return Err(Error::input(
+                Setting::GroupSize,
+                format!("{group_size} for the {columns} inputs of {name}"),
+                "a group size that divides them, as the GPTQ format demands",
+                phrase!["choose ", Setting::GroupSize.set_to(fitting)],
+            ));
+        }
+        Ok(wish)
+    }
+
+    fn parts(&self, layer: &PlannedLayer) -> Vec<Part> {
+        let LinearSpec { ref name, rows, columns, .. } = layer.spec;
+        let LayerGrid { bits, group_size, symmetric } = layer.grid;
+        let layout = Layout { rows, columns, bits, group_size, zero_points: ZeroPoints::of(symmetric) };
+        layout.parts(name)
+    }
+
+    fn pack(&self, layer: &PlannedLayer, linear: &StoredLinear) -> Result<Vec<Vec<u8>>> {
+        match linear {
+            StoredLinear::Codes(codes) => Ok(pack::pack(codes)),
+            StoredLinear::Dense(_) => {
+                Err(Error::shape("put_linear", format!("{}: a weight without codes", layer.spec.name)))
+            }
+        }
+    }
+
+    fn describe(&self, model: &PlannedModel, config: &mut Map<String, Value>) -> Vec<(String, Value)> {
+        let description = config::description(model);
+        config.insert("quantization_config".to_owned(), description.clone());
+        vec![(super::DESCRIPTION_FILE.to_owned(), description)]
+    }
+
+    fn notes(&self, model: &PlannedModel) -> Vec<String> {
+        vllm::unequal_layers(model).into_iter().collect()
+    }
+
+    fn layout(&self) -> Option<&'static str> {
+        Some("GPTQ")
+    }
+
+    fn open(&self, description: &Map<String, Value>, subject: &str) -> Result<Option<Box<dyn PackedLayers>>> {
+        let config = GptqConfig::read(description, subject)?;
+        Ok(config.map(|config| Box::new(config) as Box<dyn PackedLayers>))
+    }
+}
+
+/// How `qzeros` stores a zero point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ZeroPoints {
+    /// `gptq`: z − 1.
+    V1,
+    /// `gptq_v2`: z.
+    V2,
+}
+
+impl ZeroPoints {
+    /// How the zero points of a layer are written.
+    fn of(symmetric: bool) -> Self {
+        if symmetric { Self::V1 } else { Self::V2 }
+    }
+
+    /// The name in `checkpoint_format`.
+    fn label(self) -> &'static str {
+        match self {
+            Self::V1 => "gptq",
+            Self::V2 => "gptq_v2",
+        }
+    }
+}
+
+/// Shapes of the four tensors of a layer, and how their content is to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Layout {
+    /// Outputs.
+    rows: usize,
+    /// Inputs.
+    columns: usize,
+    /// Bits per code: 2, 3, 4 or 8.
+    bits: u32,
+    /// Inputs per group; equal to `columns` for one group per row.
+    group_size: usize,
+    /// How zero points are stored.
+    zero_points: ZeroPoints,
+}
+
+impl Layout {
+    /// `qweight`, `qzeros`, `scales`, `g_idx` of the layer `module`, in the order in which they are written.
+    fn parts(&self, module: &str) -> Vec<Part> {
+        let groups = self.columns.div_ceil(self.group_size);
+        let words = |n: usize| (n * self.bits as usize).div_ceil(32);
+        let part = |suffix, dtype, shape| Part { name: format!("{module}.{suffix}"), dtype, shape };
+        vec![
+            part("qweight", Dtype::I32, vec![words(self.columns), self.rows]),
+            part("qzeros", Dtype::I32, vec![groups, words(self.rows)]),
+            part("scales", Dtype::F16, vec![groups, self.rows]),
+            part("g_idx", Dtype::I32, vec![self.columns]),
+        ]
+    }
+}

@@ -1,0 +1,105 @@
+//! Layers of a GPTQ checkpoint on their way back to weights. Whatever bits a file holds, this ends in numbers or an error.
+
+use super::config::GptqConfig;
+use super::{Layout, ZeroPoints};
+use crate::checkpoint::bits;
+use crate::checkpoint::format::{PackedLayer, PackedLayers, Part, PartData};
+use crate::{Error, Result};
+
+impl PackedLayers for GptqConfig {
+    fn holds(&self, module: &str, has: &dyn Fn(&str) -> bool) -> bool {
+        !has(&format!("{module}.weight")) && has(&format!("{module}.qweight"))
+    }
+
+    fn parts(&self, module: &str, shape: [usize; 2]) -> Vec<Part> {
+        self.layer_layout(module, shape).parts(module)
+    }
+
+    fn dequantize(&self, layer: &PackedLayer<'_>) -> Result<Vec<f32>> {
+        let [PartData::Words(codes), PartData::Words(zeros), PartData::Floats(scales), PartData::Words(group_of)] =
+            &layer.parts[..]
+        else {
+            return Err(Error::shape("gptq::dequantize", format!("{}: not its four tensors", layer.module)));
+        };
+        let layout = self.layer_layout(layer.module, layer.shape);
+        let zeros = layout.unpack_zeros(zeros);
+        self.check_symmetry(layer, &layout, &zeros)?;
+        layout.dequantize(codes, &zeros, scales, group_of).ok_or_else(|| {
+            Error::input(
+                layer.place,
+                format!("{}.g_idx with a group that does not exist", layer.module),
+                "group numbers that fit group_size in the configuration",
+                "correct group_size, or download the checkpoint again",
+            )
+        })
+    }
+}
+
+impl GptqConfig {
+    /// How the weight of `module`, `[outputs, inputs]`, is stored.
+    fn layer_layout(&self, module: &str, [rows, columns]: [usize; 2]) -> Layout {
+        let group_size = self.group_size.unwrap_or(columns);
+        Layout { rows, columns, bits: self.bits_of(module), group_size, zero_points: self.zero_points }
+    }
+
+    /// A symmetric layer has one zero point. Another one means that the file is labelled with the wrong version of the format,
+    /// and every weight would be off by one step.
+    fn check_symmetry(&self, layer: &PackedLayer<'_>, layout: &Layout, zeros: &[u8]) -> Result<()> {
+        let middle = 1u16 << (layout.bits - 1);
+        let other = zeros.iter().find(|&&z| self.symmetric && u16::from(z) != middle);
+        let Some(other) = other else { return Ok(()) };
+        let counterpart = match self.zero_points {
+            ZeroPoints::V1 => ZeroPoints::V2,
+            ZeroPoints::V2 => ZeroPoints::V1,
+        };
+        Err(Error::input(
+            layer.place,
+            format!("zero point {other} in {}.qzeros, read as {}", layer.module, self.zero_points.label()),
+            format!("{middle} throughout, since the checkpoint calls itself symmetric"),
+            format!("correct sym, or set checkpoint_format to {} if that is how it was written", counterpart.label()),
+        ))
+    }
+}
+
+impl Layout {
+    /// z as `[groups, rows]`.
+    ///
+    /// In v1 the one that was subtracted is added back to whole words, with carries, because that is how the writers that use
+    /// v1 for z = 0 subtracted it; where z ≥ 1 it is the same as adding it to each field.
+    fn unpack_zeros(&self, qzeros: &[u32]) -> Vec<u8> {
+        let mask = ((1u16 << self.bits) - 1) as u8;
+        let stride = (self.rows * self.bits as usize).div_ceil(32);
+        let ones = bits::pack(&vec![1; 32 / self.bits as usize], self.bits)[0];
+        let unpack = |words: &[u32]| match (self.zero_points, self.bits) {
+            (ZeroPoints::V2, _) => bits::unpack(words, self.bits, self.rows),
+            (ZeroPoints::V1, 3) => {
+                bits::unpack(words, 3, self.rows).into_iter().map(|z| z.wrapping_add(1) & mask).collect()
+            }
+            (ZeroPoints::V1, _) => {
+                let words: Vec<u32> = words.iter().map(|word| word.wrapping_add(ones)).collect();
+                bits::unpack(&words, self.bits, self.rows)
+            }
+        };
+        qzeros.chunks_exact(stride).flat_map(unpack).collect()
+    }
+
+    /// s·(q − z) as `[rows, columns]`, of `qweight`, z and s as `[groups, rows]`, and the group of each input. `None` if that
+    /// names a group that is not there.
+    fn dequantize(&self, qweight: &[u32], zeros: &[u8], scales: &[f32], g_idx: &[u32]) -> Option<Vec<f32>> {
+        let groups = self.columns.div_ceil(self.group_size);
+        let group_of: Vec<usize> = g_idx.iter().map(|&g| g as usize).collect();
+        if group_of.iter().any(|&group| group >= groups) {
+            return None;
+        }
+        let mut weight = Vec::with_capacity(self.rows * self.columns);
+        for row in 0..self.rows {
+            let words: Vec<u32> = qweight[row..].iter().step_by(self.rows).copied().collect();
+            let codes = bits::unpack(&words, self.bits, self.columns);
+            weight.extend(codes.iter().zip(&group_of).map(|(&q, group)| {
+                let cell = group * self.rows + row;
+                scales[cell] * (f32::from(q) - f32::from(zeros[cell]))
+            }));
+        }
+        Some(weight)
+    }
+}

@@ -1,0 +1,54 @@
+//! Layer normalisation: the mean of a token taken off, then a division by its standard deviation, gains and a bias.
+
+use rayon::prelude::*;
+
+use crate::Result;
+use crate::device::{Dispatch, Recorder};
+use crate::ops::spread;
+use crate::tensor::Tensor;
+
+uniform! {
+    struct Params of "layer_norm" {
+        tokens: u32,
+        width: u32,
+        epsilon: f32,
+        stride: u32,
+    }
+}
+
+/// `out[t, i] = (x[t, i] − m) / √(mean_i (x[t, i] − m)² + ε) · weight[i] + bias[i]`, m = mean_i x[t, i].
+///
+/// `x`: `[tokens, width]`; `weight`, `bias`: `[width]`. Errors: `Error::Shape` if they do not fit.
+pub fn layer_norm(rec: &mut Recorder, x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f32) -> Result<Tensor> {
+    let [tokens, width] = x.matrix("layer_norm")?;
+    weight.expect_shape("layer_norm", &[width])?;
+    bias.expect_shape("layer_norm", &[width])?;
+    let mut out = rec.empty(&[tokens, width])?;
+    if rec.is_gpu() {
+        let workgroups = spread(tokens);
+        let params = Params { tokens: tokens as u32, width: width as u32, epsilon, stride: workgroups[0] as u32 };
+        rec.dispatch(Dispatch {
+            kernel: "layer_norm",
+            params: bytemuck::bytes_of(&params),
+            inputs: &[x.buffer(), weight.buffer(), bias.buffer()],
+            outputs: &[out.buffer()],
+            workgroups,
+            work: 7.0 * x.len() as f64,
+        })?;
+    } else {
+        cpu(x.host(), [weight.host(), bias.host()], epsilon, out.host_mut());
+    }
+    Ok(out)
+}
+
+fn cpu(x: &[f32], [weight, bias]: [&[f32]; 2], epsilon: f32, out: &mut [f32]) {
+    let width = weight.len();
+    out.par_chunks_mut(width).zip(x.par_chunks(width)).with_min_len(64).for_each(|(out, x)| {
+        let mean = x.iter().sum::<f32>() / width as f32;
+        let variance = x.iter().map(|v| (v - mean) * (v - mean)).sum::<f32>() / width as f32;
+        let scale = 1.0 / (variance + epsilon).sqrt();
+        for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
+            *out = (x - mean) * scale * weight + bias;
+        }
+    });
+}

@@ -1,0 +1,63 @@
+//! Round to nearest: every weight by itself, on grids chosen from the weights. It needs no calibration.
+
+use futures::future::{LocalBoxFuture, ready};
+
+use super::{
+    BaseQuantizer, GRID_SEARCH, GroupInput, GroupRounder, InputNeeds, Layer, LinearExtent, LinearWork, ScaleSearch,
+};
+use crate::Result;
+use crate::device::Recorder;
+use crate::ops::grid::{self, GridSpec, Search};
+use crate::ops::rtn;
+use crate::quant::{Codes, QuantizeOptions, RoundedWeight};
+use crate::tensor::Tensor;
+
+/// Round to nearest.
+#[derive(Debug)]
+pub(super) struct Rtn;
+
+impl BaseQuantizer for Rtn {
+    fn needs(&self) -> InputNeeds {
+        InputNeeds { hessian: None, magnitudes: false }
+    }
+
+    fn held_elements(&self, _n: u64) -> u64 {
+        0
+    }
+
+    fn linear_work(&self, _options: &QuantizeOptions, linear: LinearExtent) -> LinearWork {
+        LinearWork { rounding: GRID_SEARCH * linear.weights(), search: 0.0 }
+    }
+
+    fn prepare<'r, 'a: 'r>(
+        &self,
+        _rec: &'r mut Recorder,
+        _input: GroupInput<'a>,
+        _search: ScaleSearch<'r>,
+    ) -> LocalBoxFuture<'r, Result<Box<dyn GroupRounder + 'a>>> {
+        Box::pin(ready(Ok(Box::new(Self) as Box<dyn GroupRounder>)))
+    }
+}
+
+impl GroupRounder for Rtn {
+    fn round<'r>(
+        &'r self,
+        rec: &'r mut Recorder,
+        layer: Layer<'r>,
+        weight: &'r Tensor,
+    ) -> LocalBoxFuture<'r, Result<RoundedWeight>> {
+        Box::pin(ready(round(rec, weight, without_pivots(layer.grid))))
+    }
+}
+
+fn round(rec: &mut Recorder, weight: &Tensor, spec: GridSpec) -> Result<RoundedWeight> {
+    let grid = grid::search(rec, weight, None, &spec)?;
+    let (codes, dequantized) = rtn::round(rec, weight, &grid, spec.group_size, spec.bits)?;
+    Ok(RoundedWeight { codes: Some(Codes { spec, codes, grid }), dequantized })
+}
+
+/// Without H there are no pivots to weigh columns by, so such a search becomes MSE.
+fn without_pivots(spec: GridSpec) -> GridSpec {
+    let search = if spec.search == Search::Weighted { Search::Mse } else { spec.search };
+    GridSpec { search, ..spec }
+}

@@ -1,0 +1,74 @@
+//! A rounded weight on the device: codes on their grid where there are any, and what they stand for.
+//!
+//! Base quantizers make it, descent improves it, and `solve` turns it into a stored layer.
+
+use half::f16;
+
+use crate::device::Recorder;
+use crate::error::{Setting, phrase};
+use crate::ops::grid::{Grid, GridSpec, Symmetry};
+use crate::stored::{DenseLinear, QuantizedLinear, StoredLinear};
+use crate::tensor::Tensor;
+use crate::{Error, Result};
+
+/// A rounded weight.
+#[derive(Debug)]
+pub struct RoundedWeight {
+    /// Codes and their grid; `None` where the result lies on no grid.
+    pub codes: Option<Codes>,
+    /// Q, `[m, n]`: the model computes with it from now on.
+    pub dequantized: Tensor,
+}
+
+/// A weight as s·(q − z).
+#[derive(Debug)]
+pub struct Codes {
+    /// What kind of grid it is.
+    pub spec: GridSpec,
+    /// q, `[m, n]`. After AWQ, codes and grid are those of W·diag(s).
+    pub codes: Tensor<u32>,
+    /// s and z, `[m, groups]` each.
+    pub grid: Grid,
+}
+
+impl RoundedWeight {
+    /// The layer `name` as it is stored. Waits for the device.
+    ///
+    /// Errors: `Error::NotFinite` if a scale or a weight is not finite.
+    pub async fn store(&self, rec: &mut Recorder, name: &str) -> Result<StoredLinear> {
+        let not_finite = |what: &str| Error::NotFinite {
+            place: format!("{name}: its {what}"),
+            remedy: phrase![
+                "the weights overflow; try ",
+                Setting::Alpha.set_to("off"),
+                " or a larger ",
+                Setting::CorrectionDamping,
+            ],
+        };
+        let [rows, columns] = self.dequantized.matrix("store")?;
+        let name = name.to_string();
+        let Some(Codes { spec, codes, grid }) = &self.codes else {
+            let weight = rec.read(&self.dequantized).await?;
+            if weight.iter().any(|w| !w.is_finite()) {
+                return Err(not_finite("rounded weight"));
+            }
+            return Ok(StoredLinear::Dense(DenseLinear { name, rows, columns, weight }));
+        };
+        let codes = rec.read(codes).await?.into_iter().map(|code| code as u8).collect();
+        let scales: Vec<f32> = rec.read(&grid.scales).await?;
+        if scales.iter().any(|s| !s.is_finite() || *s <= 0.0) {
+            return Err(not_finite("scales"));
+        }
+        Ok(StoredLinear::Codes(QuantizedLinear {
+            name,
+            rows,
+            columns,
+            bits: spec.bits,
+            group_size: spec.group_size,
+            symmetric: spec.symmetry == Symmetry::Symmetric,
+            codes,
+            scales: scales.into_iter().map(f16::from_f32).collect(),
+            zeros: rec.read(&grid.zeros).await?.into_iter().map(|zero| zero as u8).collect(),
+        }))
+    }
+}

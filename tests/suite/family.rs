@@ -1,0 +1,105 @@
+//! What follows from the description of a block: cuts, folds, tensors and counts, of today's families and of blocks as others have
+//! them.
+
+use aquatint::ModelConfig;
+use aquatint::family::{Block, Cut, Fold, Name, Value};
+use serde_json::{Value as Json, json};
+
+fn model(architecture: &str, fields: Json) -> ModelConfig {
+    let mut config = json!({
+        "architectures": [architecture], "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100, "max_position_embeddings": 512,
+    });
+    config.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    ModelConfig::parse(&config.to_string(), "m/config.json").unwrap()
+}
+
+/// The widths of what is kept at each cut.
+fn kept(block: &Block, remake: bool) -> Vec<Vec<usize>> {
+    let widths = |cut: &Cut| cut.kept.iter().map(|value| block.widths[value.0]).collect();
+    block.cuts(remake).iter().map(widths).collect()
+}
+
+#[test]
+fn a_llama_block_stops_four_times_and_keeps_no_more_than_two_values() {
+    for (architecture, between) in [("LlamaForCausalLM", 0), ("Qwen3ForCausalLM", 2)] {
+        let model = model(architecture, json!({"head_dim": 32}));
+        let block = &model.blocks[0];
+        let labels: Vec<String> = block.stops().map(|stop| block.label(stop)).collect();
+        assert_eq!(labels, ["q, k, v", "o", "gate, up", "down"]);
+        assert_eq!(kept(block, false), [vec![64], vec![64, 128], vec![64], vec![64, 96], vec![64]]);
+        assert_eq!(kept(block, true), [vec![64], vec![64, 128], vec![64], vec![64], vec![64]]);
+        assert_eq!((block.kept_columns(false), block.kept_columns(true), block.widest()), (192, 192, 128));
+        let cuts = block.cuts(false);
+        let counts: Vec<(usize, usize)> = cuts.iter().map(|cut| (cut.remade.len(), cut.run.len())).collect();
+        // Rope of q and k and attention; the residual connection; the gate; the residual connection.
+        assert_eq!(counts, [(1, 3 + between), (0, 1), (1, 1), (0, 1), (0, 0)]);
+        // With less memory what down reads comes through the norm, gate and up, and the gate again; nobody runs the gate before.
+        let cuts = block.cuts(true);
+        let counts: Vec<(usize, usize)> = cuts.iter().map(|cut| (cut.remade.len(), cut.run.len())).collect();
+        assert_eq!(counts, [(1, 3 + between), (0, 1), (1, 0), (3, 1), (0, 0)]);
+        assert!(cuts[3].remade.contains(&cuts[2].node));
+    }
+}
+
+#[test]
+fn every_value_that_is_read_was_kept_or_made_on_the_way() {
+    for architecture in ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"] {
+        let model = model(architecture, json!({}));
+        for (block, remake) in [(&model.blocks[0], false), (&model.blocks[0], true), (&model.head, false)] {
+            let cuts = block.cuts(remake);
+            for pair in cuts.windows(2) {
+                let mut there = pair[0].kept.clone();
+                let way = pair[0].remade.iter().chain([&pair[0].node]).chain(&pair[0].run);
+                for node in way.map(|&node| &block.nodes[node]) {
+                    assert!(node.reads.iter().all(|read| there.contains(read)), "{architecture}: {node:?}");
+                    there.extend(&node.makes);
+                }
+                assert!(pair[1].kept.iter().all(|value| there.contains(value)), "{architecture}");
+            }
+            assert_eq!(cuts.last().unwrap().kept, block.outputs);
+        }
+    }
+}
+
+#[test]
+fn scales_go_into_norms_and_into_rows_that_feed_one_channel_each() {
+    let name = |inside: &str| Name::new(format!("model.layers.{{layer}}.{inside}"));
+    let norm = |inside: &str| Some(Fold { tensors: vec![name(inside)], linear: None });
+    let rows = |path: &str, bias: bool| {
+        let tensors = if bias { vec![name(path).with(".bias")] } else { Vec::new() };
+        Some(Fold { tensors, linear: Some(name(path)) })
+    };
+    for (kv_heads, architecture, bias) in
+        [(4, "LlamaForCausalLM", false), (2, "LlamaForCausalLM", false), (4, "Qwen2ForCausalLM", true)]
+    {
+        let model = model(architecture, json!({"num_key_value_heads": kv_heads}));
+        let block = &model.blocks[0];
+        let folds: Vec<Option<Fold>> = block.stops().map(|stop| block.fold(stop)).collect();
+        let o = if kv_heads == 4 { rows("self_attn.v_proj", bias) } else { None };
+        let expected =
+            [norm("input_layernorm.weight"), o, norm("post_attention_layernorm.weight"), rows("mlp.up_proj", false)];
+        assert_eq!(folds, expected);
+    }
+}
+
+#[test]
+fn blocks_that_are_alike_share_one_description() {
+    let model = model("LlamaForCausalLM", json!({"num_hidden_layers": 10_000}));
+    assert_eq!((model.blocks.len(), model.distinct_blocks().count()), (10_000, 1));
+    let first: Vec<String> = model.block_linears(9_999).into_iter().map(|linear| linear.name).collect();
+    assert_eq!(first[0], "model.layers.9999.self_attn.q_proj");
+    assert_eq!(model.head_linear().name, "lm_head");
+    assert_eq!(model.blocks[0].outputs.len(), 1);
+    assert_ne!(model.blocks[0].outputs, [Value(0)]);
+}
+
+#[test]
+fn work_counts_half_of_the_keys_or_those_of_the_window() {
+    let whole = model("LlamaForCausalLM", json!({}));
+    // Two products with 4 heads of 16, over 50 keys on average.
+    assert_eq!(whole.blocks[0].work_between_linears(100), 2.0 * 2.0 * 64.0 * 50.0);
+    let window = model("MistralForCausalLM", json!({"sliding_window": 20}));
+    assert_eq!(window.blocks[0].work_between_linears(100), 2.0 * 2.0 * 64.0 * 10.0);
+    assert_eq!(whole.largest_block(), 64 * 64 * 2 + 32 * 64 * 2 + 3 * 64 * 96);
+}
