@@ -10,6 +10,7 @@ use aquatint::record::Phase;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use super::memory::{describe, place};
+use super::names::OptionNames;
 
 /// Whether Ctrl-C was pressed. A process has one handler, so all consoles share the flag.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
