@@ -10,6 +10,7 @@ use aquatint::record::Phase;
 use indicatif::{HumanDuration, ProgressBar, ProgressStyle};
 
 use super::memory::{describe, place};
+use super::names::OptionNames;
 
 /// Whether Ctrl-C was pressed. A process has one handler, so all consoles share the flag.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -127,7 +128,8 @@ impl Observer for Console {
             Event::Head if self.terminal => self.bar(self.groups).set_message("output matrix"),
             Event::Head => eprintln!("output matrix"),
             Event::Retry { ref reason, chunk_tokens, streams } => {
-                eprintln!("{reason}\ntrying again, {chunk_tokens} tokens at a time, hidden states {}", place(streams))
+                let reason = reason.with_names(&OptionNames);
+                eprintln!("{reason}\ntrying again, {chunk_tokens} tokens at a time, hidden states {}", place(streams));
             }
             Event::Block { block, ref errors } => self.block(block, errors),
             Event::EvaluationBlock { block, blocks } if self.terminal => {

@@ -83,7 +83,7 @@ fn labels(runs: &[Run]) -> Vec<String> {
     runs.iter().enumerate().map(label).collect()
 }
 
-/// The page of a document. At most [`SERIES`] runs have curves. `names`: those of the reader's front end.
+/// The page of a document. At most twelve runs have curves. `names`: those of the reader's front end.
 ///
 /// Errors: `Error::Shape` if a plot cannot be drawn, which is a bug.
 pub fn html(document: &Document, names: &dyn Names) -> Result<String> {
