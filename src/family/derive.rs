@@ -40,7 +40,7 @@ impl Op {
         !matches!(self, Self::Attention(_))
     }
 
-    /// Whether the op is so cheap that it is run again rather than its result kept.
+    /// Whether running the op again costs no more than keeping its result.
     fn is_light(&self) -> bool {
         matches!(self, Self::Norm(_))
     }
@@ -227,8 +227,8 @@ impl Block {
         self.attentions().map(work).sum()
     }
 
-    /// Name and shape of every tensor of layer `layer`, in the order of the nodes. The shape of a weight is `[outputs,
-    /// inputs]`.
+    /// Name and shape of every tensor of layer `layer`, in the order of the nodes. A weight has the shape
+    /// `[outputs, inputs]`.
     pub fn tensors(&self, layer: usize) -> Vec<(String, Vec<usize>)> {
         let mut tensors = Vec::new();
         for node in &self.nodes {

@@ -91,14 +91,14 @@ pub enum NormKind {
     Layer,
 }
 
-/// Normalization of each token, or of each head of a token.
+/// Normalisation of each token, or of each head of a token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Norm {
     /// What the norm subtracts and divides by.
     pub kind: NormKind,
     /// Module path.
     pub path: Name,
-    /// Columns that are normalized together: the width of the input, or the width of a head.
+    /// Columns that are normalised together: the width of the input, or the width of a head.
     pub width: usize,
     /// ε, added to the mean square (or to the variance) before the root is taken.
     pub epsilon: f32,

@@ -1,7 +1,7 @@
 //! The `float` format: dequantized weights as an ordinary checkpoint, for clients that cannot read quantized layers.
 //!
 //! A weight is stored in F32 if the original was F32, and in F16 otherwise. F16 rounds s·(q − z) to 11 significant
-//! bits, as clients do that dequantize in F16. BF16 would round it to 8 bits.
+//! bits, as in clients that dequantize in F16. BF16 would round it to 8 bits.
 
 use safetensors::Dtype;
 

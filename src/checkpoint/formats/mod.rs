@@ -40,7 +40,7 @@ pub fn default_for(form: Form) -> &'static dyn Format {
 pub struct Packing {
     /// Name of the layout in messages, such as "GPTQ".
     pub layout: &'static str,
-    /// Reads the layers.
+    /// Reader of the layers.
     pub layers: Box<dyn PackedLayers>,
 }
 
