@@ -81,7 +81,7 @@ pub async fn evaluate(
     let at_a_time = per_chunk * chunks_at_a_time(rec, &networks, per_chunk * seq_len);
     let mut sums = Sums::default();
     let (mut scored, all) = (0, windows.len());
-    let mut passes = Passes { observer, done: 0, all: all.div_ceil(at_a_time) };
+    let mut passes = PassObserver { observer, done: 0, all: all.div_ceil(at_a_time) };
     for windows in windows.chunks(at_a_time) {
         let hidden = last_hidden(rec, network, windows, per_chunk, &mut passes).await?;
         let other = match against {
@@ -116,14 +116,14 @@ pub async fn evaluate(
     Ok(Evaluation { windows: windows.len(), seq_len, predicted: sums.predicted, nll, perplexity: nll.exp(), against })
 }
 
-/// Passes events to the observer, with blocks counted over all passes together.
-struct Passes<'a> {
+/// Forwards events to the observer, with blocks counted over all passes together.
+struct PassObserver<'a> {
     observer: &'a mut dyn Observer,
     done: usize,
     all: usize,
 }
 
-impl Observer for Passes<'_> {
+impl Observer for PassObserver<'_> {
     fn event(&mut self, event: &Event) {
         match *event {
             Event::EvaluationBlock { block, blocks } => self

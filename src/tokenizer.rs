@@ -34,7 +34,7 @@ impl Tokenizer {
         // The library panics on some files that are not JSON.
         serde_json::from_slice::<serde_json::Value>(bytes).map_err(|e| refuse(e.to_string()))?;
         rules::check(bytes).map_err(refuse)?;
-        let mut inner = caught(|| tokenizers::Tokenizer::from_bytes(bytes)).map_err(refuse)?;
+        let mut inner = catch_panic(|| tokenizers::Tokenizer::from_bytes(bytes)).map_err(refuse)?;
         inner.with_truncation(None).map_err(|e| refuse(e.to_string()))?;
         inner.with_padding(None);
         Ok(Self { subject: subject.to_owned(), inner })
@@ -43,7 +43,7 @@ impl Tokenizer {
     /// Encodes `text` in one piece. Errors: `Error::Input` if the tokenizer cannot encode it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         // `encode_fast` leaves out character offsets, which are not used here. The ids are the same.
-        let encoding = caught(|| self.inner.encode_fast(text, true)).map_err(|e| {
+        let encoding = catch_panic(|| self.inner.encode_fast(text, true)).map_err(|e| {
             Error::input(
                 &self.subject,
                 format!("a text it cannot encode ({e})"),
@@ -57,7 +57,7 @@ impl Tokenizer {
     /// Decodes `ids`, leaving out special tokens. Bytes that do not form a whole character become U+FFFD. Errors:
     /// `Error::Input` if the tokenizer cannot decode them.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        caught(|| self.inner.decode(ids, true)).map_err(|e| {
+        catch_panic(|| self.inner.decode(ids, true)).map_err(|e| {
             Error::input(
                 &self.subject,
                 format!("tokens it cannot decode ({e})"),
@@ -73,7 +73,7 @@ impl Tokenizer {
 /// The library panics on some files that are valid JSON, for example where the prefix of subwords is longer than the
 /// subword. A panic leaves nothing of the library half changed except its cache, which it then stops using. In a
 /// browser a panic cannot be caught.
-fn caught<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
+fn catch_panic<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err("the tokenizers library gave up on it".to_owned()),
@@ -92,13 +92,13 @@ pub struct TextStream {
     /// neighbour.
     start: usize,
     /// The text of all tokens before this index was returned already.
-    told: usize,
+    returned: usize,
 }
 
 impl TextStream {
     /// Starts a stream that returns the text after that of `ids`.
     pub fn after(ids: Vec<u32>) -> Self {
-        Self { start: 0, told: ids.len(), ids }
+        Self { start: 0, returned: ids.len(), ids }
     }
 
     /// All tokens, including those given to [`TextStream::after`].
@@ -109,24 +109,24 @@ impl TextStream {
     /// Appends a token. Returns the text that it completes, which may be empty.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String> {
         self.ids.push(id);
-        let piece = self.untold(tokenizer)?;
+        let piece = self.pending_text(tokenizer)?;
         if piece.is_empty() || piece.ends_with(char::REPLACEMENT_CHARACTER) {
             return Ok(String::new());
         }
-        (self.start, self.told) = (self.told, self.ids.len());
+        (self.start, self.returned) = (self.returned, self.ids.len());
         Ok(piece)
     }
 
     /// Returns the text that was held back, at the end of the sequence.
     pub fn rest(&mut self, tokenizer: &Tokenizer) -> Result<String> {
-        let piece = self.untold(tokenizer)?;
-        (self.start, self.told) = (self.told, self.ids.len());
+        let piece = self.pending_text(tokenizer)?;
+        (self.start, self.returned) = (self.returned, self.ids.len());
         Ok(piece)
     }
 
     /// The text of the tokens that were not returned yet.
-    fn untold(&self, tokenizer: &Tokenizer) -> Result<String> {
-        let before = tokenizer.decode(&self.ids[self.start..self.told])?;
+    fn pending_text(&self, tokenizer: &Tokenizer) -> Result<String> {
+        let before = tokenizer.decode(&self.ids[self.start..self.returned])?;
         let text = tokenizer.decode(&self.ids[self.start..])?;
         Ok(text.get(before.len()..).unwrap_or_default().to_owned())
     }

@@ -13,7 +13,7 @@ use crate::error::Phrase;
 use crate::{Error, Result};
 
 /// Greatest header length in bytes that the safetensors library accepts.
-const LONGEST_HEADER: u64 = 100_000_000;
+const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// The entry of one tensor in the header of a weight file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub async fn read_header(source: &dyn Source, subject: &str) -> Result<Vec<Tenso
     }
     let prefix = source.read(0..8).await?;
     let length = u64::from_le_bytes(prefix[..8].try_into().expect("eight bytes were asked for"));
-    if length > LONGEST_HEADER || length > total - 8 {
+    if length > MAX_HEADER_BYTES || length > total - 8 {
         let found = format!("a header of {length} bytes announced in a file of {total} bytes");
         return Err(damaged(subject, found, "a header that fits into the file and into 100 MB"));
     }

@@ -111,7 +111,7 @@ impl WritePlan {
         let model = planned_model(source, format, settings, linears)?;
         let units = units(source, format, &model)?;
         let bits_per_weight = bits_per_weight(&units);
-        let groups = split(units, shard_limit);
+        let groups = split_into_shards(units, shard_limit);
         let mut documents = documents(source, format, &model);
         let count = groups.len();
         let mut weight_map = Map::new();
@@ -125,7 +125,7 @@ impl WritePlan {
             for tensor in group.iter().flat_map(|unit| &unit.tensors) {
                 let name = &tensor.part.name;
                 if weight_map.insert(name.clone(), file.clone().into()).is_some() {
-                    return Err(twice(source, name));
+                    return Err(duplicate_tensor(source, name));
                 }
             }
             shards.push(Shard { file, header, items: group.into_iter().map(|unit| unit.item).collect() });
@@ -158,7 +158,7 @@ impl WritePlan {
 }
 
 /// The error for a tensor of the source that has the same name as a tensor of a quantized layer.
-fn twice(source: &Checkpoint, tensor: &str) -> Error {
+fn duplicate_tensor(source: &Checkpoint, tensor: &str) -> Error {
     let found = format!("a stray tensor {tensor}, whose name the quantized layer needs");
     Error::input(source.name(), found, "float weights alone", "use the original model")
 }
@@ -204,7 +204,7 @@ fn units(source: &Checkpoint, format: &dyn Format, model: &PlannedModel) -> Resu
     let config = source.config();
     let head_weight = weight_name(&model.head);
     let mut expected: Vec<String> = config.expected_tensors().into_iter().map(|(name, _)| name).collect();
-    if unties(source, model) {
+    if unties_head(source, model) {
         expected.push(head_weight.clone());
     }
     let known: BTreeSet<&str> = expected.iter().map(String::as_str).collect();
@@ -247,7 +247,7 @@ fn linear_unit(layer: &PlannedLayer, format: &dyn Format) -> Result<Unit> {
 }
 
 /// Distributes the units over shards of less than `limit` bytes. The size of the header is estimated generously.
-fn split(units: Vec<Unit>, limit: u64) -> Vec<Vec<Unit>> {
+fn split_into_shards(units: Vec<Unit>, limit: u64) -> Vec<Vec<Unit>> {
     const ENTRY: u64 = 160;
     let size = |unit: &Unit| -> u64 { unit.tensors.iter().map(|t| t.bytes + t.part.name.len() as u64 + ENTRY).sum() };
     let mut shards: Vec<Vec<Unit>> = vec![Vec::new()];
@@ -298,7 +298,7 @@ fn documents(source: &Checkpoint, format: &dyn Format, model: &PlannedModel) -> 
         state_both_forms(&mut config, rope);
     }
     let mut documents = format.describe(model, &mut config);
-    if unties(source, model) {
+    if unties_head(source, model) {
         config.insert("tie_word_embeddings".to_owned(), false.into());
     }
     documents.push((CONFIG_FILE.to_owned(), Value::Object(config)));
@@ -306,7 +306,7 @@ fn documents(source: &Checkpoint, format: &dyn Format, model: &PlannedModel) -> 
 }
 
 /// Whether the output matrix is tied to the embedding in the source and becomes a tensor of its own in the copy.
-fn unties(source: &Checkpoint, model: &PlannedModel) -> bool {
+fn unties_head(source: &Checkpoint, model: &PlannedModel) -> bool {
     source.config().tie_word_embeddings && model.layers.contains_key(&model.head.name)
 }
 

@@ -27,7 +27,7 @@ pub struct CheckpointWriter<'a> {
     plan: WritePlan,
     output: Output,
     /// Number of shards whose header was written.
-    opened: usize,
+    headers_written: usize,
     /// Index of the current shard, and of the next item in it.
     shard: usize,
     item: usize,
@@ -46,7 +46,7 @@ impl<'a> CheckpointWriter<'a> {
         if available.is_some_and(|bytes| bytes < plan.bytes()) {
             return Err(output.no_space());
         }
-        Ok(Self { source, plan, output, opened: 0, shard: 0, item: 0, replaced: HashMap::new() })
+        Ok(Self { source, plan, output, headers_written: 0, shard: 0, item: 0, replaced: HashMap::new() })
     }
 
     /// Replaces the values of the unquantized tensor `name`. They are written in the element type that the tensor has
@@ -111,10 +111,10 @@ impl<'a> CheckpointWriter<'a> {
     /// Copies tensors up to the next layer to be quantized, and returns that layer, or `None` after the last item.
     async fn copy_to_next_linear(&mut self) -> Result<Option<PlannedLayer>> {
         while let Some(shard) = self.plan.shards.get(self.shard) {
-            if self.opened == self.shard {
+            if self.headers_written == self.shard {
                 self.output.create(&shard.file).await?;
                 self.output.write(&shard.header).await?;
-                self.opened += 1;
+                self.headers_written += 1;
             }
             match shard.items.get(self.item) {
                 Some(Item::Linear(due)) => return Ok(Some(due.clone())),

@@ -244,7 +244,8 @@ async fn score(
             chunks.push((chunk, length));
             rest = after;
         }
-        let filled: Vec<Vec<Vec<u32>>> = chunks.iter().map(|(chunk, length)| fill(readings, chunk, *length)).collect();
+        let filled: Vec<Vec<Vec<u32>>> =
+            chunks.iter().map(|(chunk, length)| padded_inputs(readings, chunk, *length)).collect();
         let hidden = network.embed(rec, &filled.iter().map(Vec::as_slice).collect::<Vec<_>>()).await?;
         let lengths: Vec<usize> = chunks.iter().map(|(_, length)| *length).collect();
         let hidden = through_blocks(rec, network, hidden, &lengths, observer).await?;
@@ -266,7 +267,7 @@ async fn score(
 }
 
 /// The inputs of the readings in `chunk`, padded to `length` tokens each.
-fn fill(readings: &[Reading], chunk: &[usize], length: usize) -> Vec<Vec<u32>> {
+fn padded_inputs(readings: &[Reading], chunk: &[usize], length: usize) -> Vec<Vec<u32>> {
     let filled = |index: &usize| {
         let mut input = readings[*index].input.clone();
         input.resize(length, 0);
@@ -275,8 +276,9 @@ fn fill(readings: &[Reading], chunk: &[usize], length: usize) -> Vec<Vec<u32>> {
     chunk.iter().map(filled).collect()
 }
 
-/// For each target token of the chunk, the index of its reading and ln p of the token. `hidden`: `[readings·length,
-/// hidden]`, the output of the last block.
+/// For each target token of the chunk, the index of its reading and ln p of the token.
+///
+/// `hidden` is the output of the last block, `[readings·length, hidden]`.
 async fn score_chunk(
     rec: &mut Recorder,
     head: &Head,

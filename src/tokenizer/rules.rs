@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 
 /// Limit of the growth of a text, as a factor over all rules together. The rules of tokenizers in use stay below a
 /// thousand.
-const MOST: u64 = 1 << 13;
+const MAX_GROWTH: u64 = 1 << 13;
 
 /// The rules that change a text or its tokens, as JSON. A part that occurs twice in the file is an error.
 #[derive(Deserialize)]
@@ -33,7 +33,7 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     for part in parts.iter().flatten() {
         growth = growth.saturating_mul(growth_of(part)?);
     }
-    if growth > MOST { Err(format!("rules that can make a text {growth} times as long")) } else { Ok(()) }
+    if growth > MAX_GROWTH { Err(format!("rules that can make a text {growth} times as long")) } else { Ok(()) }
 }
 
 /// Upper bound of the factor by which a rule and the rules inside it lengthen a text.

@@ -47,20 +47,20 @@ fn settings(settings: &QuantizationSettings) -> Value {
 }
 
 /// The linear layers that stand at the same place in their blocks, such as all `mlp.up_proj`.
-struct Kind<'a> {
+struct LayerKind<'a> {
     /// The module path before the number of the block and after it. `None` for a layer whose path has no number.
     place: Option<(&'a str, &'a str)>,
     /// The layers with their bits per code, `None` for a layer that is not quantized.
     layers: Vec<(&'a LinearSpec, Option<u32>)>,
 }
 
-impl<'a> Kind<'a> {
+impl<'a> LayerKind<'a> {
     /// Groups the linear layers of `model` by their place, in the order of the first layers.
     fn all(model: &'a PlannedModel) -> Vec<Self> {
         let mut kinds: Vec<Self> = Vec::new();
         let mut known = HashMap::new();
         for linear in &model.linears {
-            let place = around_number(&linear.name);
+            let place = split_at_block_number(&linear.name);
             let key = place.ok_or(linear.name.as_str());
             let index = *known.entry(key).or_insert(kinds.len());
             if index == kinds.len() {
@@ -90,7 +90,7 @@ impl<'a> Kind<'a> {
 }
 
 /// Splits a module path at its first number: `model.layers.3.mlp.up_proj` gives `model.layers` and `mlp.up_proj`.
-fn around_number(path: &str) -> Option<(&str, &str)> {
+fn split_at_block_number(path: &str) -> Option<(&str, &str)> {
     path.match_indices('.').find_map(|(dot, _)| {
         let (number, inside) = path[dot + 1..].split_once('.')?;
         let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
@@ -103,10 +103,10 @@ fn around_number(path: &str) -> Option<(&str, &str)> {
 /// Where the same layers stay unquantized in every block, this is `modules_in_block_to_quantize`, which every client
 /// reads. All other differences go into `dynamic`, which GPTQModel and vLLM read.
 fn add_exceptions(model: &PlannedModel, description: &mut Value) {
-    let (kept, quantized): (Vec<_>, Vec<_>) = Kind::all(model).into_iter().partition(Kind::is_kept);
+    let (kept, quantized): (Vec<_>, Vec<_>) = LayerKind::all(model).into_iter().partition(LayerKind::is_kept);
     let head = model.bits_of(&model.head.name).map(|bits| (regex::escape(&model.head.name), Some(bits)));
     let mut rules = Map::new();
-    for (module, bits) in quantized.iter().flat_map(Kind::rules).chain(head) {
+    for (module, bits) in quantized.iter().flat_map(LayerKind::rules).chain(head) {
         match bits {
             None => rules.insert(format!("-:^{module}$"), json!({})),
             Some(own) if own != model.settings.bits => rules.insert(format!("+:^{module}$"), json!({ "bits": own })),
@@ -301,10 +301,10 @@ mod tests {
 
     #[test]
     fn a_path_is_taken_apart_at_the_number_of_its_block() {
-        assert_eq!(around_number("model.layers.3.mlp.up_proj"), Some(("model.layers", "mlp.up_proj")));
-        assert_eq!(around_number("h.12.mlp.experts.3.up"), Some(("h", "mlp.experts.3.up")));
+        assert_eq!(split_at_block_number("model.layers.3.mlp.up_proj"), Some(("model.layers", "mlp.up_proj")));
+        assert_eq!(split_at_block_number("h.12.mlp.experts.3.up"), Some(("h", "mlp.experts.3.up")));
         for path in ["lm_head", "model.embed_tokens", "layers.7", "3.x", "a..b"] {
-            assert_eq!(around_number(path), None, "{path}");
+            assert_eq!(split_at_block_number(path), None, "{path}");
         }
     }
 }
