@@ -1,5 +1,7 @@
-//! Prints every kernel of the portable tier as JSON, `[{"name", "source"}]`. Other compilers than naga can be tried on it, such as a
-//! browser's, whose rules on uniform control flow are stricter.
+//! Prints the source of every kernel of the portable tier as JSON, `[{"name", "source"}]`.
+//!
+//! The output can be used to test other WGSL compilers than naga. The compiler of a browser, for example, has stricter
+//! rules on uniform control flow.
 
 use aquatint::device::shader;
 use serde_json::json;

@@ -1,12 +1,13 @@
-//! The model compiled into the program: a LLaMA of 2.3 M parameters with text to calibrate and to evaluate on.
+//! The bundled model, compiled into the program: a LLaMA with 2.3 M parameters, and texts for calibration and
+//! evaluation.
 //!
-//! Trained on English Wikipedia; the texts are by Wikipedia's contributors, CC BY-SA 3.0.
+//! The model was trained on English Wikipedia. The texts are by Wikipedia's contributors, CC BY-SA 3.0.
 
 use crate::Result;
 use crate::calibration::TextFile;
 use crate::checkpoint::{Checkpoint, MemorySource, Source};
 
-/// Name under which the model shows up in messages and reports.
+/// Name of the model in messages and reports.
 pub const NAME: &str = "bundled tiny-llama";
 
 macro_rules! fixture {
@@ -23,22 +24,22 @@ static FILES: [(&str, &[u8]); 5] = [
     fixture!("tokenizer_config.json"),
 ];
 
-/// The files of the checkpoint.
+/// The files of the model.
 pub fn sources() -> Vec<Box<dyn Source>> {
     FILES.into_iter().map(|(name, bytes)| Box::new(MemorySource::new(name, bytes)) as Box<dyn Source>).collect()
 }
 
-/// The checkpoint, opened.
+/// Opens the model.
 pub async fn checkpoint() -> Result<Checkpoint> {
     Checkpoint::from_sources(NAME, sources()).await
 }
 
-/// Text to calibrate on, part of what the model was trained on.
+/// Text for calibration. It is part of the training text.
 pub fn calibration_text() -> TextFile {
     text(fixture!("calibration.txt"))
 }
 
-/// Text the model has not seen.
+/// Text for evaluation. The model has not seen it in training.
 pub fn evaluation_text() -> TextFile {
     text(fixture!("evaluation.txt"))
 }

@@ -1,4 +1,6 @@
-//! Text to windows of tokens, seeded. Reads no file: the front ends hand over bytes.
+//! Turns texts into windows of tokens, for calibration and for evaluation.
+//!
+//! Random windows depend only on a seed. This module reads no files: the front ends hand over the bytes.
 
 use std::borrow::Cow;
 
@@ -11,26 +13,26 @@ use crate::error::{Setting, phrase};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-/// A text file by name and content. A name that ends in `.jsonl` means one JSON object per line with a `text` field.
+/// A text file: name and content. If the name ends in `.jsonl`, each line is a JSON object with a `text` field.
 #[derive(Debug, Clone)]
 pub struct TextFile {
-    /// The name as the user knows it.
+    /// The name of the file in messages.
     pub name: String,
-    /// UTF-8.
+    /// Content of the file, UTF-8.
     pub bytes: Cow<'static, [u8]>,
 }
 
-/// How windows are taken from the tokens.
+/// How windows are chosen from the tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Sampling {
-    /// The first windows, one after the other, without overlap.
+    /// The first windows of the text, one after the other, without overlap.
     Sequential,
-    /// Windows at distinct starts, drawn uniformly by ChaCha8 from the seed; they may overlap.
+    /// Windows at distinct random positions, drawn uniformly with ChaCha8 from a seed. They may overlap.
     Random,
 }
 
-/// The tokens of all calibration or evaluation texts, one after the other.
+/// The tokens of all calibration or evaluation texts, concatenated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Calibration {
     names: String,
@@ -38,9 +40,10 @@ pub struct Calibration {
 }
 
 impl Calibration {
-    /// Tokens of `files` in the given order. Each text file, and each line of a JSONL file, is encoded as one document.
+    /// Encodes `files` in the given order. Each text file, and each line of a JSONL file, is encoded as one document.
     ///
-    /// Errors: a file that is empty, not UTF-8 or malformed (with the line), or a token that a model of `vocab_size` lacks.
+    /// Errors: `Error::Input` if a file is empty, not UTF-8 or malformed (naming the line), or if a token id is not
+    /// below `vocab_size`, the vocabulary size of the model.
     pub fn from_texts(tokenizer: &Tokenizer, files: &[TextFile], vocab_size: usize) -> Result<Self> {
         let mut tokens = Vec::new();
         for file in files {
@@ -62,15 +65,15 @@ impl Calibration {
         &self.tokens
     }
 
-    /// How many windows of `seq_len` tokens [`Sampling::Sequential`] can give.
+    /// Number of windows of `seq_len` tokens that [`Sampling::Sequential`] can give.
     pub fn sequential_windows(&self, seq_len: usize) -> usize {
         self.tokens.len().checked_div(seq_len).unwrap_or(0)
     }
 
-    /// `samples` windows of `seq_len` tokens each. `seed` matters to [`Sampling::Random`] only; the same seed gives the same
-    /// windows in the same order on every machine.
+    /// Takes `samples` windows of `seq_len` tokens each. Only [`Sampling::Random`] uses `seed`. The same seed gives the
+    /// same windows in the same order on every machine.
     ///
-    /// Errors where the text is too short to give as many.
+    /// Errors: `Error::Input` if the text is too short for that many windows, or if a number is 0.
     pub fn windows(&self, samples: usize, seq_len: usize, sampling: Sampling, seed: u64) -> Result<Vec<Vec<u32>>> {
         for (setting, value) in [(Setting::Samples, samples), (Setting::SeqLen, seq_len)] {
             if value == 0 {
@@ -95,10 +98,11 @@ impl Calibration {
         })
     }
 
-    /// `samples` windows of which the last `held_out` share no token with the others.
+    /// Takes `samples` windows, the last `held_out` of which share no token with the others.
     ///
-    /// Sequential windows never overlap. Random ones may, so those held out come from the last part of the text, a share of
-    /// it like theirs among the samples. Errors as in [`Calibration::windows`], for each part.
+    /// Sequential windows never overlap. Random windows may overlap, so the held-out ones come from the end of the
+    /// text. The share of the text that is set aside for them is about `held_out` / `samples`. Errors: as
+    /// [`Calibration::windows`], for each part of the text.
     pub fn draw(
         &self,
         samples: usize,
@@ -119,6 +123,7 @@ impl Calibration {
         Ok(windows)
     }
 
+    /// The error for a text with fewer than `needed` tokens.
     fn too_short(&self, samples: usize, seq_len: usize, needed: usize) -> Error {
         let subject = if self.names.is_empty() { "calibration text" } else { &self.names };
         Error::input(
@@ -130,7 +135,8 @@ impl Calibration {
     }
 }
 
-/// The documents of a file: the whole of a text, or the `text` field of each line.
+/// The documents of a file: the whole text, or the `text` field of each line. Documents of white space alone are left
+/// out.
 fn documents(file: &TextFile) -> Result<Vec<Cow<'_, str>>> {
     let text = std::str::from_utf8(&file.bytes).map_err(|e| {
         let found = format!("bytes that are not UTF-8 (at {})", e.valid_up_to());
@@ -161,6 +167,7 @@ fn parse_line(file: &str, number: usize, line: &str) -> Result<Cow<'static, str>
     })
 }
 
+/// Checks that all token ids are below `vocab_size`.
 fn check_vocabulary(file: &TextFile, tokens: &[u32], vocab_size: usize) -> Result<()> {
     match tokens.iter().find(|&&id| id as usize >= vocab_size) {
         None => Ok(()),

@@ -1,7 +1,8 @@
-//! The one error type of the library. Each variant carries its operands, and its message says what to do next.
+//! The error type of the library. Each variant carries its operands, and its message is one sentence that ends with
+//! what to do next.
 //!
-//! A message names an option as a [`Setting`]. `Display` calls it what the library calls it; a front end passes its own table of
-//! [`Names`] to [`Error::sentence`].
+//! A message refers to an option of the library as a [`Setting`], because front ends have their own names for it.
+//! `Display` uses the names of the library. A front end passes its own table of [`Names`] to [`Error::sentence`].
 
 mod phrase;
 mod setting;
@@ -13,78 +14,80 @@ pub use phrase::Phrase;
 pub(crate) use phrase::phrase;
 pub use setting::{Advice, LibraryNames, Names, Setting};
 
-/// Result of every fallible function of this crate.
+/// The result type of the fallible functions of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// What went wrong, in one sentence for the person in front of the program.
+/// What went wrong. `Display` makes one sentence of it for the user.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Error {
     /// A file, an option or a model that cannot be used as it is.
     Input {
-        /// The file or option at fault, as the user knows it.
+        /// The file or option at fault, under the name that the user knows.
         subject: Phrase,
-        /// What is there.
+        /// What was found.
         found: Phrase,
-        /// What should be there.
+        /// What was expected.
         expected: Phrase,
-        /// What to do about it, in the imperative.
+        /// How to fix it, in the imperative.
         remedy: Phrase,
     },
     /// The operating system refused a file operation.
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// The verb: "read", "write", "create" …
+        /// The operation, as a verb: "read", "write", "create" …
         action: &'static str,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: std::io::Error,
-        /// What to do about it, in the imperative.
+        /// How to fix it, in the imperative.
         remedy: Phrase,
     },
-    /// A NaN or an infinity where a number must be. Numbers are never made up, so the run ends here.
+    /// A value is NaN or infinite where a finite number is required. The run ends here, because no value is ever made
+    /// up in its place.
     NotFinite {
-        /// The tensor, layer or quantity.
+        /// The tensor, layer or quantity with that value.
         place: String,
-        /// What to do about it, in the imperative.
+        /// How to fix it, in the imperative.
         remedy: Phrase,
     },
-    /// Operands of an operation do not fit together: a bug of the caller, not of the user's input.
+    /// The operands of an operation do not fit together. This is a bug in the calling code, not a fault in the user's
+    /// input.
     Shape {
-        /// The operation.
+        /// Name of the operation.
         op: &'static str,
-        /// The operands, with their shapes.
+        /// The operands with their shapes.
         detail: String,
     },
     /// The device has no memory left for a buffer.
     OutOfMemory {
-        /// The adapter's name.
+        /// Name of the adapter.
         device: String,
-        /// Size of the refused allocation.
+        /// Size of the refused allocation in bytes.
         bytes: u64,
-        /// What it was for.
+        /// Purpose of the allocation.
         what: String,
     },
-    /// The GPU went away: driver reset, watchdog, unplugged.
+    /// The GPU was lost, for example by a driver reset, a watchdog, or because it was unplugged.
     DeviceLost {
-        /// The adapter's name.
+        /// Name of the adapter.
         device: String,
-        /// What the driver said.
+        /// The reason that the driver gave.
         reason: String,
     },
     /// The GPU or its driver refused an operation.
     Gpu {
-        /// The adapter's name.
+        /// Name of the adapter.
         device: String,
-        /// What wgpu said.
+        /// The message of wgpu.
         message: String,
     },
-    /// The user, or the program around the library, asked to stop.
+    /// The user, or the program that uses the library, cancelled the run.
     Cancelled,
 }
 
 impl Error {
-    /// Bad input: the four parts of the sentence, each a phrase without a full stop.
+    /// An [`Error::Input`] from its four parts, each a phrase without a full stop.
     pub fn input(
         subject: impl Into<Phrase>,
         found: impl Into<Phrase>,
@@ -94,17 +97,18 @@ impl Error {
         Self::Input { subject: subject.into(), found: found.into(), expected: expected.into(), remedy: remedy.into() }
     }
 
-    /// Operands that do not fit together.
+    /// An [`Error::Shape`]: operands that do not fit together.
     pub fn shape(op: &'static str, detail: impl Into<String>) -> Self {
         Self::Shape { op, detail: detail.into() }
     }
 
-    /// The sentence with the names of a front end.
+    /// The message as one sentence. Settings have the names of a front end.
     pub fn sentence(&self, names: &dyn Names) -> String {
         self.phrase().with_names(names)
     }
 
-    /// The sentence, for whoever passes it on and does not know the front end.
+    /// The message as a phrase in which settings are still values. Code that does not know the front end can pass it
+    /// on.
     pub fn phrase(&self) -> Phrase {
         match self {
             Self::Input { subject, found, expected, remedy } => {

@@ -1,4 +1,8 @@
-//! Perplexity of a model on a text, and how far its next-token distribution is from another model's (algorithms.md §8).
+//! Evaluates a model on windows of text: perplexity, and the KL divergence of its next-token distribution from that of
+//! another model (algorithms.md §8).
+//!
+//! Hidden states of all windows go through the blocks one block at a time. The head then scores them chunk by chunk.
+//! `tasks` answers multiple-choice questions with the same parts.
 
 pub mod tasks;
 
@@ -11,38 +15,39 @@ use crate::observer::{Event, Observer};
 use crate::ops::{kl, nll};
 use crate::{Error, Result};
 
-/// Tokens whose logits over one slab of the vocabulary exist at the same time.
+/// Tokens that the head scores at a time. Their logits over one slab of the vocabulary are in memory together.
 const HEAD_TOKENS: usize = 1024;
 
-/// What a model makes of a text.
+/// The result of an evaluation on a text.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Evaluation {
     /// Number of windows.
     pub windows: usize,
-    /// Tokens per window; all but the first are predicted.
+    /// Tokens per window. All but the first are predicted.
     pub seq_len: usize,
-    /// Predicted tokens.
+    /// Number of predicted tokens.
     pub predicted: usize,
     /// Mean negative log-likelihood of a predicted token, in nats.
     pub nll: f64,
-    /// exp(nll).
+    /// Perplexity, exp(nll).
     pub perplexity: f64,
-    /// The same text under the other model, where one was given.
+    /// Comparison with the other model, if one was given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub against: Option<Against>,
 }
 
-/// Comparison with another model on the same tokens.
+/// The comparison of the evaluated model with another model on the same tokens.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Against {
-    /// The other model's perplexity.
+    /// Perplexity of the other model.
     pub perplexity: f64,
-    /// Mean KL(other ‖ this) per predicted token, in nats: the other model is the reference.
+    /// Mean KL divergence KL(other ‖ evaluated) per predicted token, in nats. The other model is the reference.
     pub kl: f64,
     /// Share of predicted tokens for which both models rank the same token first.
     pub top1_agreement: f64,
 }
 
+/// Sums over the predicted tokens so far.
 #[derive(Default)]
 struct Sums {
     predicted: usize,
@@ -52,13 +57,14 @@ struct Sums {
     agreed: usize,
 }
 
-/// Evaluates `network` on `windows` (each as long as the network was made for), alone or `against` another network of
-/// the same vocabulary.
+/// Evaluates `network` on `windows`, alone or in comparison with the network `against`, which must have the same
+/// vocabulary. Each window is as long as the sequences for which the network was made.
 ///
-/// Goes through the blocks once, or more often with fewer windows each time where the memory of `rec` cannot hold the hidden
-/// states of all: with the same result.
+/// All windows go through the blocks together if the memory of `rec` can hold their hidden states. Otherwise several
+/// passes are made with fewer windows each. The result is the same.
 ///
-/// Errors: `Error::NotFinite` if a model's logits are; what the device reports.
+/// Errors: `Error::Input` if the vocabularies differ; `Error::NotFinite` if the logits of the model are not finite;
+/// errors of the device; `Error::Cancelled`.
 pub async fn evaluate(
     rec: &mut Recorder,
     network: &Network<'_>,
@@ -75,7 +81,7 @@ pub async fn evaluate(
     let at_a_time = per_chunk * chunks_at_a_time(rec, &networks, per_chunk * seq_len);
     let mut sums = Sums::default();
     let (mut scored, all) = (0, windows.len());
-    let mut passes = Passes { observer, done: 0, all: all.div_ceil(at_a_time) };
+    let mut passes = PassObserver { observer, done: 0, all: all.div_ceil(at_a_time) };
     for windows in windows.chunks(at_a_time) {
         let hidden = last_hidden(rec, network, windows, per_chunk, &mut passes).await?;
         let other = match against {
@@ -110,14 +116,14 @@ pub async fn evaluate(
     Ok(Evaluation { windows: windows.len(), seq_len, predicted: sums.predicted, nll, perplexity: nll.exp(), against })
 }
 
-/// Counts the blocks of all passes together.
-struct Passes<'a> {
+/// Forwards events to the observer, with blocks counted over all passes together.
+struct PassObserver<'a> {
     observer: &'a mut dyn Observer,
     done: usize,
     all: usize,
 }
 
-impl Observer for Passes<'_> {
+impl Observer for PassObserver<'_> {
     fn event(&mut self, event: &Event) {
         match *event {
             Event::EvaluationBlock { block, blocks } => self
@@ -136,8 +142,10 @@ impl Observer for Passes<'_> {
     }
 }
 
-/// Chunks of `tokens` tokens whose hidden states in all networks fit the memory of `rec` beside a block, the heads, a chunk within a block and
-/// its logits; at least one.
+/// Number of chunks of `tokens` tokens that go through the blocks together; at least one.
+///
+/// The memory of `rec` must hold their hidden states in all networks. It must also hold the largest block with one
+/// chunk inside it, and the heads with their logits.
 fn chunks_at_a_time(rec: &Recorder, networks: &[&Network<'_>], tokens: usize) -> usize {
     let Some(limit) = rec.memory().device else { return usize::MAX / tokens.max(1) };
     let mut taken = if rec.is_gpu() { 0 } else { rec.memory().beside };
@@ -150,12 +158,13 @@ fn chunks_at_a_time(rec: &Recorder, networks: &[&Network<'_>], tokens: usize) ->
         largest = largest.max(4 * (weights + within) as u64);
         states += 4 * (tokens * config.hidden_size) as u64;
     }
-    // A GPU's buffers come in sizes an eighth apart.
+    // The sizes of GPU buffers are an eighth apart, so a buffer may be larger than asked for by that much.
     let [beside, states] =
         [taken + largest, states.max(1)].map(|bytes| if rec.is_gpu() { bytes / 8 * 9 + 9 } else { bytes });
     (limit.saturating_sub(beside) / states).max(1) as usize
 }
 
+/// The error for two models with vocabularies of different sizes.
 fn vocabularies_differ(network: &Network<'_>, other: &Network<'_>) -> Error {
     Error::input(
         Setting::Against,
@@ -165,7 +174,7 @@ fn vocabularies_differ(network: &Network<'_>, other: &Network<'_>) -> Error {
     )
 }
 
-/// The hidden states after the last block, chunk by chunk.
+/// The hidden states after the last block, one tensor per chunk of `per_chunk` windows.
 async fn last_hidden(
     rec: &mut Recorder,
     network: &Network<'_>,
@@ -179,8 +188,8 @@ async fn last_hidden(
     through_blocks(rec, network, chunks, &lengths, observer).await
 }
 
-/// The hidden states after the last block from those before the first, chunk by chunk. `lengths`: tokens per sequence of
-/// each chunk, none longer than the network was made for.
+/// Takes the hidden states before the first block through all blocks, chunk by chunk. `lengths`: tokens per sequence in
+/// each chunk, at most the length for which the network was made.
 async fn through_blocks(
     rec: &mut Recorder,
     network: &Network<'_>,
@@ -202,14 +211,15 @@ async fn through_blocks(
     Ok(chunks)
 }
 
-/// For each token the one that follows; the last of a window gets itself, and is not counted.
+/// The target of each token: the token that follows. The last token of a window gets itself as target and is not
+/// counted.
 fn next_tokens(windows: &[Vec<u32>]) -> Vec<u32> {
     windows.iter().flat_map(|w| w[1..].iter().chain(w.last())).copied().collect()
 }
 
-/// The logits of every position of `hidden`: `[tokens, vocab]` in one piece, for models small enough.
+/// The logits at every position, `[tokens, vocab]`, in one array. Only for models small enough.
 ///
-/// `hidden`: of [`Network::embed`] after all blocks. Used to compare with published implementations.
+/// `windows`: token ids, all of one length. Tests use this to compare with published implementations.
 pub async fn logits(rec: &mut Recorder, network: &Network<'_>, windows: &[Vec<u32>]) -> Result<Vec<f32>> {
     let per_chunk = network.sequences_per_chunk(rec)?;
     let chunks = last_hidden(rec, network, windows, per_chunk, &mut ()).await?;
@@ -232,7 +242,7 @@ pub async fn logits(rec: &mut Recorder, network: &Network<'_>, windows: &[Vec<u3
     Ok(all)
 }
 
-/// Adds the predicted tokens of one chunk to `sums`, a slice of tokens at a time.
+/// Adds the scores of the predicted tokens in one chunk to `sums`. It works on slices of tokens, one at a time.
 async fn score_chunk(
     rec: &mut Recorder,
     (hidden, head): (&Tensor, &Head),
@@ -265,6 +275,8 @@ async fn score_chunk(
     Ok(())
 }
 
+/// Adds the scores of one slice of tokens to `sums`. `hidden` and `head` belong to the evaluated model, `other` to the
+/// reference. `counted` tells whether the token at an index is a predicted one.
 async fn score_slice(
     rec: &mut Recorder,
     (hidden, head): (&Tensor, &Head),

@@ -1,4 +1,7 @@
-//! Text that a model continues, token by token: how a token is drawn, when it stops, and the pieces of text on the way.
+//! Continues a text with a model, token by token. This module draws the tokens, decides when to stop, and returns the
+//! text in pieces.
+//!
+//! The forward pass and the cache of keys and values are in `engine::Decoder`.
 //!
 //! ```
 //! use aquatint::device::{Device, Recorder};
@@ -32,14 +35,15 @@ use crate::tokenizer::TextStream;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-/// How a text is continued.
+/// Options of a continuation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct GenerateOptions {
-    /// The most tokens to generate.
+    /// Greatest number of tokens to generate.
     pub tokens: usize,
-    /// 0 takes the likeliest token each time; above 0, logits are divided by it and a token is drawn.
+    /// Temperature T. At 0, the most likely token is taken each time. Above 0, a token is drawn after dividing the
+    /// logits by T.
     pub temperature: f64,
-    /// Seed of the draws. The same seed on the same device gives the same text.
+    /// Seed of the random draws. The same seed on the same device gives the same text.
     pub seed: u64,
 }
 
@@ -50,7 +54,7 @@ impl Default for GenerateOptions {
 }
 
 impl GenerateOptions {
-    /// Errors: `Error::Input` naming an option outside its range.
+    /// Checks the ranges of the options. Errors: `Error::Input` naming an option outside its range.
     pub fn validate(&self) -> Result<()> {
         if self.tokens == 0 {
             return Err(Error::input(Setting::Tokens, "0", "at least 1", "choose a larger number"));
@@ -67,16 +71,16 @@ impl GenerateOptions {
 /// Why a text ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
-    /// The model gave an end-of-text token.
+    /// The model produced an end-of-text token.
     EndOfText,
-    /// As many tokens as were asked for.
+    /// The number of tokens that was asked for is reached.
     TokenLimit,
-    /// Prompt and continuation fill the context.
+    /// Prompt and continuation fill the context of the decoder.
     ContextFull,
 }
 
 impl Stop {
-    /// The reason in a few words.
+    /// The reason in a few words, for display.
     pub fn label(self) -> &'static str {
         match self {
             Self::EndOfText => "end of text",
@@ -86,7 +90,7 @@ impl Stop {
     }
 }
 
-/// A model on a device with its tokenizer, and the text it is working on.
+/// A model on a device with its tokenizer, and the text that is being generated.
 #[derive(Debug)]
 pub struct Generator {
     decoder: Decoder,
@@ -96,25 +100,26 @@ pub struct Generator {
     text: Option<Text>,
 }
 
-/// A text that was started.
+/// A text that is being generated.
 #[derive(Debug)]
 struct Text {
     options: GenerateOptions,
     rng: ChaCha8Rng,
     stream: TextStream,
     prompt_tokens: usize,
-    /// Of the token after all that the decoder has read.
+    /// Logits of the next token, after all tokens that the decoder has read.
     logits: Vec<f32>,
-    /// The last token, where the decoder has not read it.
+    /// The last token, if the decoder has not read it yet.
     unread: Option<u32>,
     stop: Option<Stop>,
 }
 
 impl Generator {
-    /// Loads the model onto the recorder's device, with room for `context` tokens of prompt and continuation, or as many
-    /// as the model has positions if that is less. `replacements` stand in for weights of the same name.
+    /// Loads the model onto the device of `rec`, with room for `context` tokens of prompt and continuation together. If
+    /// the model has fewer positions, there is room for those. `replacements` replace layers and tensors of the same
+    /// name.
     ///
-    /// Errors: as [`Decoder::load`]; a tokenizer or a generation_config.json that cannot be read.
+    /// Errors: as [`Decoder::load`]; `Error::Input` if the tokenizer or generation_config.json cannot be used.
     pub async fn load(
         rec: &mut Recorder,
         checkpoint: &Checkpoint,
@@ -128,15 +133,16 @@ impl Generator {
         Ok(Self { decoder, tokenizer, end_tokens, begin_token, text: None })
     }
 
-    /// The most tokens that prompt and continuation can have together.
+    /// Greatest number of tokens of prompt and continuation together.
     pub fn context(&self) -> usize {
         self.decoder.context()
     }
 
-    /// Reads `prompt` and forgets the text before it. An empty prompt stands for the model's beginning-of-text token.
+    /// Discards the previous text, if any, and reads `prompt`. For an empty prompt, the beginning-of-text token of the
+    /// model is read.
     ///
-    /// Errors: options out of range; a prompt that leaves no room in the context, or an empty one for a model without
-    /// that token; what [`Decoder::extend`] gives.
+    /// Errors: `Error::Input` if an option is out of range, if the prompt leaves no room in the context, or if it is
+    /// empty and the model has no beginning-of-text token; as [`Decoder::extend`].
     pub async fn start(&mut self, rec: &mut Recorder, prompt: &str, options: GenerateOptions) -> Result<()> {
         options.validate()?;
         let ids = self.prompt_ids(prompt)?;
@@ -155,10 +161,11 @@ impl Generator {
         Ok(())
     }
 
-    /// One more token: the text that it completes, which is empty in the midst of a character, or `None` at the end. All
-    /// pieces together are the continuation. If the future is dropped, the next call does its work.
+    /// Generates one more token. Returns the text that it completes, or `None` once the text has ended. The piece is
+    /// empty if the token ends within a character. All pieces together are the continuation. If the future is dropped,
+    /// the next call does the same work.
     ///
-    /// Errors: what [`Decoder::extend`] gives.
+    /// Errors: as [`Decoder::extend`]; `Error::Input` if the tokenizer cannot decode the tokens.
     pub async fn next(&mut self, rec: &mut Recorder) -> Result<Option<String>> {
         let Some(text) = self.text.as_mut().filter(|text| text.stop.is_none()) else { return Ok(None) };
         if let Some(token) = text.unread {
@@ -185,12 +192,12 @@ impl Generator {
         Ok(Some(piece))
     }
 
-    /// Tokens of the prompt.
+    /// Tokens of the prompt. Empty before the first text.
     pub fn prompt(&self) -> &[u32] {
         self.text.as_ref().map_or(&[], |text| &text.stream.ids()[..text.prompt_tokens])
     }
 
-    /// Tokens generated so far, without the end-of-text token.
+    /// Tokens generated so far, without the end-of-text token. Empty before the first text.
     pub fn generated(&self) -> &[u32] {
         self.text.as_ref().map_or(&[], |text| &text.stream.ids()[text.prompt_tokens..])
     }
@@ -200,6 +207,7 @@ impl Generator {
         self.text.as_ref().and_then(|text| text.stop)
     }
 
+    /// Encodes the prompt and checks that its tokens fit the vocabulary and the context.
     fn prompt_ids(&self, prompt: &str) -> Result<Vec<u32>> {
         let mut ids = self.tokenizer.encode(prompt)?;
         if ids.is_empty() {
@@ -226,7 +234,8 @@ impl Generator {
     }
 }
 
-/// The likeliest token, or at a temperature T above 0 token i with a probability proportional to exp(logit_i / T).
+/// Draws a token. At temperature 0 it is the most likely one. At a temperature T above 0, token i has a probability
+/// proportional to exp(logit_i / T).
 fn draw(logits: &[f32], temperature: f64, rng: &mut ChaCha8Rng) -> u32 {
     let likeliest = (1..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best });
     if temperature == 0.0 {
@@ -239,7 +248,7 @@ fn draw(logits: &[f32], temperature: f64, rng: &mut ChaCha8Rng) -> u32 {
         left -= weight;
         left < 0.0
     });
-    // None only where rounding left a hair after the last weight.
+    // `None` only if rounding leaves a tiny rest after the last weight.
     drawn.unwrap_or(likeliest) as u32
 }
 

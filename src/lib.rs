@@ -1,7 +1,14 @@
-//! Aquatint quantizes language models to 4, 3 and 2 bits on any GPU, correcting each weight for the error that
-//! arrives at it before rounding it (Quantization Error Propagation, arXiv 2504.09629).
+//! Aquatint quantizes language models to 4, 3 and 2 bits on any GPU. Before a weight is rounded, it is corrected for
+//! the error that earlier quantized layers cause in its input (Quantization Error Propagation, arXiv 2504.09629).
 //!
-//! A checkpoint and windows of tokens go in, quantized layers and a report come out; `Recorder` says where it is computed.
+//! [`pipeline::quantize`] takes a checkpoint and windows of tokens. It hands each quantized layer to a
+//! [`pipeline::Output`] and returns a report. The [`device::Recorder`] given to it decides on which device the work is
+//! done.
+//!
+//! The modules in the order of their work: `family` describes a model as data; `checkpoint`, `tokenizer` and
+//! `calibration` read models and texts; `device` and `ops` run kernels on a GPU or the CPU; `engine` runs a model;
+//! `quant` measures, corrects and rounds layers; `pipeline` goes through a model stop by stop; `stored` holds the
+//! quantized layers; `record`, `observer` and `report` describe a run; `eval`, `generate` and `study` use the result.
 //!
 //! ```
 //! use aquatint::device::{Device, Recorder};

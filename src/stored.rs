@@ -1,6 +1,7 @@
-//! Quantized layers as they are kept in memory: codes on their grids, or plain numbers.
+//! Quantized layers in memory: codes on their grids, or plain numbers.
 //!
-//! Methods make them, checkpoints pack them, and the engine dequantizes them. Nothing here knows a file format.
+//! Quantization methods make them, checkpoint formats pack them into tensors, and the engine dequantizes them. Nothing
+//! in this file depends on a file format.
 
 use std::collections::HashMap;
 use std::ops::Index;
@@ -10,27 +11,28 @@ use half::f16;
 use crate::error::{Setting, phrase};
 use crate::{Error, Result};
 
-/// In which form a method leaves the layers that it quantizes.
+/// The form in which a quantization method leaves its layers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Form {
-    /// [`StoredLinear::Codes`].
+    /// Codes with scales and zero points: [`StoredLinear::Codes`].
     Codes,
-    /// [`StoredLinear::Dense`].
+    /// A weight of plain numbers: [`StoredLinear::Dense`].
     Dense,
 }
 
-/// The grids of a layer, one per row and group of consecutive inputs.
+/// The quantization grid of a layer. Each row has one scale and zero point per group of consecutive inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerGrid {
     /// Bits per code: 2, 3, 4 or 8.
     pub bits: u32,
-    /// Inputs per group; equal to the layer's inputs for one group per row.
+    /// Inputs per group; equal to the number of inputs if there is one group per row.
     pub group_size: usize,
     /// Whether every zero point is 2^(bits−1).
     pub symmetric: bool,
 }
 
-/// A quantized linear layer: W ≈ s·(q − z), with one s and z per row and group of `group_size` consecutive inputs.
+/// A quantized linear layer, W ≈ s·(q − z). Each row has one scale s and zero point z per group of `group_size`
+/// consecutive inputs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedLinear {
     /// Module path without `.weight`.
@@ -41,28 +43,28 @@ pub struct QuantizedLinear {
     pub columns: usize,
     /// Bits per code: 2, 3, 4 or 8.
     pub bits: u32,
-    /// Inputs per group; equal to `columns` for one group per row.
+    /// Inputs per group; equal to `columns` if there is one group per row.
     pub group_size: usize,
     /// Whether every zero point is 2^(bits−1).
     pub symmetric: bool,
-    /// q, `[rows, columns]`, row-major.
+    /// Codes q, `[rows, columns]`, row-major.
     pub codes: Vec<u8>,
-    /// s, `[rows, groups]`, row-major.
+    /// Scales s, `[rows, groups]`, row-major.
     pub scales: Vec<f16>,
-    /// z, `[rows, groups]`, row-major.
+    /// Zero points z, `[rows, groups]`, row-major.
     pub zeros: Vec<u8>,
 }
 
-/// A layer that was quantized, in one of the forms in which methods leave it.
+/// A quantized layer in the form in which its method left it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StoredLinear {
-    /// Codes on grids of its own.
+    /// Codes with their scales and zero points.
     Codes(QuantizedLinear),
-    /// A weight that lies on no grid, because a rotation was undone after rounding.
+    /// A weight that lies on no grid, because the method undid a rotation after rounding.
     Dense(DenseLinear),
 }
 
-/// A weight as plain numbers.
+/// The weight of a layer as plain numbers.
 #[derive(Debug, Clone, PartialEq)]
 pub struct DenseLinear {
     /// Module path without `.weight`.
@@ -71,7 +73,7 @@ pub struct DenseLinear {
     pub rows: usize,
     /// Inputs.
     pub columns: usize,
-    /// `[rows, columns]`, row-major.
+    /// The weight, `[rows, columns]`, row-major.
     pub weight: Vec<f32>,
 }
 
@@ -90,7 +92,7 @@ impl StoredLinear {
         }
     }
 
-    /// Outputs and inputs.
+    /// Rows (outputs) and columns (inputs).
     pub fn shape(&self) -> [usize; 2] {
         match self {
             Self::Codes(linear) => [linear.rows, linear.columns],
@@ -98,7 +100,8 @@ impl StoredLinear {
         }
     }
 
-    /// Whether the arrays have the sizes that the other fields promise, without which nothing here may be called.
+    /// Whether the arrays have the sizes that follow from the other fields. All other methods assume this, so layers
+    /// from a file must be tested first.
     pub(crate) fn is_whole(&self) -> bool {
         let [rows, columns] = self.shape();
         let weights = rows.checked_mul(columns);
@@ -114,10 +117,11 @@ impl StoredLinear {
         }
     }
 
-    /// Whether the parts have the sizes and ranges that the fields promise.
+    /// Checks the sizes of the arrays and the ranges of their values. The group size and the number of bits must be
+    /// valid.
     ///
-    /// Errors: `Error::Shape` if a part has another size, a code or zero point needs more than `bits`, or a symmetric layer has
-    /// another zero point than 2^(bits−1); `Error::NotFinite` if a scale is not finite.
+    /// Errors: `Error::Shape` if an array has the wrong size, if a code or zero point does not fit into `bits` bits, or
+    /// if a zero point of a symmetric layer is not 2^(bits−1); `Error::NotFinite` if a scale is not finite.
     pub fn check(&self) -> Result<()> {
         match self {
             Self::Codes(linear) => linear.check(),
@@ -126,7 +130,7 @@ impl StoredLinear {
         }
     }
 
-    /// The weight that the layer now has, `[rows, columns]`.
+    /// The quantized weight as numbers, `[rows, columns]`, row-major.
     pub fn dequantize(&self) -> Vec<f32> {
         match self {
             Self::Codes(linear) => linear.dequantize(),
@@ -141,12 +145,13 @@ impl QuantizedLinear {
         self.columns.div_ceil(self.group_size)
     }
 
-    /// The grids that the codes lie on.
+    /// The grid on which the codes lie.
     pub fn grid(&self) -> LayerGrid {
         let Self { bits, group_size, symmetric, .. } = *self;
         LayerGrid { bits, group_size, symmetric }
     }
 
+    /// As [`StoredLinear::check`].
     fn check(&self) -> Result<()> {
         let limit = (1u16 << self.bits) - 1;
         let cells = self.rows * self.groups();
@@ -167,7 +172,8 @@ impl QuantizedLinear {
         Err(Error::shape("StoredLinear::check", format!("{}: {problem}", self.name)))
     }
 
-    /// s·(q − z) as `[rows, columns]`, exact: the product of an f16 and a whole number below 256 fits into an f32.
+    /// Dequantizes to s·(q − z), `[rows, columns]`. The result is exact, since the product of an f16 and a whole number
+    /// below 256 fits into an f32.
     pub fn dequantize(&self) -> Vec<f32> {
         let groups = self.groups();
         let mut weight = Vec::with_capacity(self.codes.len());
@@ -182,7 +188,7 @@ impl QuantizedLinear {
     }
 }
 
-/// Quantized layers by module path, and other tensors by name, standing in for those of a checkpoint.
+/// Quantized layers by module path, and changed norms and biases by tensor name. They replace those of a checkpoint.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Replacements {
     linears: HashMap<String, StoredLinear>,
@@ -190,42 +196,42 @@ pub struct Replacements {
 }
 
 impl Replacements {
-    /// Nothing yet.
+    /// No replacements.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Number of layers.
+    /// Number of quantized layers.
     pub fn len(&self) -> usize {
         self.linears.len()
     }
 
-    /// Whether there is no layer.
+    /// Whether there are no quantized layers.
     pub fn is_empty(&self) -> bool {
         self.linears.is_empty()
     }
 
-    /// The layer with that module path.
+    /// The quantized layer with the module path `module`.
     pub fn get(&self, module: &str) -> Option<&StoredLinear> {
         self.linears.get(module)
     }
 
-    /// The layers with their module paths, in no order.
+    /// The quantized layers with their module paths, in arbitrary order.
     pub fn iter(&self) -> impl Iterator<Item = (&String, &StoredLinear)> {
         self.linears.iter()
     }
 
-    /// Puts `linear` in the place of the layer `module`. Returns what stood there.
+    /// Replaces the layer `module` by `linear`. Returns the previous replacement, if any.
     pub fn insert(&mut self, module: String, linear: StoredLinear) -> Option<StoredLinear> {
         self.linears.insert(module, linear)
     }
 
-    /// The values of the norm or bias of that name.
+    /// The new values of the norm or bias `name`, if it was replaced.
     pub fn tensor(&self, name: &str) -> Option<&[f32]> {
         self.tensors.get(name).map(Vec::as_slice)
     }
 
-    /// Puts `values` in the place of the norm or bias `name`. Returns what stood there.
+    /// Replaces the values of the norm or bias `name`. Returns the previous replacement, if any.
     pub fn insert_tensor(&mut self, name: String, values: Vec<f32>) -> Option<Vec<f32>> {
         self.tensors.insert(name, values)
     }
@@ -234,7 +240,7 @@ impl Replacements {
 impl<T: AsRef<str> + ?Sized> Index<&T> for Replacements {
     type Output = StoredLinear;
 
-    /// The layer with that module path. Panics if there is none.
+    /// The quantized layer with the module path `module`. Panics if there is none.
     fn index(&self, module: &T) -> &StoredLinear {
         &self.linears[module.as_ref()]
     }

@@ -1,4 +1,7 @@
-//! Text to token ids and back, through the `tokenizer.json` that comes with a checkpoint.
+//! Converts text to token ids and back, with the `tokenizer.json` of a checkpoint.
+//!
+//! The work is done by the Hugging Face tokenizers library. This module guards against files that make the library
+//! panic or fill the memory (`rules`).
 
 mod rules;
 
@@ -8,8 +11,8 @@ use crate::{Error, Result};
 
 /// The tokenizer of one model.
 ///
-/// Special tokens (such as a leading BOS) are added exactly where `tokenizer.json` says and nowhere else. Truncation and
-/// padding, which some files ask for, are switched off: a text is always encoded whole.
+/// Special tokens, such as a leading BOS, are added exactly where `tokenizer.json` says so. Some files ask for
+/// truncation or padding; both are switched off, so a text is always encoded whole.
 #[derive(Debug, Clone)]
 pub struct Tokenizer {
     subject: String,
@@ -17,7 +20,8 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads the bytes of a `tokenizer.json`; `subject` names the file in error messages.
+    /// Reads the bytes of a `tokenizer.json`. `subject` names the file in error messages. Errors: `Error::Input` if it
+    /// cannot be used.
     pub fn from_bytes(subject: &str, bytes: &[u8]) -> Result<Self> {
         let refuse = |reason: String| {
             Error::input(
@@ -27,19 +31,19 @@ impl Tokenizer {
                 "download the checkpoint's tokenizer.json again",
             )
         };
-        // The library panics over some files that are not JSON.
+        // The library panics on some files that are not JSON.
         serde_json::from_slice::<serde_json::Value>(bytes).map_err(|e| refuse(e.to_string()))?;
         rules::check(bytes).map_err(refuse)?;
-        let mut inner = caught(|| tokenizers::Tokenizer::from_bytes(bytes)).map_err(refuse)?;
+        let mut inner = catch_panic(|| tokenizers::Tokenizer::from_bytes(bytes)).map_err(refuse)?;
         inner.with_truncation(None).map_err(|e| refuse(e.to_string()))?;
         inner.with_padding(None);
         Ok(Self { subject: subject.to_owned(), inner })
     }
 
-    /// Token ids of `text`, encoded in one piece.
+    /// Encodes `text` in one piece. Errors: `Error::Input` if the tokenizer cannot encode it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        // `encode_fast` leaves out character offsets, which nobody here reads; the ids are the same.
-        let encoding = caught(|| self.inner.encode_fast(text, true)).map_err(|e| {
+        // `encode_fast` leaves out character offsets, which are not used here. The ids are the same.
+        let encoding = catch_panic(|| self.inner.encode_fast(text, true)).map_err(|e| {
             Error::input(
                 &self.subject,
                 format!("a text it cannot encode ({e})"),
@@ -50,9 +54,10 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The text of `ids`, special tokens left out. Bytes that are no whole character become U+FFFD.
+    /// Decodes `ids`, leaving out special tokens. Bytes that do not form a whole character become U+FFFD. Errors:
+    /// `Error::Input` if the tokenizer cannot decode them.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        caught(|| self.inner.decode(ids, true)).map_err(|e| {
+        catch_panic(|| self.inner.decode(ids, true)).map_err(|e| {
             Error::input(
                 &self.subject,
                 format!("tokens it cannot decode ({e})"),
@@ -63,61 +68,65 @@ impl Tokenizer {
     }
 }
 
-/// What the library gives, or why it gives nothing.
+/// Runs a call into the tokenizers library and turns both its errors and its panics into a reason.
 ///
-/// It panics over some files that are JSON, for example where a prefix of subwords is longer than the subword. Nothing of it is
-/// left half changed then but its cache, which it stops using. In a browser a panic cannot be caught.
-fn caught<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
+/// The library panics on some files that are valid JSON, for example where the prefix of subwords is longer than the
+/// subword. A panic leaves nothing of the library half changed except its cache, which it then stops using. In a
+/// browser a panic cannot be caught.
+fn catch_panic<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
     match catch_unwind(AssertUnwindSafe(work)) {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(_) => Err("the tokenizers library gave up on it".to_owned()),
     }
 }
 
-/// The text of a growing sequence of tokens, in pieces that add up to it.
+/// Decodes a growing sequence of tokens into pieces of text. The concatenated pieces are the whole text.
 ///
-/// The text of a token depends on its neighbours: a character may be spread over several, and at the start of a text some
-/// decoders drop a space. So a piece is what the text gains, and it waits until its last character is whole.
+/// The text of a token depends on its neighbours: several tokens may form one character, and some decoders drop a space
+/// at the start of a text. Each piece is therefore the text that is added by the latest tokens. It is held back until
+/// its last character is complete.
 #[derive(Debug)]
 pub struct TextStream {
     ids: Vec<u32>,
-    /// The tokens from here on are decoded: at least those of the last piece, so that the next one has a neighbour.
+    /// Decoding starts at this token. It includes at least the tokens of the last piece, so that the next piece has a
+    /// neighbour.
     start: usize,
-    /// The text of the tokens before this one was given out.
-    told: usize,
+    /// The text of all tokens before this index was returned already.
+    returned: usize,
 }
 
 impl TextStream {
-    /// A stream of the text that follows that of `ids`.
+    /// Starts a stream that returns the text after that of `ids`.
     pub fn after(ids: Vec<u32>) -> Self {
-        Self { start: 0, told: ids.len(), ids }
+        Self { start: 0, returned: ids.len(), ids }
     }
 
-    /// All tokens, those that it started after among them.
+    /// All tokens, including those given to [`TextStream::after`].
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }
 
-    /// Appends a token; the text that this completes, possibly none.
+    /// Appends a token. Returns the text that it completes, which may be empty.
     pub fn push(&mut self, tokenizer: &Tokenizer, id: u32) -> Result<String> {
         self.ids.push(id);
-        let piece = self.untold(tokenizer)?;
+        let piece = self.pending_text(tokenizer)?;
         if piece.is_empty() || piece.ends_with(char::REPLACEMENT_CHARACTER) {
             return Ok(String::new());
         }
-        (self.start, self.told) = (self.told, self.ids.len());
+        (self.start, self.returned) = (self.returned, self.ids.len());
         Ok(piece)
     }
 
-    /// What was held back, at the end of the text.
+    /// Returns the text that was held back, at the end of the sequence.
     pub fn rest(&mut self, tokenizer: &Tokenizer) -> Result<String> {
-        let piece = self.untold(tokenizer)?;
-        (self.start, self.told) = (self.told, self.ids.len());
+        let piece = self.pending_text(tokenizer)?;
+        (self.start, self.returned) = (self.returned, self.ids.len());
         Ok(piece)
     }
 
-    fn untold(&self, tokenizer: &Tokenizer) -> Result<String> {
-        let before = tokenizer.decode(&self.ids[self.start..self.told])?;
+    /// The text of the tokens that were not returned yet.
+    fn pending_text(&self, tokenizer: &Tokenizer) -> Result<String> {
+        let before = tokenizer.decode(&self.ids[self.start..self.returned])?;
         let text = tokenizer.decode(&self.ids[self.start..])?;
         Ok(text.get(before.len()..).unwrap_or_default().to_owned())
     }

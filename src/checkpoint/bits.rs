@@ -1,8 +1,11 @@
-//! Dense packing of small codes into 32-bit words, the one layout that GPTQ uses at every width (formats.md, notation).
+//! Dense packing of small codes into 32-bit words. The GPTQ format packs codes and zero points this way at every bit
+//! width (formats.md, notation).
 //!
-//! Element j takes bits j·b to j·b + b − 1 of a little-endian string of bits, and may straddle two words.
+//! With b bits per code, element j takes bits j·b to j·b + b − 1 of a little-endian bit string. An element may straddle
+//! two words.
 
-/// Packs `values`, each below 2^`bits`, into as few words as hold them; bits left over are zero.
+/// Packs `values` into the fewest words that hold them. Each value must be below 2^`bits`. Unused bits of the last word
+/// are zero.
 pub fn pack(values: &[u8], bits: u32) -> Vec<u32> {
     let mut words = vec![0u32; (values.len() * bits as usize).div_ceil(32)];
     for (j, &value) in values.iter().enumerate() {
@@ -16,7 +19,7 @@ pub fn pack(values: &[u8], bits: u32) -> Vec<u32> {
     words
 }
 
-/// The first `count` values of a packed string. Panics if `words` is too short to hold them.
+/// Unpacks the first `count` values of `bits` bits each. Panics if `words` is too short to hold them.
 pub fn unpack(words: &[u32], bits: u32, count: usize) -> Vec<u8> {
     let mask = (1u64 << bits) - 1;
     let value = |j: usize| {
@@ -34,7 +37,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// One bit at a time, straight from the definition.
+    /// Packs one bit at a time, straight from the definition.
     fn pack_bit_by_bit(values: &[u8], bits: u32) -> Vec<u32> {
         let mut words = vec![0u32; (values.len() * bits as usize).div_ceil(32)];
         for (j, value) in values.iter().enumerate() {
@@ -58,8 +61,8 @@ mod tests {
 
     #[test]
     fn three_bits_lie_as_the_format_describes() {
-        // formats.md, a: word 0 holds v0..v9 and the low 2 bits of v10; word 1 the high bit of v10, v11..v20 and the low bit of
-        // v21; word 2 the high 2 bits of v21 and v22..v31.
+        // formats.md, section a: word 0 holds v0..v9 and the low 2 bits of v10. Word 1 holds the high bit of v10, then
+        // v11..v20 and the low bit of v21. Word 2 holds the high 2 bits of v21 and then v22..v31.
         let v: Vec<u8> = (0..32u8).map(|i| (i * 5 + 3) % 8).collect();
         let w = |i: usize| u32::from(v[i]);
         let mut expected = [(w(10) & 3) << 30, w(10) >> 2 | (w(21) & 1) << 31, w(21) >> 1];
@@ -70,7 +73,7 @@ mod tests {
         }
         assert_eq!(pack(&v, 3), expected);
 
-        // The same by hand: only v10 = 0b101, v21 = 0b110 and v31 = 0b011 are set.
+        // A case computed by hand: all values are zero except v10 = 0b101, v21 = 0b110 and v31 = 0b011.
         let mut sparse = [0u8; 32];
         (sparse[10], sparse[21], sparse[31]) = (0b101, 0b110, 0b011);
         assert_eq!(pack(&sparse, 3), [0x4000_0000, 0x0000_0001, 0x6000_0003]);

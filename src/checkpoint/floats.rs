@@ -1,9 +1,10 @@
-//! Numbers as the bytes of a float type.
+//! Encodes f32 values as the bytes of a safetensors float type. The writer and the float formats use it.
 
 use half::{bf16, f16};
 use safetensors::Dtype;
 
-/// `values` rounded to `dtype`, little-endian; `None` if one is too large for it or not finite, or the type is no float type.
+/// Rounds `values` to `dtype` and returns them as little-endian bytes. Returns `None` if a value is not finite or too
+/// large for `dtype`, or if `dtype` is not F32, F16 or BF16.
 pub fn encode(values: &[f32], dtype: Dtype) -> Option<Vec<u8>> {
     match dtype {
         Dtype::F32 => {

@@ -1,8 +1,13 @@
-//! What a format decides: on which grids layers can be quantized, which tensors they become, and what the files say about them.
+//! The traits that every checkpoint format implements, and the types that formats exchange with the rest of
+//! `checkpoint`.
 //!
-//! Each format is one file in `formats/`, which also has the table of all of them. The plan and the writer ask a [`Format`], the
-//! reader asks [`PackedLayers`], and none of them knows a format by name. Tensors that are not quantized are the plan's: it copies
-//! them as they are, and an output matrix that is tied to the embedding becomes a matrix of its own once it is quantized.
+//! A format decides on which grids a layer can be quantized, which tensors a quantized layer becomes, and what
+//! `config.json` says about them. Each format is one file in `formats/`, and `formats/mod.rs` has the table of all
+//! formats. The write plan and the writer use [`Format`]; the reader uses [`PackedLayers`]. None of them knows a format
+//! by name.
+//!
+//! Formats do not handle tensors that are not quantized: the write plan copies them unchanged. The plan also unties the
+//! output matrix. A matrix that is tied to the embedding becomes a tensor of its own once it is quantized.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,74 +19,82 @@ use crate::Result;
 use crate::family::LinearSpec;
 use crate::stored::{Form, LayerGrid, StoredLinear};
 
-/// A way to store quantized layers in a checkpoint. Formats have no state: what a run chose arrives with the model.
+/// A way to store quantized layers in a checkpoint. A format has no state: the settings of a run arrive as arguments.
 pub trait Format: fmt::Debug + Sync {
-    /// The word by which users choose it.
+    /// The name by which users choose the format.
     fn name(&self) -> &'static str;
 
-    /// What it is, in a few words for a list of formats, without a full stop.
+    /// A description in a few words for a list of formats, without a full stop.
     fn summary(&self) -> &'static str;
 
-    /// Whether it can store layers that a method leaves in this form.
+    /// Whether the format can store layers in this form. The quantization method decides the form.
     fn stores(&self, form: Form) -> bool;
 
-    /// The grid on which the layer `linear` is to be quantized where `wish` was asked for.
+    /// The grid on which the layer `linear` is to be quantized. `wish` is the grid that the run asks for.
     ///
-    /// Errors: `Error::Input` with the reason if the format stores no such layer. Nothing has been computed by then.
+    /// The write plan calls this before any computation starts.
+    ///
+    /// Errors: `Error::Input` with the reason if the format cannot store such a layer.
     fn grid(&self, linear: &LinearSpec, wish: LayerGrid) -> Result<LayerGrid>;
 
-    /// The tensors that `layer` becomes, in the order in which they are written.
+    /// The tensors that store `layer`, in the order in which they are written.
     fn parts(&self, layer: &PlannedLayer) -> Vec<Part>;
 
-    /// The content of these tensors, little-endian, in the same order. `linear` has passed [`PlannedLayer::check`].
+    /// The contents of the tensors of [`parts`](Self::parts), little-endian and in the same order. `linear` must have
+    /// passed [`PlannedLayer::check`].
     ///
-    /// Errors: `Error::Shape` if the format does not store this form; `Error::NotFinite` if a number is too large for it.
+    /// Errors: `Error::Shape` if the format cannot store the form of `linear`; `Error::NotFinite` if a number is too
+    /// large for its element type.
     fn pack(&self, layer: &PlannedLayer, linear: &StoredLinear) -> Result<Vec<Vec<u8>>>;
 
-    /// Adds to `config`, the future config.json, how the layers are stored. Returns further files of JSON: name and content.
+    /// Adds the description of the quantized layers to `config`, the `config.json` of the new checkpoint. Returns
+    /// further JSON files to write, each with its name and content.
     fn describe(&self, model: &PlannedModel, config: &mut Map<String, Value>) -> Vec<(String, Value)> {
         let _ = (model, config);
         Vec::new()
     }
 
-    /// What some client will not do with such a checkpoint, each a sentence without a full stop.
+    /// Known limits: what some clients will not do with this checkpoint. Each note is a sentence without a full stop.
     fn notes(&self, model: &PlannedModel) -> Vec<String> {
         let _ = model;
         Vec::new()
     }
 
-    /// What sentences call its layout, where layers become several tensors and [`open`](Self::open) reads them again.
+    /// The name of the packed layout in messages, such as "GPTQ". Only a format whose layers [`open`](Self::open) can
+    /// read again has one. `None` for a format that stores each layer as one ordinary float tensor.
     fn layout(&self) -> Option<&'static str> {
         None
     }
 
-    /// Reads the description of a quantized checkpoint, which `subject` names in messages. `None` if it is of another format.
+    /// Reads `description`, the quantization configuration of a checkpoint. `subject` names its file in messages.
+    /// Returns `None` if the checkpoint is of another format.
     ///
-    /// Errors: `Error::Input` if it is of this format and has a field that cannot be used.
+    /// Errors: `Error::Input` if the checkpoint is of this format and one of its fields cannot be used.
     fn open(&self, description: &Map<String, Value>, subject: &str) -> Result<Option<Box<dyn PackedLayers>>> {
         let _ = (description, subject);
         Ok(None)
     }
 }
 
-/// The quantized layers of one checkpoint, as its description says that they are stored.
+/// Reads the packed layers of one checkpoint, according to its quantization configuration.
 pub trait PackedLayers: fmt::Debug {
-    /// Whether the layer `module` is stored quantized. `has` says whether the checkpoint has a tensor of that name.
+    /// Whether the layer `module` is stored packed. `has` tells whether the checkpoint has a tensor of the given name.
     fn holds(&self, module: &str, has: &dyn Fn(&str) -> bool) -> bool;
 
-    /// The tensors that stand for the weight of `module`, `[rows, columns]`. Any float type may stand in the place of another.
+    /// The tensors that store the weight of the layer `module`. `shape` is the shape of the weight, `[rows, columns]`.
+    /// For a part of a float type, the file may use any other float type.
     fn parts(&self, module: &str, shape: [usize; 2]) -> Vec<Part>;
 
-    /// The weight that a layer stands for, `[rows, columns]`, row-major.
+    /// Dequantizes a layer to its weight, `[rows, columns]`, row-major.
     ///
-    /// Errors: `Error::Input` if the parts contradict each other or the description.
+    /// Errors: `Error::Input` if the tensors contradict each other or the quantization configuration.
     fn dequantize(&self, layer: &PackedLayer<'_>) -> Result<Vec<f32>>;
 }
 
-/// One of the tensors of a stored layer.
+/// One tensor of a stored layer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Part {
-    /// Name in the file.
+    /// Tensor name in the file.
     pub name: String,
     /// Element type.
     pub dtype: Dtype,
@@ -90,7 +103,7 @@ pub struct Part {
 }
 
 impl Part {
-    /// Whether its elements are floats.
+    /// Whether the element type is F32, F16 or BF16.
     pub(super) fn is_float(&self) -> bool {
         matches!(self.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
     }
@@ -101,57 +114,60 @@ impl Part {
 pub enum PartData {
     /// 32-bit words.
     Words(Vec<u32>),
-    /// Finite floats.
+    /// Floats, converted to f32. All are finite.
     Floats(Vec<f32>),
 }
 
-/// A packed layer, read from a checkpoint.
+/// The contents of a packed layer, as read from a checkpoint.
 #[derive(Debug)]
 pub struct PackedLayer<'a> {
-    /// How the user knows the checkpoint.
+    /// Directory or name of the checkpoint, for messages.
     pub place: &'a str,
-    /// Module path.
+    /// Module path without `.weight`.
     pub module: &'a str,
-    /// Outputs and inputs.
+    /// Rows (outputs) and columns (inputs) of the weight.
     pub shape: [usize; 2],
-    /// The tensors, in the order of [`PackedLayers::parts`] and of the sizes given there.
+    /// Contents of the tensors, in the order and with the sizes of [`PackedLayers::parts`].
     pub parts: Vec<PartData>,
 }
 
-/// What a run asked for, as far as it matters to files.
+/// The settings of a run that matter to the files.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QuantizationSettings {
-    /// Bits per code where a layer has none of its own.
+    /// Bits per code of the layers that have no setting of their own.
     pub bits: u32,
-    /// Inputs per group; `None` is one group per output row.
+    /// Inputs per group; `None` means one group per output row.
     pub group_size: Option<usize>,
     /// Whether every zero point is 2^(bits−1).
     pub symmetric: bool,
-    /// Damping of the rounding.
+    /// Damping of the rounding, ρ_r, as a share of the mean diagonal of the hessian. It is only recorded in the files.
     pub damping: f64,
 }
 
 impl QuantizationSettings {
-    /// The grid that is asked for, of a layer with `columns` inputs and codes of `bits` bits.
+    /// The grid that the run asks for in a layer with `columns` inputs, at `bits` bits per code.
     pub fn wish(&self, columns: usize, bits: u32) -> LayerGrid {
         LayerGrid { bits, group_size: self.group_size.unwrap_or(columns), symmetric: self.symmetric }
     }
 }
 
-/// A layer to be quantized, as the format will store it.
+/// A layer to be quantized, with the grid on which the format will store it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlannedLayer {
-    /// Name and shape.
+    /// Module path and shape.
     pub spec: LinearSpec,
-    /// The grid that the format chose for it.
+    /// The grid that the format chose.
     pub grid: LayerGrid,
     /// Element type of the original weight.
     pub original: Dtype,
 }
 
 impl PlannedLayer {
-    /// Errors: `Error::Shape` if `linear` is not this layer, is not whole, or was quantized on another grid than planned;
-    /// `Error::NotFinite` if a scale of it is not finite.
+    /// Checks that `linear` is this layer, quantized as planned.
+    ///
+    /// Errors: `Error::Shape` if name, shape or grid differ from the plan; otherwise the errors of
+    /// [`StoredLinear::check`]: `Error::Shape` for arrays that contradict the other fields, `Error::NotFinite` for a
+    /// scale that is not finite.
     pub fn check(&self, linear: &StoredLinear) -> Result<()> {
         let planned = (self.spec.name.as_str(), [self.spec.rows, self.spec.columns]);
         let given = (linear.name(), linear.shape());
@@ -166,21 +182,21 @@ impl PlannedLayer {
     }
 }
 
-/// A model of which some layers are to be quantized.
+/// A model in which some layers are to be quantized.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlannedModel {
-    /// What the run asked for.
+    /// The settings of the run.
     pub settings: QuantizationSettings,
     /// The linear layers of all blocks, quantized or not, in model order.
     pub linears: Vec<LinearSpec>,
-    /// The output matrix.
+    /// The output matrix (`lm_head`).
     pub head: LinearSpec,
     /// The layers to be quantized, by module path.
     pub layers: BTreeMap<String, PlannedLayer>,
 }
 
 impl PlannedModel {
-    /// Bits per code of the layer `module`; `None` if it keeps its weight.
+    /// Bits per code of the layer `module`, or `None` if the layer is not quantized.
     pub fn bits_of(&self, module: &str) -> Option<u32> {
         self.layers.get(module).map(|layer| layer.grid.bits)
     }

@@ -1,4 +1,5 @@
-//! The header of a safetensors file, read with suspicion: nothing in it is believed before it is checked.
+//! Reads the header of a safetensors file. Every value in it is checked before it is used, because files may be damaged
+//! or hostile.
 
 use std::fmt;
 use std::ops::Range;
@@ -11,10 +12,10 @@ use super::source::Source;
 use crate::error::Phrase;
 use crate::{Error, Result};
 
-/// Longest header that the safetensors library itself accepts.
-const LONGEST_HEADER: u64 = 100_000_000;
+/// Greatest header length in bytes that the safetensors library accepts.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// One tensor of one file.
+/// The entry of one tensor in the header of a weight file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorEntry {
     /// Name in the file.
@@ -23,14 +24,16 @@ pub struct TensorEntry {
     pub dtype: Dtype,
     /// Dimensions, outermost first.
     pub shape: Vec<usize>,
-    /// Bytes from the start of the file.
+    /// Byte range of the elements, from the start of the file.
     pub range: Range<u64>,
 }
 
-/// Reads and checks the header of `source`; `subject` names the file in error messages.
+/// Reads and checks the header of `source`. `subject` names the file in error messages. The entries are sorted by their
+/// offset.
 ///
-/// Errors where the file is shorter than it says, the header is longer than the file or 100 MB, is not JSON, names a tensor
-/// twice, or gives offsets that leave the file, overlap, or do not match element type and shape.
+/// Errors: `Error::Input` if the file is shorter than the header says; if the header is longer than the file or than
+/// 100 MB, or is not JSON; if it names a tensor twice; or if byte ranges leave the file, overlap, or do not match
+/// element type and shape. Errors of reading `source` are passed on.
 pub async fn read_header(source: &dyn Source, subject: &str) -> Result<Vec<TensorEntry>> {
     let total = source.len();
     if total < 8 {
@@ -38,7 +41,7 @@ pub async fn read_header(source: &dyn Source, subject: &str) -> Result<Vec<Tenso
     }
     let prefix = source.read(0..8).await?;
     let length = u64::from_le_bytes(prefix[..8].try_into().expect("eight bytes were asked for"));
-    if length > LONGEST_HEADER || length > total - 8 {
+    if length > MAX_HEADER_BYTES || length > total - 8 {
         let found = format!("a header of {length} bytes announced in a file of {total} bytes");
         return Err(damaged(subject, found, "a header that fits into the file and into 100 MB"));
     }
@@ -54,13 +57,16 @@ pub async fn read_header(source: &dyn Source, subject: &str) -> Result<Vec<Tenso
     Ok(entries)
 }
 
-/// Bytes that `shape` takes at `dtype`, or `None` where the number is not whole or does not fit.
+/// Size in bytes of a tensor of this type and shape. `None` if it is not a whole number of bytes or does not fit into
+/// 64 bits.
 pub(super) fn byte_size(dtype: Dtype, shape: &[u64]) -> Option<u64> {
     let elements = shape.iter().try_fold(1u64, |product, &n| product.checked_mul(n))?;
     let bits = elements.checked_mul(dtype.bitsize() as u64)?;
     bits.is_multiple_of(8).then_some(bits / 8)
 }
 
+/// Checks one entry against the file: `data_start` is the position of the first element, `total` the length of the
+/// file.
 fn check_entry(subject: &str, name: String, raw: RawEntry, data_start: u64, total: u64) -> Result<TensorEntry> {
     let [begin, end] = raw.data_offsets;
     let (dtype, shape) = (raw.dtype, raw.shape);
@@ -78,7 +84,7 @@ fn check_entry(subject: &str, name: String, raw: RawEntry, data_start: u64, tota
     Ok(TensorEntry { name, dtype, shape, range: data_start + begin..data_start + end })
 }
 
-/// Sorts by offset and refuses names that come twice and ranges that overlap.
+/// Sorts the entries by offset. Refuses names that occur twice and ranges that overlap.
 fn check_disjoint(subject: &str, entries: &mut [TensorEntry]) -> Result<()> {
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     if let Some(pair) = entries.windows(2).find(|pair| pair[0].name == pair[1].name) {
@@ -103,7 +109,7 @@ struct RawEntry {
     data_offsets: [u64; 2],
 }
 
-/// The entries in file order. A plain map would drop the first of two equal names without a word.
+/// The entries in file order. A map would silently drop the first of two entries with the same name.
 struct RawHeader(Vec<(String, RawEntry)>);
 
 impl<'de> Deserialize<'de> for RawHeader {

@@ -1,5 +1,8 @@
-//! Tensors on their way to a device. A GPU gets them in pieces, as they are stored, and widens them itself, so that host
-//! memory holds no more than a piece: what a page in a browser has once taken it never gives back.
+//! Loads tensors of a checkpoint onto a device.
+//!
+//! A GPU receives a float tensor in pieces, in the element type of the file, and converts them to f32 itself. Host
+//! memory thus holds no more than one piece. This matters in a browser, where a page never gives memory back once it
+//! has taken it.
 
 use std::ops::Range;
 
@@ -9,10 +12,11 @@ use crate::device::{Recorder, Tensor};
 use crate::ops::widen::widen;
 
 impl Checkpoint {
-    /// The whole tensor `name` as f32, on the device of `rec`. A quantized layer is dequantized on the CPU first.
+    /// Loads the whole tensor `name` as f32 onto the device of `rec`. A quantized layer is dequantized on the CPU
+    /// first.
     ///
-    /// Errors: `Error::NotFinite` if it holds a NaN or an infinity. A GPU finds that out when it gets there, so it is the next
-    /// wait of `rec` that fails (see [`Recorder::fail_if`]).
+    /// Errors: `Error::NotFinite` if the tensor holds a NaN or an infinity. A GPU reports this late: the next wait of
+    /// `rec` fails (see [`Recorder::fail_if`]).
     pub async fn load(&self, rec: &mut Recorder, name: &str) -> Result<Tensor> {
         let shape = self.shape(name)?;
         if rec.is_gpu() && !self.is_quantized(name) {
@@ -22,7 +26,8 @@ impl Checkpoint {
         rec.upload(shape, values)
     }
 
-    /// Rows `rows` of the tensor `name`, along its first dimension. Errors: as [`Checkpoint::load`], for these rows.
+    /// Loads the rows `rows` of the tensor `name`, along its first dimension. Errors: as [`Checkpoint::load`], for
+    /// these rows.
     pub async fn load_rows(&self, rec: &mut Recorder, name: &str, rows: Range<usize>) -> Result<Tensor> {
         let mut shape = self.shape(name)?.to_vec();
         if let Some(count) = shape.first_mut() {
@@ -35,6 +40,7 @@ impl Checkpoint {
         rec.upload(&shape, values)
     }
 
+    /// Loads a float tensor piece by piece and converts it to f32 on the GPU.
     async fn stream(&self, rec: &mut Recorder, floats: &Floats<'_>, shape: &[usize]) -> Result<Tensor> {
         let source = self.file(floats.file);
         let mut tensor = rec.empty(shape)?;

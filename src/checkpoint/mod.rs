@@ -1,4 +1,9 @@
 //! Checkpoints as Hugging Face directories: reading, writing, and the formats of quantized layers.
+//!
+//! Reading: `source` gives the bytes of files, `header` and `shards` find the tensors in them, `reader` checks them
+//! against `config.json` and reads them, and `load` brings them onto a device. Writing: `plan` lists the content of the
+//! new files, `writer` writes it, and `sink` is the destination. `format` and `formats` store quantized layers, with
+//! `bits` and `floats` to encode numbers. `random` makes models with random weights.
 
 mod bits;
 mod floats;

@@ -1,4 +1,6 @@
-//! What a checkpoint to be written will consist of, to the byte, before any work is done.
+//! Plans a checkpoint before any work is done: its shards, tensors and documents, to the byte.
+//!
+//! A plan is made from the source checkpoint, a format and the settings of a run. The writer carries it out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -12,15 +14,15 @@ use super::shards::{INDEX_FILE, SINGLE_FILE};
 use crate::family::{LinearSpec, ModelConfig, state_both_forms};
 use crate::{Error, Result};
 
-/// Shards stay below this many bytes, header included, unless a single tensor is larger.
+/// Default limit of a shard in bytes. A shard stays below it, header included, unless a single tensor is larger.
 pub const DEFAULT_SHARD_LIMIT: u64 = 5_000_000_000;
 
-/// Contents of a checkpoint to be written.
+/// The contents of a checkpoint to be written: a copy of another one with some layers quantized.
 #[derive(Debug, Clone)]
 pub struct WritePlan {
     pub(super) format: &'static dyn Format,
     pub(super) shards: Vec<Shard>,
-    /// Small files that follow from the plan: name and content.
+    /// JSON files such as `config.json`, each with name and content.
     pub(super) documents: Vec<(String, String)>,
     notes: Vec<String>,
     bytes: u64,
@@ -31,21 +33,22 @@ pub struct WritePlan {
 #[derive(Debug, Clone)]
 pub(super) struct Shard {
     pub file: String,
-    /// Length prefix and JSON.
+    /// The first bytes of the file: the header length and the JSON header.
     pub header: Vec<u8>,
     pub items: Vec<Item>,
 }
 
-/// Something to be written, in the order of the file.
+/// One thing to write into a shard. Items are written in the order of the file.
 #[derive(Debug, Clone)]
 pub(super) enum Item {
-    /// Bytes of a file of the source, as they are unless the caller has handed over others: the tensor `name`.
+    /// The tensor `name`, copied from byte range `range` of a source file. The caller of the writer may replace its
+    /// values.
     Copy { name: String, file: usize, range: Range<u64> },
-    /// A layer that the caller will hand over.
+    /// A quantized layer that the caller of the writer hands over.
     Linear(PlannedLayer),
 }
 
-/// A layer that a run asks to have quantized.
+/// A layer that a run wants quantized.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LayerPlan {
     /// Module path.
@@ -55,18 +58,19 @@ pub struct LayerPlan {
 }
 
 impl LayerPlan {
-    /// All linears of all blocks, at `bits` bits.
+    /// All linear layers of all blocks, each at `bits` bits per code.
     pub fn all(config: &ModelConfig, bits: u32) -> Vec<Self> {
         config.linear_names().into_iter().map(|name| Self { name, bits }).collect()
     }
 }
 
-/// An item with the tensors it becomes.
+/// An item with the tensors that it becomes in the file.
 struct Unit {
     item: Item,
     tensors: Vec<PlannedTensor>,
 }
 
+/// A tensor of the new checkpoint with its size in bytes.
 struct PlannedTensor {
     part: Part,
     bytes: u64,
@@ -86,10 +90,12 @@ impl PlannedTensor {
 }
 
 impl WritePlan {
-    /// Plans a copy of `source` in which the layers `linears` are quantized; `lm_head` may be one of them, and is then untied
-    /// from the embedding. Shards stay below `shard_limit` bytes; [`DEFAULT_SHARD_LIMIT`] suits every client.
+    /// Plans a copy of `source` in which the layers `linears` are quantized. If `lm_head` is one of them and tied to
+    /// the embedding, it is untied. Each shard stays below `shard_limit` bytes; [`DEFAULT_SHARD_LIMIT`] suits every
+    /// client.
     ///
-    /// Errors if `source` is quantized itself, or if the format cannot store a layer.
+    /// Errors: `Error::Input` if `source` is itself quantized, if the format cannot store one of the layers, or if a
+    /// tensor name is taken; `Error::Shape` if `linears` names a layer that the model lacks.
     pub fn new(
         source: &Checkpoint,
         format: &'static dyn Format,
@@ -105,7 +111,7 @@ impl WritePlan {
         let model = planned_model(source, format, settings, linears)?;
         let units = units(source, format, &model)?;
         let bits_per_weight = bits_per_weight(&units);
-        let groups = split(units, shard_limit);
+        let groups = split_into_shards(units, shard_limit);
         let mut documents = documents(source, format, &model);
         let count = groups.len();
         let mut weight_map = Map::new();
@@ -119,7 +125,7 @@ impl WritePlan {
             for tensor in group.iter().flat_map(|unit| &unit.tensors) {
                 let name = &tensor.part.name;
                 if weight_map.insert(name.clone(), file.clone().into()).is_some() {
-                    return Err(twice(source, name));
+                    return Err(duplicate_tensor(source, name));
                 }
             }
             shards.push(Shard { file, header, items: group.into_iter().map(|unit| unit.item).collect() });
@@ -134,28 +140,30 @@ impl WritePlan {
         Ok(Self { format, shards, documents, notes: format.notes(&model), bytes, bits_per_weight })
     }
 
-    /// What some client will not do with this checkpoint, each a sentence without a full stop.
+    /// Known limits: what some clients will not do with this checkpoint. Each note is a sentence without a full stop.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// Size of all files together.
+    /// Total size of all files in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Bits that a quantized weight takes in the files, with its share of scales and zero points.
+    /// Bits per quantized weight in the files, with its share of scales, zero points and other tensors of the layer. 0
+    /// if no layer is quantized.
     pub fn bits_per_weight(&self) -> f64 {
         self.bits_per_weight
     }
 }
 
-fn twice(source: &Checkpoint, tensor: &str) -> Error {
+/// The error for a tensor of the source that has the same name as a tensor of a quantized layer.
+fn duplicate_tensor(source: &Checkpoint, tensor: &str) -> Error {
     let found = format!("a stray tensor {tensor}, whose name the quantized layer needs");
     Error::input(source.name(), found, "float weights alone", "use the original model")
 }
 
-/// What `format` makes of the layers `layers` of `source`.
+/// Describes the model for `format`: asks it for the grid of each of the layers `layers` of `source`.
 fn planned_model(
     source: &Checkpoint,
     format: &dyn Format,
@@ -188,15 +196,15 @@ fn weight_name(linear: &LinearSpec) -> String {
     format!("{}.weight", linear.name)
 }
 
-/// Everything to be written, in order: the model's tensors in model order, then those outside the module graph.
+/// All items to write, in order: the tensors of the model in model order, then the other tensors of the source.
 ///
-/// Tensors of the model take multiples of four bytes, as its widths are even; the others follow with the widest elements first,
-/// so that every tensor starts at a multiple of its element size, which some readers need.
+/// Some readers need every tensor to start at a multiple of its element size. The tensors of the model have even
+/// widths, so each takes a multiple of four bytes. The other tensors follow, widest element type first.
 fn units(source: &Checkpoint, format: &dyn Format, model: &PlannedModel) -> Result<Vec<Unit>> {
     let config = source.config();
     let head_weight = weight_name(&model.head);
     let mut expected: Vec<String> = config.expected_tensors().into_iter().map(|(name, _)| name).collect();
-    if unties(source, model) {
+    if unties_head(source, model) {
         expected.push(head_weight.clone());
     }
     let known: BTreeSet<&str> = expected.iter().map(String::as_str).collect();
@@ -214,6 +222,7 @@ fn units(source: &Checkpoint, format: &dyn Format, model: &PlannedModel) -> Resu
         .collect()
 }
 
+/// Bits per quantized weight, over all tensors of the quantized layers; 0 if there is none.
 fn bits_per_weight(units: &[Unit]) -> f64 {
     let (mut bytes, mut weights) = (0, 0);
     for unit in units {
@@ -237,8 +246,8 @@ fn linear_unit(layer: &PlannedLayer, format: &dyn Format) -> Result<Unit> {
     Ok(Unit { item: Item::Linear(layer.clone()), tensors })
 }
 
-/// Cuts the units into shards of less than `limit` bytes, counting generously for the header.
-fn split(units: Vec<Unit>, limit: u64) -> Vec<Vec<Unit>> {
+/// Distributes the units over shards of less than `limit` bytes. The size of the header is estimated generously.
+fn split_into_shards(units: Vec<Unit>, limit: u64) -> Vec<Vec<Unit>> {
     const ENTRY: u64 = 160;
     let size = |unit: &Unit| -> u64 { unit.tensors.iter().map(|t| t.bytes + t.part.name.len() as u64 + ENTRY).sum() };
     let mut shards: Vec<Vec<Unit>> = vec![Vec::new()];
@@ -262,7 +271,8 @@ fn shard_name(position: usize, count: usize) -> String {
     }
 }
 
-/// The start of a weight file, padded to whole 8 bytes, and the size of the data that follows.
+/// The first bytes of a weight file, and the size of the data that follows. The header is padded with spaces to a
+/// multiple of 8 bytes.
 fn header(units: &[Unit]) -> Result<(Vec<u8>, u64)> {
     let mut entries = Map::new();
     entries.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
@@ -280,7 +290,7 @@ fn header(units: &[Unit]) -> Result<(Vec<u8>, u64)> {
     Ok((bytes, end))
 }
 
-/// `config.json`, after what goes with it in this format.
+/// The documents of the checkpoint: those that the format adds, then `config.json`.
 fn documents(source: &Checkpoint, format: &dyn Format, model: &PlannedModel) -> Vec<(String, String)> {
     let mut config = source.raw_config().clone();
     config.remove("quantization_config");
@@ -288,19 +298,19 @@ fn documents(source: &Checkpoint, format: &dyn Format, model: &PlannedModel) -> 
         state_both_forms(&mut config, rope);
     }
     let mut documents = format.describe(model, &mut config);
-    if unties(source, model) {
+    if unties_head(source, model) {
         config.insert("tie_word_embeddings".to_owned(), false.into());
     }
     documents.push((CONFIG_FILE.to_owned(), Value::Object(config)));
     documents.into_iter().map(|(name, content)| (name, pretty(&content))).collect()
 }
 
-/// Whether the output matrix becomes a tensor of its own.
-fn unties(source: &Checkpoint, model: &PlannedModel) -> bool {
+/// Whether the output matrix is tied to the embedding in the source and becomes a tensor of its own in the copy.
+fn unties_head(source: &Checkpoint, model: &PlannedModel) -> bool {
     source.config().tie_word_embeddings && model.layers.contains_key(&model.head.name)
 }
 
-/// JSON as people read it, with a final newline.
+/// Indented JSON with a final newline.
 fn pretty(value: &Value) -> String {
     format!("{value:#}\n")
 }

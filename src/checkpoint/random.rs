@@ -1,4 +1,5 @@
-//! Checkpoints of any shape without a file: their weights are random, and made when they are read.
+//! Checkpoints with random weights, of any shape and without files. The weights are computed when they are read. Speed
+//! and memory can thus be measured on models that nobody has downloaded.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -12,9 +13,13 @@ use super::{Checkpoint, MemorySource, Source};
 use crate::Result;
 use crate::family::ModelConfig;
 
-/// Opens a model of the shape that `config`, the content of a config.json, describes. `name` is how messages call it.
+/// Opens a model with random weights. `config` is the content of a config.json and decides the shape; `name` is the
+/// name of the model in messages.
 ///
-/// Weights are bf16, about normal with a standard deviation of 0.02, norms 1, biases 0; each number depends on `seed` and its place only.
+/// All weights are bf16. Matrices are approximately normal with a standard deviation of 0.02, norm gains are 1, and
+/// biases are 0. Each number depends only on `seed` and on its position.
+///
+/// Errors: those of [`ModelConfig::from_value`] and [`Checkpoint::from_sources`].
 pub async fn random(name: &str, config: &Value, seed: u64) -> Result<Checkpoint> {
     let parsed = ModelConfig::from_value(config, &format!("{name}/config.json"))?;
     let weights = RandomWeights::new(&parsed, seed);
@@ -22,17 +27,17 @@ pub async fn random(name: &str, config: &Value, seed: u64) -> Result<Checkpoint>
     Checkpoint::from_sources(name, vec![Box::new(config), Box::new(weights)]).await
 }
 
-/// A safetensors file.
+/// A safetensors file whose elements are computed when they are read.
 struct RandomWeights {
-    /// Length and header, as the file begins.
+    /// The first bytes of the file: the header length and the header.
     beginning: Vec<u8>,
-    /// Where each tensor begins after that, in elements, and what its numbers are.
+    /// For each tensor, the index of its first element in the file, and its content.
     tensors: Vec<(u64, Content)>,
     elements: u64,
     seed: u64,
 }
 
-/// Elements that a thread makes at a time.
+/// Elements that one thread computes at a time.
 const PIECE: u64 = 1 << 16;
 
 #[derive(Debug, Clone, Copy)]
@@ -62,7 +67,7 @@ impl RandomWeights {
         Self { beginning, tensors, elements, seed }
     }
 
-    /// The elements of that range, as bytes.
+    /// The elements of the index range `range`, as little-endian bytes.
     fn elements(&self, range: Range<u64>) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(2 * (range.end - range.start) as usize);
         let mut index = range.start;
@@ -80,6 +85,7 @@ impl RandomWeights {
         bytes
     }
 
+    /// The bytes of the file in `range`, header included.
     fn bytes(&self, range: Range<u64>) -> Vec<u8> {
         let header = self.beginning.len() as u64;
         let begun = range.start.min(header) as usize..range.end.min(header) as usize;
@@ -111,14 +117,15 @@ impl Source for RandomWeights {
     }
 }
 
-/// The sum of the four 16-bit parts of a hash (splitmix64) is near enough to normal.
+/// A bf16 number, approximately normal with a standard deviation of 0.02: the sum of the four 16-bit parts of a hash
+/// (splitmix64) of seed and index.
 fn normal(seed: u64, index: u64) -> bf16 {
     let mut hash = (seed ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_add(0x9e37_79b9_7f4a_7c15);
     hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     hash ^= hash >> 31;
     let sum: u32 = (0..4).map(|part| (hash >> (16 * part)) as u32 & 0xffff).sum();
-    // Mean 131070, standard deviation 65536·√(4/12).
+    // The sum has a mean of 131070 and a standard deviation of 65536·√(4/12).
     bf16::from_f32((sum as f32 - 131_070.0) * (0.02 / 37_837.0))
 }
 

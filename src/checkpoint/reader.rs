@@ -1,4 +1,4 @@
-//! A checkpoint opened for reading: checked against its configuration first, then read tensor by tensor.
+//! Opens a checkpoint and reads its tensors. All tensors are checked against `config.json` first, then read one by one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -22,32 +22,32 @@ pub(super) const CONFIG_FILE: &str = "config.json";
 const TOKENIZER_FILE: &str = "tokenizer.json";
 const GENERATION_CONFIG_FILE: &str = "generation_config.json";
 
-/// A model directory, or the bundled model, or files a browser was given.
+/// An open checkpoint: a model directory, the bundled model, or files that a browser was given.
 ///
-/// Opening reads headers only and checks the name, type and shape of every tensor. Weights are read when asked for, as f32.
-/// Quantized layers read like any other: s·(q − z).
+/// Opening reads only the headers and checks name, type and shape of every tensor of the model. Weights are read on
+/// request, as f32. A quantized layer reads like any other tensor: it is dequantized to s·(q − z).
 pub struct Checkpoint {
     files: Files,
     directory: Option<PathBuf>,
     config: ModelConfig,
     raw_config: Map<String, Value>,
-    /// How quantized layers are stored, of a checkpoint that says that it has some.
+    /// How quantized layers are stored. `None` for a checkpoint without a quantization configuration.
     packing: Option<Packing>,
     tensors: BTreeMap<String, Tensor>,
     shapes: HashMap<String, Vec<usize>>,
 }
 
-/// A tensor's elements, or those of some rows, in their file.
+/// The place of a float tensor, or of some of its rows, in a weight file.
 pub(super) struct Floats<'a> {
     name: &'a str,
     /// Index of the file.
     pub file: usize,
     pub encoding: Encoding,
-    /// Bytes from the start of the file.
+    /// Byte range, from the start of the file.
     range: Range<u64>,
 }
 
-/// A layer that is stored quantized.
+/// A layer that is stored quantized, with the reader of its layout.
 #[derive(Clone, Copy)]
 struct Packed<'a> {
     packing: &'a Packing,
@@ -56,13 +56,13 @@ struct Packed<'a> {
 }
 
 impl Packed<'_> {
-    /// The tensors that stand for its weight, of the shape `shape`.
+    /// The tensors that store the weight. `shape`: the shape of the weight, `[rows, columns]`.
     fn parts(&self, shape: &[usize]) -> Result<Vec<Part>> {
         Ok(self.packing.layers.parts(self.module, matrix(shape)?))
     }
 }
 
-/// `shape` as outputs and inputs.
+/// Takes `shape` as that of a matrix, `[rows, columns]`. Errors: `Error::Shape` if it has another number of dimensions.
 fn matrix(shape: &[usize]) -> Result<[usize; 2]> {
     let [rows, columns] = *shape else {
         return Err(Error::shape("Checkpoint", format!("a quantized tensor of shape {shape:?}")));
@@ -71,7 +71,8 @@ fn matrix(shape: &[usize]) -> Result<[usize; 2]> {
 }
 
 impl Floats<'_> {
-    /// Pieces of at most `size` bytes, but of one element at least: their place in the file, and which elements they are.
+    /// Cuts the range into pieces of at most `size` bytes, but at least one element. Gives the byte range of each piece
+    /// in the file and its range of elements.
     pub fn pieces(&self, size: u64) -> impl Iterator<Item = (Range<u64>, Range<usize>)> {
         let (start, width) = (self.range.start, self.encoding.size() as u64);
         let element = move |byte: u64| ((byte - start) / width) as usize;
@@ -82,6 +83,8 @@ impl Floats<'_> {
 
 impl Checkpoint {
     /// Opens the model directory at `path`.
+    ///
+    /// Errors: `Error::Io` if the directory or a file cannot be opened; otherwise as [`Checkpoint::from_sources`].
     #[cfg(not(target_arch = "wasm32"))]
     pub async fn open(path: &Path) -> Result<Self> {
         let refuse = |source| {
@@ -101,7 +104,10 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// Opens a checkpoint from its files, which `place` names in messages.
+    /// Opens a checkpoint from its files. `place` is the name of the checkpoint in messages.
+    ///
+    /// Errors: `Error::Input` if config.json is missing, if a file is damaged or describes a model or format that this
+    /// crate cannot read, or if a tensor is missing or has another type or shape than config.json says.
     pub async fn from_sources(place: &str, mut sources: Vec<Box<dyn Source>>) -> Result<Self> {
         sources.sort_by(|a, b| a.name().cmp(b.name()));
         let files = Files { place: place.to_owned(), sources };
@@ -117,7 +123,7 @@ impl Checkpoint {
         let config = ModelConfig::from_value(&Value::Object(raw_config.clone()), &label)?;
         let packing = match raw_config.get("quantization_config").filter(|description| !description.is_null()) {
             Some(description) => Some(Packing::open(description, &label)?),
-            // Older checkpoints describe themselves in this file alone.
+            // Older checkpoints have their quantization configuration only in this file.
             None => match files.json(DESCRIPTION_FILE).await? {
                 Some(description) => Some(Packing::open(&description, &files.label(DESCRIPTION_FILE))?),
                 None => None,
@@ -130,37 +136,37 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// How the user knows this checkpoint: its directory, or the name of a bundled model.
+    /// The name of the checkpoint in messages: its directory, or the name of a bundled model.
     pub fn name(&self) -> &str {
         &self.files.place
     }
 
-    /// The directory it was opened from, if any.
+    /// The directory from which the checkpoint was opened, if any.
     pub fn directory(&self) -> Option<&Path> {
         self.directory.as_deref()
     }
 
-    /// What `config.json` says, checked.
+    /// The content of `config.json`, checked.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// `config.json` as it stands, keys in their order.
+    /// The JSON object in `config.json`, unchanged, with the keys in file order.
     pub fn raw_config(&self) -> &Map<String, Value> {
         &self.raw_config
     }
 
-    /// Numbers in the model; a quantized layer counts as the weight it stands for.
+    /// Number of parameters of the model. A quantized layer counts with the elements of its weight.
     pub fn parameters(&self) -> u64 {
         self.shapes.values().map(|shape| shape.iter().map(|&n| n as u64).product::<u64>()).sum()
     }
 
-    /// Bytes of all files.
+    /// Total size of all files in bytes.
     pub fn bytes(&self) -> u64 {
         self.files.sources.iter().map(|source| source.len()).sum()
     }
 
-    /// The tokenizer.
+    /// Reads the tokenizer. Errors: `Error::Input` if tokenizer.json is missing or cannot be used.
     pub async fn tokenizer(&self) -> Result<Tokenizer> {
         let label = self.files.label(TOKENIZER_FILE);
         match self.files.content(TOKENIZER_FILE).await? {
@@ -174,7 +180,8 @@ impl Checkpoint {
         }
     }
 
-    /// The token ids under `key`, such as `eos_token_id`, in generation_config.json, or else in config.json.
+    /// The token ids under `key`, such as `eos_token_id`, in generation_config.json or, if they are missing there, in
+    /// config.json. Empty if neither file has the key.
     pub async fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
         if let Some(Value::Object(object)) = self.files.json(GENERATION_CONFIG_FILE).await? {
             let ids = Fields { subject: &self.files.label(GENERATION_CONFIG_FILE), object: &object }.token_ids(key)?;
@@ -185,19 +192,20 @@ impl Checkpoint {
         Fields { subject: &self.files.label(CONFIG_FILE), object: &self.raw_config }.token_ids(key)
     }
 
-    /// Files beside the weights that belong to the model and go into every copy of it: tokenizer, chat template, licence …
+    /// The sidecar files: tokenizer, chat template, licence and other files beside the weights that go into every copy
+    /// of the model.
     pub fn sidecars(&self) -> impl Iterator<Item = &dyn Source> {
         let kept = |name: &str| is_sidecar(name) && name != DESCRIPTION_FILE;
         self.files.sources.iter().map(AsRef::as_ref).filter(move |source| kept(source.name()))
     }
 
-    /// Shape of the tensor `name`; of a quantized layer, the shape of the weight it stands for.
+    /// Shape of the tensor `name`. For a quantized layer, this is the shape of the dequantized weight.
     pub fn shape(&self, name: &str) -> Result<&[usize]> {
         let shape = self.shapes.get(name).or_else(|| self.tensors.get(name).map(|tensor| &tensor.shape));
         shape.map(Vec::as_slice).ok_or_else(|| self.missing(name))
     }
 
-    /// Element type of the tensor `name`; of a quantized layer, that of its scales.
+    /// Element type of the tensor `name`. For a quantized layer, this is the element type of the scales.
     pub fn dtype(&self, name: &str) -> Result<Dtype> {
         let scales = match self.packed(name) {
             Some(packed) => packed.parts(self.shape(name)?)?.into_iter().find(Part::is_float),
@@ -211,14 +219,14 @@ impl Checkpoint {
         self.packed(name).is_some()
     }
 
-    /// What the layout of its quantized layers is called, such as "GPTQ"; `None` of a model that is not quantized.
+    /// Name of the layout of the quantized layers, such as "GPTQ". `None` for a model that is not quantized.
     pub fn quantized_layout(&self) -> Option<&'static str> {
         self.packing.as_ref().map(|packing| packing.layout)
     }
 
-    /// The whole tensor `name` as f32, row-major.
+    /// Reads the whole tensor `name` as f32, row-major.
     ///
-    /// Errors: `Error::NotFinite` if it holds a NaN or an infinity.
+    /// Errors: `Error::NotFinite` if the tensor holds a NaN or an infinity.
     pub async fn read(&self, name: &str) -> Result<Vec<f32>> {
         match self.packed(name) {
             Some(packed) => self.read_packed(packed, self.shape(name)?).await,
@@ -226,7 +234,8 @@ impl Checkpoint {
         }
     }
 
-    /// Rows `rows` of the tensor `name`, along its first dimension, as f32.
+    /// Reads the rows `rows` of the tensor `name` as f32, along its first dimension. Errors: as [`Checkpoint::read`],
+    /// and `Error::Shape` if the tensor lacks these rows.
     pub async fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
         match self.packed(name) {
             Some(packed) => {
@@ -238,13 +247,13 @@ impl Checkpoint {
         }
     }
 
-    /// Where the elements of the float tensor `name` lie.
+    /// The place of the float tensor `name` in its file.
     pub(super) fn floats<'a>(&self, name: &'a str) -> Result<Floats<'a>> {
         let tensor = self.tensor(name)?;
         Ok(Floats { name, file: tensor.file, encoding: self.encoding(name, tensor)?, range: tensor.range.clone() })
     }
 
-    /// Where those of its rows `rows` lie.
+    /// The place of the rows `rows` of the float tensor `name` in its file.
     pub(super) fn float_rows<'a>(&self, name: &'a str, rows: Range<usize>) -> Result<Floats<'a>> {
         let floats = self.floats(name)?;
         let stride = (self.row_width(name, &rows)? * floats.encoding.size()) as u64;
@@ -252,7 +261,7 @@ impl Checkpoint {
         Ok(Floats { range: at(rows.start)..at(rows.end), ..floats })
     }
 
-    /// Elements per row of a tensor that has the rows `rows`.
+    /// Elements per row of the tensor `name`. Errors: `Error::Shape` if the tensor lacks the rows `rows`.
     fn row_width(&self, name: &str, rows: &Range<usize>) -> Result<usize> {
         match self.shape(name)? {
             [count, width @ ..] if rows.start <= rows.end && rows.end <= *count => Ok(width.iter().product()),
@@ -260,7 +269,7 @@ impl Checkpoint {
         }
     }
 
-    /// Says that all tensors below `prefix` will be read soon.
+    /// Announces that all tensors whose names start with `prefix` will be read soon.
     pub fn prefetch(&self, prefix: &str) {
         let below = self.tensors.range(prefix.to_string()..).take_while(|(name, _)| name.starts_with(prefix));
         below.for_each(|(_, tensor)| self.file(tensor.file).prefetch(tensor.range.clone()));
@@ -271,17 +280,17 @@ impl Checkpoint {
         self.tensors.keys().map(String::as_str)
     }
 
-    /// Where a stored tensor lies.
+    /// The place, type and shape of a stored tensor.
     pub(super) fn tensor(&self, name: &str) -> Result<&Tensor> {
         self.tensors.get(name).ok_or_else(|| self.missing(name))
     }
 
-    /// The file with the given index, as in [`Tensor::file`].
+    /// The file at `index`, as counted in [`Tensor::file`].
     pub(super) fn file(&self, index: usize) -> &dyn Source {
         &*self.files.sources[index]
     }
 
-    /// The packed layer that stands for the weight `name`, if it is stored that way.
+    /// The packed layer that stores the weight `name`, or `None` if the weight is not quantized.
     fn packed<'a>(&'a self, name: &'a str) -> Option<Packed<'a>> {
         let packing = self.packing.as_ref()?;
         let module = name.strip_suffix(".weight")?;
@@ -289,6 +298,7 @@ impl Checkpoint {
         holds.then_some(Packed { packing, module })
     }
 
+    /// The error for a tensor that the checkpoint lacks.
     fn missing(&self, name: &str) -> Error {
         Error::input(
             &self.files.place,
@@ -298,6 +308,7 @@ impl Checkpoint {
         )
     }
 
+    /// Checks that every tensor of the model is present, with the right type and shape.
     fn check_tensors(&self) -> Result<()> {
         for (name, shape) in self.config.expected_tensors() {
             match self.packed(&name) {
@@ -310,14 +321,14 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The tensor, if it is there with this shape and of a float type.
+    /// The tensor `name`. Errors: `Error::Input` if it is missing, has another shape, or is not of a float type.
     fn check_tensor(&self, name: &str, shape: &[usize]) -> Result<&Tensor> {
         let tensor = self.tensor(name)?;
         self.check_shape(name, tensor, shape)?;
         self.encoding(name, tensor).map(|_| tensor)
     }
 
-    /// How the elements are stored, of a tensor of floats.
+    /// The encoding of a float tensor. Errors: `Error::Input` if its element type is not F32, F16 or BF16.
     fn encoding(&self, name: &str, tensor: &Tensor) -> Result<Encoding> {
         match tensor.dtype {
             Dtype::F32 => Ok(Encoding::F32),
@@ -344,6 +355,7 @@ impl Checkpoint {
         ))
     }
 
+    /// Checks the tensors of a packed layer. `shape`: the shape of its weight.
     fn check_packed(&self, packed: Packed<'_>, shape: &[usize]) -> Result<()> {
         for part in packed.parts(shape)? {
             if part.is_float() {
@@ -392,7 +404,7 @@ impl Checkpoint {
         Ok(values)
     }
 
-    /// The error of a tensor that holds a NaN or an infinity.
+    /// The error for a tensor that holds a NaN or an infinity.
     pub(super) fn not_finite(&self, floats: &Floats<'_>) -> Error {
         let place = format!("{}, tensor {}", self.files.label_at(floats.file), floats.name);
         let remedy = "download the file again; if it stays so, the model itself is broken".into();
@@ -400,13 +412,14 @@ impl Checkpoint {
     }
 }
 
-/// Whether a file of this name is part of a checkpoint; a model directory may hold others.
+/// Whether a file called `name` is part of a checkpoint. A model directory may hold other files.
 pub fn belongs(name: &str) -> bool {
     let weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
     name == CONFIG_FILE || weights || is_sidecar(name)
 }
 
-/// Whether a file goes along with the model: configuration other than `config.json`, tokenizer, templates, remote code, licence.
+/// Whether `name` is a sidecar file: configuration other than `config.json`, tokenizer, templates, remote code,
+/// licence.
 fn is_sidecar(name: &str) -> bool {
     let extension = Path::new(name).extension().and_then(|e| e.to_str()).unwrap_or_default();
     let known = matches!(extension, "json" | "jinja" | "model" | "tiktoken" | "txt" | "py");

@@ -1,4 +1,5 @@
-//! Which files of a checkpoint hold weights, and which tensor is where.
+//! The files of a checkpoint: finds the weight files (shards), reads their headers, and merges them into one table of
+//! tensors.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,12 +12,12 @@ use super::source::Source;
 use crate::family::json_object;
 use crate::{Error, Result};
 
-/// The index that goes with several shards.
+/// The index of a checkpoint with several shards.
 pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
-/// The only weight file where one is enough.
+/// The weight file of a checkpoint with a single shard.
 pub(super) const SINGLE_FILE: &str = "model.safetensors";
 
-/// The files of a checkpoint under the name the user knows.
+/// The files of a checkpoint, and the name of the checkpoint in messages.
 pub(super) struct Files {
     /// Directory, or the name of a bundled model.
     pub place: String,
@@ -24,39 +25,41 @@ pub(super) struct Files {
     pub sources: Vec<Box<dyn Source>>,
 }
 
-/// Where one tensor lies.
+/// The place of one tensor in the weight files.
 pub(super) struct Tensor {
     /// Index of the file.
     pub file: usize,
     pub dtype: Dtype,
     pub shape: Vec<usize>,
-    /// Bytes from the start of the file.
+    /// Byte range of the elements, from the start of the file.
     pub range: Range<u64>,
 }
 
 impl Files {
+    /// Index of the file `name`, or `None` if there is no such file.
     pub fn position(&self, name: &str) -> Option<usize> {
         self.sources.iter().position(|source| source.name() == name)
     }
 
-    /// How messages call the file `name`.
+    /// The name of the file `name` in messages.
     pub fn label(&self, name: &str) -> String {
         format!("{}/{name}", self.place)
     }
 
-    /// How messages call the file at `index`.
+    /// The name of the file at `index` in messages.
     pub fn label_at(&self, index: usize) -> String {
         self.label(self.sources[index].name())
     }
 
-    /// The whole content of the file `name`, or `None` if there is no such file.
+    /// Reads the whole file `name`. Returns `None` if there is no such file.
     pub async fn content(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let Some(index) = self.position(name) else { return Ok(None) };
         let source = &self.sources[index];
         Ok(Some(source.read(0..source.len()).await?.into_owned()))
     }
 
-    /// The JSON object in the file `name`, or `None` if there is no such file.
+    /// Reads the JSON object in the file `name`. Returns `None` if there is no such file. Errors: `Error::Input` if the
+    /// file holds anything else.
     pub async fn json(&self, name: &str) -> Result<Option<Value>> {
         let Some(bytes) = self.content(name).await? else { return Ok(None) };
         let label = self.label(name);
@@ -66,7 +69,11 @@ impl Files {
         json_object(text, &label).map(Some)
     }
 
-    /// The tensors of all weight files by name.
+    /// The tensors of all weight files by name. The shards are `model.safetensors` alone if it exists, else those that
+    /// the index names, else all `.safetensors` files.
+    ///
+    /// Errors: `Error::Input` if there is no weight file, if one is damaged, if two hold the same tensor, or if the
+    /// index contradicts the shards.
     pub async fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         let index = if self.position(SINGLE_FILE).is_some() { None } else { self.json(INDEX_FILE).await? };
         match index {
@@ -75,6 +82,7 @@ impl Files {
         }
     }
 
+    /// The tensors of a checkpoint without an index.
     async fn plain_tensors(&self) -> Result<BTreeMap<String, Tensor>> {
         let shards = match self.position(SINGLE_FILE) {
             Some(single) => vec![single],
@@ -91,6 +99,7 @@ impl Files {
         self.merge(shards).await
     }
 
+    /// The tensors of the shards that `index` names. Checks that each tensor is in the shard that the index gives.
     async fn indexed_tensors(&self, index: &Value) -> Result<BTreeMap<String, Tensor>> {
         let label = self.label(INDEX_FILE);
         let incomplete = |found: String, expected: &str| {
@@ -123,6 +132,7 @@ impl Files {
         Ok(tensors)
     }
 
+    /// Reads the headers of the files `shards` and collects their tensors by name.
     async fn merge(&self, shards: Vec<usize>) -> Result<BTreeMap<String, Tensor>> {
         let mut tensors = BTreeMap::<String, Tensor>::new();
         for file in shards {

@@ -1,27 +1,28 @@
-//! Where a checkpoint is written to: a directory natively; the trait leaves room for a browser's private file system.
+//! The destination of a checkpoint that is being written. Natively this is a directory; the trait leaves room for the
+//! private file system of a browser.
 
 use std::io;
 
 use futures::future::LocalBoxFuture;
 
-/// Takes files one after the other and makes all of them visible at once, or none.
+/// Receives files one after the other. At the end, all of them become visible at once, or none does.
 pub trait Sink {
-    /// How the user knows the destination.
+    /// The name of the destination in messages.
     fn name(&self) -> &str;
 
-    /// Bytes that can still be stored, or `None` where that cannot be known.
+    /// Bytes that can still be stored. `None` if this cannot be known.
     fn available(&self) -> io::Result<Option<u64>>;
 
-    /// Completes the file before, if any, and starts the file `file`.
+    /// Completes the previous file, if any, and starts the file `file`.
     fn create<'a>(&'a mut self, file: &'a str) -> LocalBoxFuture<'a, io::Result<()>>;
 
-    /// Appends to the file started last.
+    /// Appends `chunk` to the current file.
     fn write<'a>(&'a mut self, chunk: &'a [u8]) -> LocalBoxFuture<'a, io::Result<()>>;
 
-    /// Completes the last file and puts all of them in their final place.
+    /// Completes the last file and moves all files to their final place.
     fn commit(&mut self) -> LocalBoxFuture<'_, io::Result<()>>;
 
-    /// Removes whatever was written. Called when a write is abandoned; cannot report errors, as it runs in a destructor.
+    /// Removes everything that was written. Runs in a destructor when writing is abandoned, so it cannot report errors.
     fn abort(&mut self);
 }
 
@@ -37,32 +38,34 @@ mod native {
     use std::io::Write;
     use std::path::{Path, PathBuf};
 
-    /// What to do with a destination that has files in it already.
+    /// What to do if the destination already has files in it.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub enum Existing {
-        /// Leave it alone and report an error.
+        /// Leave them alone and report an error.
         Refuse,
-        /// Replace it, once the new one is whole.
+        /// Replace the directory, once the new one is complete.
         Replace,
     }
 
-    /// Writes into a hidden directory beside the final one, and renames it at the end.
+    /// Writes into a hidden directory beside the final one and renames it at the end.
     #[derive(Debug)]
     pub struct DirectorySink {
         name: String,
         target: PathBuf,
         temporary: PathBuf,
         existing: Existing,
-        /// Parents of the target that did not exist, deepest first; removed again on abort.
+        /// Parents of the target that did not exist before, deepest first. `abort` removes them again.
         missing_parents: Vec<PathBuf>,
         current: Option<File>,
     }
 
     impl DirectorySink {
-        /// Prepares to write to `out`, without touching the disk yet.
+        /// Prepares to write to `out`, without touching the disk yet. `model` is the directory that the weights come
+        /// from.
         ///
-        /// `model` is the directory the weights come from. Errors if `out` is that directory, lies in it or contains it, if it is
-        /// a file, or if it has files in it and `existing` does not allow to replace them.
+        /// Errors: `Error::Input` if `out` is the directory `model`, lies in it or contains it; if `out` is a file; or
+        /// if it has files in it and `existing` does not allow replacing them. `Error::Io` if a path cannot be
+        /// resolved.
         pub fn new(out: &Path, existing: Existing, model: Option<&Path>) -> Result<Self> {
             let name = out.display().to_string();
             let refuse = |found: &str, expected: &str| Err(Error::input(&name, found, expected, choose_another()));
@@ -91,6 +94,7 @@ mod native {
             Ok(Self { name, target, temporary, existing, missing_parents: missing, current: None })
         }
 
+        /// Completes the current file and creates the next one.
         fn start(&mut self, file: &str) -> io::Result<()> {
             self.complete()?;
             if !self.temporary.exists() {
@@ -100,10 +104,13 @@ mod native {
             Ok(())
         }
 
+        /// Writes the current file through to the disk and closes it.
         fn complete(&mut self) -> io::Result<()> {
             self.current.take().map_or(Ok(()), |file| file.sync_all())
         }
 
+        /// Moves the hidden directory to the final place. A previous directory is first renamed, and removed at the
+        /// end.
         fn publish(&mut self) -> io::Result<()> {
             self.complete()?;
             if is_vacant(&self.target)? {
@@ -119,7 +126,7 @@ mod native {
             previous.push(".old");
             fs::rename(&self.target, &previous)?;
             fs::rename(&self.temporary, &self.target).inspect_err(|_| {
-                // The old one goes back; the first error is the one to report.
+                // Restore the previous directory. If that fails as well, the first error is still the one to report.
                 let _ = fs::rename(&previous, &self.target);
             })?;
             fs::remove_dir_all(&previous)
@@ -155,7 +162,7 @@ mod native {
 
         fn abort(&mut self) {
             self.current = None;
-            // Nothing to be done about a directory that cannot be removed, and nobody to tell.
+            // If the directory cannot be removed, nothing can be done, and there is no way to report it.
             let _ = fs::remove_dir_all(&self.temporary);
             for parent in &self.missing_parents {
                 let _ = fs::remove_dir(parent);
@@ -163,7 +170,7 @@ mod native {
         }
     }
 
-    /// The path with symbolic links resolved as far as it exists.
+    /// Makes `path` absolute and resolves symbolic links in the part of it that exists.
     fn resolve(path: &Path) -> io::Result<PathBuf> {
         let path = std::path::absolute(path)?;
         let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(&path);
@@ -172,7 +179,7 @@ mod native {
         Ok(if rest.as_os_str().is_empty() { resolved } else { resolved.join(rest) })
     }
 
-    /// Whether nothing is there, or an empty directory.
+    /// Whether the path does not exist or is an empty directory.
     fn is_vacant(directory: &Path) -> io::Result<bool> {
         match fs::read_dir(directory) {
             Ok(mut entries) => Ok(entries.next().is_none()),

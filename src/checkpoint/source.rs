@@ -1,4 +1,5 @@
-//! Where the bytes of a checkpoint come from: memory maps natively, byte ranges of a `File` in a browser, or memory.
+//! The files of a checkpoint as sources of bytes: memory-mapped files natively, byte ranges of a `File` in a browser,
+//! or bytes in memory. The reader works on the trait [`Source`] alone.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -7,9 +8,9 @@ use futures::future::LocalBoxFuture;
 
 use crate::{Error, Result};
 
-/// One file of a checkpoint, read by ranges.
+/// One file of a checkpoint. It is read by byte ranges.
 pub trait Source {
-    /// The file's name without directory, such as `model.safetensors`.
+    /// File name without directory, such as `model.safetensors`.
     fn name(&self) -> &str;
 
     /// Size in bytes.
@@ -20,32 +21,33 @@ pub trait Source {
         self.len() == 0
     }
 
-    /// How many bytes to read at once where a tensor or a file is worked through: what that takes of host memory.
+    /// Bytes to read at a time when a tensor or a file is read in pieces. A piece takes this much host memory.
     fn piece(&self) -> u64 {
         8 << 20
     }
 
-    /// Says that `range` will be read soon, so that the system can begin.
+    /// Announces that `range` will be read soon, so that the system can start loading it.
     fn prefetch(&self, range: Range<u64>) {
         let _ = range;
     }
 
-    /// Says that `range` was read and that nothing borrows from it any more, so that the system need not keep it in memory.
+    /// Announces that `range` was read and nothing borrows from it any more, so that the system can free its memory.
     fn release(&self, range: Range<u64>) {
         let _ = range;
     }
 
-    /// The bytes of `range`, which lies inside the file. Borrowed where the source is mapped.
+    /// Reads the bytes of `range`, which must lie inside the file. The result is borrowed if the source is in memory or
+    /// mapped.
     fn read(&self, range: Range<u64>) -> LocalBoxFuture<'_, Result<Cow<'_, [u8]>>>;
 }
 
-/// `range` cut into pieces of `size` bytes, the last one perhaps shorter.
+/// Cuts `range` into pieces of `size` bytes. The last piece may be shorter.
 pub(super) fn pieces(range: Range<u64>, size: u64) -> impl Iterator<Item = Range<u64>> {
     let count = (range.end - range.start).div_ceil(size);
     (0..count).map(move |i| range.start + i * size).map(move |start| start..range.end.min(start + size))
 }
 
-/// A file that is in memory already, such as one compiled into the program.
+/// A file that is already in memory, such as one compiled into the program.
 #[derive(Debug, Clone)]
 pub struct MemorySource {
     name: String,
@@ -53,7 +55,7 @@ pub struct MemorySource {
 }
 
 impl MemorySource {
-    /// A file `name` with the given content.
+    /// A file called `name` with the content `bytes`.
     pub fn new(name: impl Into<String>, bytes: impl Into<Cow<'static, [u8]>>) -> Self {
         Self { name: name.into(), bytes: bytes.into() }
     }
@@ -74,7 +76,7 @@ impl Source for MemorySource {
     }
 }
 
-/// `range` of `bytes`, or an error where the caller's range is not inside.
+/// The part `range` of `bytes`. Errors: `Error::Shape` if the caller's range is not inside.
 fn slice(bytes: &[u8], range: Range<u64>) -> Result<&[u8]> {
     let inside = bytes.get(range.start as usize..range.end as usize);
     inside.ok_or_else(|| Error::shape("Source::read", format!("bytes {range:?} of {}", bytes.len())))
@@ -91,33 +93,33 @@ mod native {
     use std::path::{Path, PathBuf};
     use std::time::SystemTime;
 
-    /// A file mapped into memory: pages are read when touched, and can be dropped by the system at any time.
+    /// A memory-mapped file. Pages are read when they are touched, and the system can drop them at any time.
     #[derive(Debug)]
     pub struct MappedFile {
         name: String,
         path: PathBuf,
         file: File,
-        /// When it was last written to.
+        /// Time of the last change when the file was opened. `None` if the system does not tell.
         modified: Option<SystemTime>,
         map: memmap2::Mmap,
     }
 
     impl MappedFile {
-        /// Maps the file at `path`.
+        /// Maps the file at `path`. Errors: `Error::Io` if it cannot be opened or mapped.
         pub fn open(path: &Path) -> Result<Self> {
             let refuse = |source| read_error(path, source);
             let file = File::open(path).map_err(refuse)?;
-            // SAFETY: a map is sound as long as nobody changes or truncates the file while it lives. Checkpoints are
-            // written once and then only read; our own writer replaces a directory by renaming, which leaves mapped files
-            // intact. A foreign program that overwrites a shard in place during a run breaks this contract, which every read
-            // checks for.
+            // SAFETY: a map is sound as long as nobody changes or truncates the file while the map lives. Checkpoints
+            // are written once and then only read. Our own writer replaces a directory by renaming, which leaves mapped
+            // files intact. Another program that overwrites a shard in place during a run breaks this contract; every
+            // read checks for such a change.
             let map = unsafe { memmap2::Mmap::map(&file) }.map_err(refuse)?;
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let modified = file.metadata().and_then(|metadata| metadata.modified()).ok();
             Ok(Self { name, path: path.to_owned(), file, modified, map })
         }
 
-        /// Errors if somebody has written to the file since it was opened.
+        /// Checks that nobody has written to the file since it was opened. Errors: `Error::Input` if somebody has.
         fn check_unchanged(&self) -> Result<()> {
             let metadata = self.file.metadata().map_err(|source| read_error(&self.path, source))?;
             if metadata.len() == self.len() && metadata.modified().ok() == self.modified {
@@ -143,7 +145,7 @@ mod native {
 
         #[cfg(unix)]
         fn prefetch(&self, range: Range<u64>) {
-            // A refusal costs time and nothing else.
+            // If the system refuses this advice, reading is slower, and nothing else changes.
             let length = (range.end - range.start) as usize;
             let _ = self.map.advise_range(memmap2::Advice::WillNeed, range.start as usize, length);
         }
@@ -151,7 +153,8 @@ mod native {
         #[cfg(unix)]
         fn release(&self, range: Range<u64>) {
             let (start, length) = (range.start as usize, (range.end - range.start) as usize);
-            // SAFETY: pages of a file that is only read come back from the file with the same content when they are touched.
+            // SAFETY: the mapped file is only read, so dropped pages are loaded again with the same content when they
+            // are touched.
             let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, length) };
         }
 
@@ -161,7 +164,7 @@ mod native {
         }
     }
 
-    /// Reads a file of text whole, for [`crate::Calibration::from_texts`].
+    /// Reads a whole text file, for [`crate::Calibration::from_texts`]. Errors: `Error::Io` if it cannot be read.
     pub fn read_text_file(path: &Path) -> Result<TextFile> {
         let bytes = std::fs::read(path).map_err(|source| read_error(path, source))?;
         Ok(TextFile { name: path.display().to_string(), bytes: bytes.into() })

@@ -1,4 +1,6 @@
-//! Writes a quantized copy of a checkpoint, one layer at a time, beside the final name until it is whole.
+//! Writes a quantized copy of a checkpoint, one layer at a time, according to a [`WritePlan`].
+//!
+//! The files go to a [`Sink`], which keeps them apart from the final place until all are complete.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,40 +17,44 @@ use crate::error::{Advice, Setting, phrase};
 use crate::stored::StoredLinear;
 use crate::{Error, Result};
 
-/// A checkpoint being written.
+/// A checkpoint that is being written.
 ///
-/// Hand over the planned layers in model order with [`put_linear`](Self::put_linear), then [`finish`](Self::finish). Everything else
-/// is copied from the source as it is. Dropped without `finish`, it leaves nothing behind.
+/// Hand over the planned layers in model order with [`put_linear`](Self::put_linear), then call
+/// [`finish`](Self::finish). All other tensors and files are copied from the source unchanged, except those given to
+/// [`put_tensor`](Self::put_tensor). A writer that is dropped without `finish` removes what it has written.
 pub struct CheckpointWriter<'a> {
     source: &'a Checkpoint,
     plan: WritePlan,
     output: Output,
-    /// How many shards have their header written.
-    opened: usize,
-    /// The shard and item that come next.
+    /// Number of shards whose header was written.
+    headers_written: usize,
+    /// Index of the current shard, and of the next item in it.
     shard: usize,
     item: usize,
-    /// What goes in the place of tensors that are still to come, by name.
+    /// New contents of unquantized tensors that are not written yet, by tensor name.
     replaced: HashMap<String, Vec<u8>>,
 }
 
 impl<'a> CheckpointWriter<'a> {
-    /// Starts to write `plan`, which was made for `source`. Nothing is written before the first layer or `finish`.
+    /// Starts a checkpoint according to `plan`, which was made for `source`. Nothing is written before the first layer
+    /// or `finish`.
     ///
-    /// Errors if there is no space for the planned bytes.
+    /// Errors: `Error::Input` if the sink has no room for the planned bytes.
     pub fn new(source: &'a Checkpoint, plan: WritePlan, sink: Box<dyn Sink>) -> Result<Self> {
         let output = Output { sink, planned: plan.bytes(), committed: false };
         let available = output.sink.available().map_err(|e| output.explain("write", e))?;
         if available.is_some_and(|bytes| bytes < plan.bytes()) {
             return Err(output.no_space());
         }
-        Ok(Self { source, plan, output, opened: 0, shard: 0, item: 0, replaced: HashMap::new() })
+        Ok(Self { source, plan, output, headers_written: 0, shard: 0, item: 0, replaced: HashMap::new() })
     }
 
-    /// Has `values` written in the place of the unquantized tensor `name`, in the type that it has.
+    /// Replaces the values of the unquantized tensor `name`. They are written in the element type that the tensor has
+    /// in the source. Call this before the layer that follows the tensor in the model is handed over.
     ///
-    /// Errors: `Error::NotFinite` if they do not fit that type, `Error::Shape` if there are more or fewer than it has; what is
-    /// handed over after its turn, or is no tensor to be copied, fails in [`finish`](Self::finish).
+    /// Errors: `Error::NotFinite` if a value does not fit the element type; `Error::Shape` if the number of values
+    /// differs from that of the tensor. Values that come too late, or are meant for a tensor that is not copied, make
+    /// [`finish`](Self::finish) fail.
     pub fn put_tensor(&mut self, name: String, values: &[f32]) -> Result<()> {
         let (dtype, shape) = (self.source.dtype(&name)?, self.source.shape(&name)?);
         if shape.iter().product::<usize>() != values.len() {
@@ -62,9 +68,10 @@ impl<'a> CheckpointWriter<'a> {
         Ok(())
     }
 
-    /// Writes the next planned layer, and what comes before it in the model.
+    /// Writes the next planned layer, after the tensors that come before it in the model.
     ///
-    /// Errors: `Error::Shape` if it is not the layer that is due, or was made with other settings than planned.
+    /// Errors: `Error::Shape` if it is not the next planned layer, or if its grid is not the planned one;
+    /// `Error::NotFinite` if a number does not fit the format; errors of reading and writing.
     pub async fn put_linear(&mut self, linear: &StoredLinear) -> Result<()> {
         match self.copy_to_next_linear().await? {
             Some(due) => {
@@ -79,9 +86,10 @@ impl<'a> CheckpointWriter<'a> {
         }
     }
 
-    /// Writes the rest and moves everything to its final place.
+    /// Writes the remaining tensors, the documents and the sidecar files, and moves everything to its final place.
     ///
-    /// Errors: `Error::Shape` if a planned layer was not handed over.
+    /// Errors: `Error::Shape` if a planned layer was not handed over, or if values of [`put_tensor`](Self::put_tensor)
+    /// were not used; errors of reading and writing.
     pub async fn finish(mut self) -> Result<()> {
         if let Some(due) = self.copy_to_next_linear().await? {
             return Err(Error::shape("finish", format!("layer {} was not written", due.spec.name)));
@@ -100,13 +108,13 @@ impl<'a> CheckpointWriter<'a> {
         self.output.commit().await
     }
 
-    /// Copies tensors up to the next layer to be quantized, which it returns, or to the end.
+    /// Copies tensors up to the next layer to be quantized, and returns that layer, or `None` after the last item.
     async fn copy_to_next_linear(&mut self) -> Result<Option<PlannedLayer>> {
         while let Some(shard) = self.plan.shards.get(self.shard) {
-            if self.opened == self.shard {
+            if self.headers_written == self.shard {
                 self.output.create(&shard.file).await?;
                 self.output.write(&shard.header).await?;
-                self.opened += 1;
+                self.headers_written += 1;
             }
             match shard.items.get(self.item) {
                 Some(Item::Linear(due)) => return Ok(Some(due.clone())),
@@ -127,7 +135,8 @@ impl<'a> CheckpointWriter<'a> {
     }
 }
 
-/// The sink, with its errors put into words, and emptied again when dropped before the commit.
+/// The sink of the writer. Turns its errors into messages, and removes what was written if it is dropped before the
+/// commit.
 struct Output {
     sink: Box<dyn Sink>,
     planned: u64,

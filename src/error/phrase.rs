@@ -1,4 +1,4 @@
-//! Phrases of messages. Settings stand in them as values, so that every front end can say them by its own names.
+//! Phrases, the parts of messages. A phrase holds settings as values, so that every front end can put in its own names.
 
 use std::fmt;
 
@@ -12,25 +12,25 @@ pub struct Phrase(Vec<Part>);
 enum Part {
     Text(String),
     Setting(Setting),
-    /// A setting with a value.
+    /// A setting together with a value.
     Value(Setting, String),
     Advice(Advice),
 }
 
-/// The phrase of these parts, in this order: text, settings, advice and other phrases.
+/// Concatenates its arguments to a phrase. Each may be text, a setting, advice or another phrase.
 macro_rules! phrase {
     ($($part:expr),+ $(,)?) => { $crate::error::Phrase::default()$(.then($part))+ };
 }
 pub(crate) use phrase;
 
 impl Phrase {
-    /// This phrase with `next` behind it.
+    /// This phrase with `next` appended.
     pub fn then(mut self, next: impl Into<Self>) -> Self {
         self.0.append(&mut next.into().0);
         self
     }
 
-    /// The phrase with the names of a front end.
+    /// The phrase as text, with the names that a front end gives to settings.
     pub fn with_names(&self, names: &dyn Names) -> String {
         let mut text = String::new();
         for part in &self.0 {
@@ -47,7 +47,7 @@ impl Phrase {
 }
 
 impl Setting {
-    /// The setting with a value.
+    /// A phrase that names the setting together with a value, such as "bits 4".
     pub fn set_to(self, value: impl fmt::Display) -> Phrase {
         Phrase(vec![Part::Value(self, value.to_string())])
     }

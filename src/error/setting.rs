@@ -1,16 +1,16 @@
-//! The settings that messages speak of, and the table in which a front end says what it calls them.
+//! The settings that messages can name, and the trait with which a front end gives them its own names.
 
 /// Declares the settings, each with its name in the library.
 macro_rules! settings {
     ($($(#[$attribute:meta])* $setting:ident = $name:literal,)+) => {
-        /// Something that the library is told and that a message may have to name.
+        /// An option or argument of the library that a message can name.
         #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub enum Setting {
             $($(#[$attribute])* $setting,)+
         }
 
         impl Setting {
-            /// Every setting.
+            /// All settings.
             pub const ALL: &'static [Self] = &[$(Self::$setting),+];
 
             fn name_in_the_library(self) -> &'static str {
@@ -51,7 +51,7 @@ settings! {
     RoundingDamping = "rounding_damping",
     /// `QuantizeOptions::samples`.
     Samples = "samples",
-    /// `QuantizeOptions::seq_len`, or the length of the sequences of an evaluation.
+    /// `QuantizeOptions::seq_len`, or the length of the windows of an evaluation.
     SeqLen = "seq_len",
     /// `QuantizeOptions::blocks`.
     Blocks = "blocks",
@@ -59,9 +59,9 @@ settings! {
     Format = "format",
     /// The directory of a `DirectorySink`.
     Out = "out",
-    /// `Existing::Replace`, which lets a `DirectorySink` replace a directory with files in it.
+    /// `Existing::Replace`, which lets a `DirectorySink` replace a directory that has files in it.
     Replace = "Existing::Replace",
-    /// The `Journal` of a `Job`, from which a stopped run goes on.
+    /// The `Journal` of a `Job`, from which a stopped run can be resumed.
     Journal = "journal",
     /// `Memory::device`.
     Memory = "memory",
@@ -69,61 +69,62 @@ settings! {
     Scratch = "scratch",
     /// The `Choice` of a device.
     Device = "device",
-    /// The `Precision` of a device's large products.
+    /// The `Precision` of the large matrix products on a device.
     Precision = "precision",
     /// `Recorder::profile`.
     Profile = "profile",
-    /// The model that another one is compared with in an evaluation.
+    /// The reference model of an evaluation, with which the evaluated model is compared.
     Against = "against",
     /// The prompt of a `Generator`.
     Prompt = "prompt",
-    /// The most tokens that a `Generator` has room for.
+    /// The context of a `Generator`: the greatest number of tokens that it has room for.
     Context = "context",
     /// `GenerateOptions::tokens`.
     Tokens = "tokens",
     /// `GenerateOptions::temperature`.
     Temperature = "temperature",
-    /// The file of the record of a run.
+    /// The JSON file with the record of a run.
     Json = "json",
-    /// The file of the page of a run.
+    /// The HTML file with the page about a run.
     Report = "report",
 }
 
-/// Advice that each front end gives in its own sentence, because what can be done differs between them.
+/// Advice at the end of a message. Each front end words it itself, because users can do different things in each of
+/// them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Advice {
-    /// The device's memory does not suffice for the run.
+    /// The memory of the device is too small for the run.
     SmallerRun,
     /// The GPU was lost.
     RunAgain,
     /// The GPU or its driver refused an operation.
     OtherDevice,
-    /// The device cannot bind an activation of one sequence.
+    /// The device cannot bind an activation of a single sequence as one buffer.
     ShorterSequences,
-    /// The place of the output has no space left.
+    /// There is no space left at the destination of the output.
     MoreRoom,
 }
 
-/// What a front end calls settings, as nouns that fit after an adjective: "use a larger …".
+/// The names that a front end gives to settings. Each is a noun that fits after an adjective: "use a larger …".
 pub trait Names {
-    /// The setting within a sentence.
+    /// Name of the setting within a sentence.
     fn name(&self, setting: Setting) -> &'static str;
 
-    /// What to do, in the imperative.
+    /// The advice as a phrase in the imperative.
     fn advice(&self, advice: Advice) -> &'static str;
 
-    /// The setting as the first word of a sentence.
+    /// Name of the setting at the beginning of a sentence.
     fn subject(&self, setting: Setting) -> String {
         self.name(setting).to_string()
     }
 
-    /// The setting with a value.
+    /// The setting together with a value.
     fn value(&self, setting: Setting, value: &str) -> String {
         format!("{} {value}", self.name(setting))
     }
 }
 
-/// The names in the library's own types: the table behind `Display`.
+/// The names of settings in the types of the library. `Display` of errors and phrases uses this table.
 #[derive(Debug, Clone, Copy)]
 pub struct LibraryNames;
 

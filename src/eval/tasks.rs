@@ -1,6 +1,7 @@
-//! Multiple choice by log-likelihood: the choice that a model finds likeliest after the context is its answer.
+//! Answers multiple-choice questions by log-likelihood: the answer of a model is the choice to which it gives the
+//! highest log-likelihood after the context.
 //!
-//! Contexts and choices become tokens, and scores accuracies, as in EleutherAI's lm-evaluation-harness (docs/tasks.md).
+//! Tokens and accuracies are computed as in EleutherAI's lm-evaluation-harness (docs/tasks.md).
 
 use serde::{Deserialize, Serialize};
 
@@ -15,63 +16,65 @@ use crate::stored::Replacements;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-/// Tokens whose hidden states exist at the same time, about.
+/// Approximate number of tokens whose hidden states are in memory at the same time.
 const PORTION_TOKENS: usize = 1 << 16;
 
-/// A context and the choices that may follow it.
+/// A multiple-choice question: a context and the choices that may follow it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Question {
-    /// What comes before every choice.
+    /// The text before every choice.
     #[serde(alias = "query")]
     pub context: String,
-    /// The choices as they stand after the context, with the space between, if there is to be one.
+    /// The choices as they follow the context, including the space between the two if there is one.
     pub choices: Vec<String>,
-    /// Index of the right choice.
+    /// Index of the correct choice.
     #[serde(alias = "gold")]
     pub answer: usize,
 }
 
-/// Questions by the name of their file.
+/// The questions of one file.
 #[derive(Debug, Clone)]
 pub struct Task {
-    /// The file as the user knows it.
+    /// The name of the file in messages.
     pub name: String,
-    /// In the order of the file.
+    /// The questions in file order.
     pub questions: Vec<Question>,
 }
 
-/// How a model does on a task.
+/// The result of a model on a task.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct TaskResult {
-    /// The task's name.
+    /// Name of the task.
     pub task: String,
     /// Number of questions.
     pub questions: usize,
-    /// Share of questions for which the right choice has the highest log-likelihood; the first of equals counts.
+    /// Share of questions whose correct choice has the highest log-likelihood. If several choices share the highest
+    /// value, the first of them is the answer.
     pub accuracy: f64,
-    /// Standard error of the mean that the accuracy is: √(p(1 − p)/(questions − 1)).
+    /// Standard error of the accuracy p, which is a mean: √(p(1 − p)/(questions − 1)). 0 for a single question.
     pub accuracy_error: f64,
-    /// The same with log-likelihoods per character of the choice, leading white space left out.
+    /// The accuracy with log-likelihoods divided by the number of characters of the choice, not counting leading white
+    /// space.
     pub normalised_accuracy: f64,
-    /// Its standard error.
+    /// Standard error of the normalised accuracy.
     pub normalised_error: f64,
-    /// ln p(choice | context) in nats, for each choice of each question; empty where nobody wanted to keep them.
+    /// ln p(choice | context) in nats, for each choice of each question. Empty if they were not kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub log_likelihoods: Vec<Vec<f64>>,
 }
 
-/// A choice as a model reads it.
+/// The tokens of a context followed by one choice.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Reading {
-    /// Context and choice, without the last token, which nothing follows.
+    /// Tokens of context and choice without the last token, which predicts nothing.
     input: Vec<u32>,
-    /// The tokens of the choice, which are predicted from the last tokens of `input`.
+    /// Tokens of the choice. They are predicted at the last positions of `input`.
     targets: Vec<u32>,
 }
 
 impl Task {
-    /// A question per line of JSON: `context` (or `query`), `choices`, `answer` (or `gold`), and whatever else, which is
-    /// ignored.
+    /// Reads a file with one JSON object per line: `context` (or `query`), `choices` and `answer` (or `gold`). Other
+    /// keys are ignored.
     ///
     /// Errors: `Error::Input` naming file and line.
     pub fn parse(file: &TextFile) -> Result<Self> {
@@ -90,7 +93,7 @@ impl Task {
         Ok(Self { name: file.name.clone(), questions })
     }
 
-    /// What the log-likelihoods of all choices, question by question, say.
+    /// Computes the accuracies. `log_likelihoods` holds one number per choice, question by question.
     fn result(&self, log_likelihoods: Vec<Vec<f64>>) -> TaskResult {
         let count = self.questions.len() as f64;
         let share = |right: &dyn Fn(&Question, &[f64]) -> bool| {
@@ -117,6 +120,7 @@ impl Task {
     }
 }
 
+/// Reads and checks the question in one line. `place`: file and line, for messages.
 fn parse_line(place: &str, line: &str) -> Result<Question> {
     let refuse = |found: String, expected: &str| {
         Err(Error::input(place, found, expected, "correct the line; docs/tasks.md describes the format"))
@@ -141,16 +145,20 @@ fn parse_line(place: &str, line: &str) -> Result<Question> {
     Ok(question)
 }
 
-/// The index of the greatest, the first of equals.
+/// Index of the greatest score. If several are equal, the first of them.
 fn likeliest(scores: &[f64]) -> usize {
     (1..scores.len()).fold(0, |best, index| if scores[index] > scores[best] { index } else { best })
 }
 
-/// Answers the questions of `task` with a checkpoint; `replacements` stand in for weights of the same name.
+/// Answers the questions of `task` with the model in `checkpoint`. `replacements` replace layers and tensors of the
+/// same name.
 ///
-/// Every choice is read after its own copy of the context. A text of more tokens than the model has positions loses its
-/// beginning. Errors: a context without tokens, a choice too long to be read whole, each with its question; a tokenizer that
-/// does not fit the model; `Error::NotFinite` if logits are; what the device reports.
+/// Each choice is scored after its own copy of the context. A text with more tokens than the model has positions loses
+/// its beginning.
+///
+/// Errors: `Error::Input` naming the question if its context has no tokens or a choice is too long to be read whole;
+/// `Error::Input` if the tokenizer does not fit the model; `Error::NotFinite` if logits are not finite; errors of the
+/// device; `Error::Cancelled`.
 pub async fn answer(
     rec: &mut Recorder,
     checkpoint: &Checkpoint,
@@ -187,8 +195,10 @@ pub async fn answer(
 }
 
 impl Reading {
-    /// The tokens of context and choice in one piece, cut where those of the context alone end; white space at the end of the
-    /// context goes to the choice. `longest`: the most tokens that the model can read.
+    /// Encodes context and choice in one piece. The choice begins where the tokens of the context alone end. White
+    /// space at the end of the context belongs to the choice. `longest`: the number of tokens that the model can read.
+    ///
+    /// Errors: `Error::Input` if the context has no tokens, or if the choice adds none or has too many.
     fn new(tokenizer: &Tokenizer, context: &str, choice: &str, longest: usize, place: &str) -> Result<Self> {
         let start = tokenizer.encode(context.trim_end())?.len();
         let whole = tokenizer.encode(&format!("{context}{choice}"))?;
@@ -210,9 +220,10 @@ impl Reading {
     }
 }
 
-/// The log-likelihood of each reading's targets.
+/// The log-likelihood of the targets of each reading.
 ///
-/// Readings of about the same length go together, filled up at the end: what comes after a token does not change it.
+/// Readings of about the same length are computed together. Shorter ones are padded at the end, which changes nothing,
+/// since a token depends only on those before it.
 async fn score(
     rec: &mut Recorder,
     network: &Network<'_>,
@@ -233,7 +244,8 @@ async fn score(
             chunks.push((chunk, length));
             rest = after;
         }
-        let filled: Vec<Vec<Vec<u32>>> = chunks.iter().map(|(chunk, length)| fill(readings, chunk, *length)).collect();
+        let filled: Vec<Vec<Vec<u32>>> =
+            chunks.iter().map(|(chunk, length)| padded_inputs(readings, chunk, *length)).collect();
         let hidden = network.embed(rec, &filled.iter().map(Vec::as_slice).collect::<Vec<_>>()).await?;
         let lengths: Vec<usize> = chunks.iter().map(|(_, length)| *length).collect();
         let hidden = through_blocks(rec, network, hidden, &lengths, observer).await?;
@@ -254,8 +266,8 @@ async fn score(
     })
 }
 
-/// The inputs of `chunk`, each with `length` tokens.
-fn fill(readings: &[Reading], chunk: &[usize], length: usize) -> Vec<Vec<u32>> {
+/// The inputs of the readings in `chunk`, padded to `length` tokens each.
+fn padded_inputs(readings: &[Reading], chunk: &[usize], length: usize) -> Vec<Vec<u32>> {
     let filled = |index: &usize| {
         let mut input = readings[*index].input.clone();
         input.resize(length, 0);
@@ -264,7 +276,9 @@ fn fill(readings: &[Reading], chunk: &[usize], length: usize) -> Vec<Vec<u32>> {
     chunk.iter().map(filled).collect()
 }
 
-/// For each target of the chunk, whose it is and ln p of it. `hidden`: `[readings·length, hidden]`, of the last block.
+/// For each target token of the chunk, the index of its reading and ln p of the token.
+///
+/// `hidden` is the output of the last block, `[readings·length, hidden]`.
 async fn score_chunk(
     rec: &mut Recorder,
     head: &Head,

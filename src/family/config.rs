@@ -1,4 +1,7 @@
-//! Readers of what many families write into `config.json` in the same way.
+//! Readers of the parts of `config.json` that many families write in the same way.
+//!
+//! `fields` gives typed access to JSON, `dimensions` reads widths and counts, `rope` the rotary position embedding, and
+//! `window` the sliding window of attention.
 
 pub(super) mod dimensions;
 pub(crate) mod fields;

@@ -1,52 +1,58 @@
-//! What follows from the description of a block: what a stream keeps at each stop, where scales can go, which tensors there
-//! are, and how much there is to compute. Pure functions of the line of nodes.
+//! Properties that follow from the description of a block: what a stream keeps at each stop, where scales can be
+//! folded, which tensors there are, and how much there is to compute.
+//!
+//! These are pure functions of the list of nodes in `graph`. A stop is a group of linear layers, where the pipeline
+//! stops to measure, correct and quantize. A stream is the hidden states of the calibration windows on their way
+//! through the blocks.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::graph::{Attention, Block, Linear, LinearSpec, ModelConfig, Name, Op, Value};
 
-/// What a stream of hidden states does at one stop and on the way to the next.
+/// A stop as a stream of hidden states sees it: what it keeps there, and how it gets to the next stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cut {
-    /// The node of the stop: a group of linears, or one past the last node at the end of the block.
+    /// Index of the node: a group of linear layers, or the number of nodes for the end of the block.
     pub node: usize,
-    /// What is kept of each token here.
+    /// The values of each token that are kept at this stop.
     pub kept: Vec<Value>,
-    /// Nodes before the stop that are run again, in order: they make from `kept` what else is read before the next cut.
+    /// Nodes before the stop that are run again, in order. They compute from `kept` the other values that are read
+    /// before the next cut.
     pub remade: Vec<usize>,
-    /// Nodes to run after the linears of the stop, in order, up to the next cut. Empty at the end of the block.
+    /// Nodes to run after the linear layers of the stop, in order, up to the next cut. Empty at the end of the block.
     pub run: Vec<usize>,
 }
 
-/// Where the scales of a stop's input go: whatever makes the input has one number, or one row, per channel.
+/// Where the scales of a stop's input are folded: into tensors that have one number, or one row, for each channel of
+/// the input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fold {
-    /// Gains and biases, each divided by the scales.
+    /// Gains and biases. Each is divided by the scales.
     pub tensors: Vec<Name>,
-    /// The linear layer whose rows are divided, if it is one.
+    /// The linear layer whose rows are divided, if a linear layer makes the input.
     pub linear: Option<Name>,
 }
 
 impl Op {
-    /// Whether each token's result depends on that token alone.
+    /// Whether the result for each token depends on that token alone.
     fn is_per_token(&self) -> bool {
         !matches!(self, Self::Attention(_))
     }
 
-    /// Whether running it again costs no more than keeping its result.
+    /// Whether running the op again costs no more than keeping its result.
     fn is_light(&self) -> bool {
         matches!(self, Self::Norm(_))
     }
 }
 
 impl Block {
-    /// The nodes at which the pipeline stops.
+    /// Indices of the nodes at which the pipeline stops.
     pub fn stops(&self) -> impl Iterator<Item = usize> + '_ {
         (0..self.nodes.len()).filter(|&node| matches!(self.nodes[node].op, Op::Linears(_)))
     }
 
-    /// The linear layers of the stop at `node`; none for any other node.
+    /// The linear layers of the stop at `node`. Empty for any other node.
     pub fn group(&self, node: usize) -> &[Linear] {
         match self.nodes.get(node).map(|node| &node.op) {
             Some(Op::Linears(linears)) => linears,
@@ -64,7 +70,7 @@ impl Block {
         self.group(node).iter().map(Linear::label).collect::<Vec<_>>().join(", ")
     }
 
-    /// The attention nodes, each with its number.
+    /// The attention nodes, each with its index.
     pub fn attentions(&self) -> impl Iterator<Item = (usize, Attention)> + '_ {
         self.nodes.iter().enumerate().filter_map(|(number, node)| match node.op {
             Op::Attention(attention) => Some((number, attention)),
@@ -72,16 +78,17 @@ impl Block {
         })
     }
 
-    /// The node that makes a value; `None` for an input of the block.
+    /// Index of the node that makes a value. `None` for an input of the block.
     fn maker(&self, value: Value) -> Option<usize> {
         self.nodes.iter().position(|node| node.makes.contains(&value))
     }
 
+    /// Indices of the nodes that read a value.
     fn readers(&self, value: Value) -> impl Iterator<Item = usize> + '_ {
         (0..self.nodes.len()).filter(move |&node| self.nodes[node].reads.contains(&value))
     }
 
-    /// For each value the last node that reads it; the number of nodes for an output of the block.
+    /// For each value, the index of the last node that reads it. For an output of the block, the number of nodes.
     pub fn last_readers(&self) -> Vec<usize> {
         let last = |value| match self.outputs.contains(&value) {
             true => self.nodes.len(),
@@ -90,10 +97,11 @@ impl Block {
         (0..self.widths.len()).map(Value).map(last).collect()
     }
 
-    /// The stops, and the end of the block, with what a stream keeps at each.
+    /// All stops and the end of the block, with the values that a stream keeps at each.
     ///
-    /// What a norm makes is never kept. With `remake` nothing is kept that can be computed again token by token, through
-    /// linear layers too: that saves memory and costs time. Before the first stop everything is made again from the inputs.
+    /// The result of a norm is never kept. With `remake`, a value is not kept either if it can be computed again token
+    /// by token, even through linear layers. This saves memory and costs time. Before the first stop, everything is
+    /// computed again from the inputs.
     pub fn cuts(&self, remake: bool) -> Vec<Cut> {
         let nodes: Vec<usize> = self.stops().chain([self.nodes.len()]).collect();
         let kept = |(index, &node): (usize, &usize)| match index {
@@ -112,13 +120,13 @@ impl Block {
         cuts
     }
 
-    /// Whether a value is there before `node` runs, and read then or later.
+    /// Whether a value exists before `node` runs, and is read by `node` or later.
     fn is_live(&self, value: Value, node: usize) -> bool {
         let made = self.maker(value).is_none_or(|maker| maker < node);
         made && (self.outputs.contains(&value) || self.readers(value).any(|reader| reader >= node))
     }
 
-    /// The live values before `node` that cannot be made again from others that are kept there.
+    /// The live values before `node` that cannot be computed again from other values that are kept there.
     fn kept_before(&self, node: usize, remake: bool) -> Vec<Value> {
         let mut kept = Vec::new();
         for value in (0..self.widths.len()).map(Value).filter(|&value| self.is_live(value, node)) {
@@ -129,7 +137,7 @@ impl Block {
         kept
     }
 
-    /// Whether a value is among `kept`, or can be made from these.
+    /// Whether a value is in `kept` or can be computed again from `kept`.
     fn follows(&self, value: Value, kept: &[Value], remake: bool) -> bool {
         let again = |op: &Op| op.is_light() || remake && op.is_per_token();
         let makes = |maker: usize| {
@@ -139,7 +147,8 @@ impl Block {
         kept.contains(&value) || self.maker(value).is_some_and(makes)
     }
 
-    /// The nodes before and after the stop at `node` that lead from what is kept there to what is kept before `next`.
+    /// The nodes before and after the stop at `node` that compute `kept_next`, the values kept before `next`, from
+    /// `kept`, the values kept at `node`.
     fn way(&self, node: usize, kept: &[Value], next: usize, kept_next: &[Value]) -> (Vec<usize>, Vec<usize>) {
         let mut needed: BTreeSet<Value> = kept_next.iter().copied().filter(|value| !kept.contains(value)).collect();
         let (mut remade, mut run) = (Vec::new(), Vec::new());
@@ -160,7 +169,7 @@ impl Block {
         (remade, run)
     }
 
-    /// Elements of the weights of all linear layers.
+    /// Number of weights in all linear layers.
     pub fn weights(&self) -> usize {
         self.groups().flatten().map(|linear| linear.rows * linear.columns).sum()
     }
@@ -170,15 +179,15 @@ impl Block {
         self.widths.iter().copied().max().unwrap_or(0)
     }
 
-    /// Columns of what a stream keeps of a token at most.
+    /// The greatest number of columns that a stream keeps per token at any stop.
     pub fn kept_columns(&self, remake: bool) -> usize {
         let columns = |cut: &Cut| cut.kept.iter().map(|value| self.widths[value.0]).sum();
         self.cuts(remake).iter().map(columns).max().unwrap_or(0)
     }
 
-    /// Where positive scales of the input of the stop at `node` go, so that the model computes what it did before: one channel
-    /// of the input is divided, and the columns of the stop's linears are multiplied. `None` where a channel has several
-    /// sources or other readers.
+    /// Where positive scales of the input of the stop at `node` can be folded. Each channel of the input is divided by
+    /// its scale, and the columns of the stop's linear layers are multiplied by it, so the model computes the same as
+    /// before. `None` if a channel has several sources or other readers.
     pub fn fold(&self, node: usize) -> Option<Fold> {
         let (mut reader, mut value) = (node, *self.nodes.get(node)?.reads.first()?);
         loop {
@@ -199,25 +208,27 @@ impl Block {
                     });
                 }
                 Op::Gate(_) => maker.reads[1],
-                // It mixes the rows of one head over the tokens. Heads that share values would share channels.
+                // Attention mixes the rows of a head of v over the tokens and keeps channels apart. Query heads that
+                // share a value head would share its channels.
                 Op::Attention(attention) if attention.heads == attention.kv_heads => maker.reads[2],
                 _ => return None,
             };
         }
     }
 
-    /// Operations on one token of a sequence of `length` in the nodes between linear layers, on average; those of less than the
-    /// width squared are left out.
+    /// Average number of operations per token in the nodes between linear layers, for sequences of `length` tokens. Ops
+    /// with less work than the square of the width are left out.
     pub fn work_between_linears(&self, length: usize) -> f64 {
         let work = |(_, attention): (usize, Attention)| {
             let reach = attention.window.unwrap_or(length).min(length) as f64;
-            // Two products over half of the keys.
+            // Two products, each over half of the keys on average.
             4.0 * (attention.heads * attention.head_dim) as f64 * reach / 2.0
         };
         self.attentions().map(work).sum()
     }
 
-    /// Name and shape of every tensor in layer `layer`, in the order of the nodes. A weight is `[outputs, inputs]`.
+    /// Name and shape of every tensor of layer `layer`, in the order of the nodes. A weight has the shape
+    /// `[outputs, inputs]`.
     pub fn tensors(&self, layer: usize) -> Vec<(String, Vec<usize>)> {
         let mut tensors = Vec::new();
         for node in &self.nodes {
@@ -249,13 +260,13 @@ impl ModelConfig {
         (0..self.blocks.len()).flat_map(|layer| self.block_linears(layer)).collect()
     }
 
-    /// The output matrix as a linear layer: it reads the normalised last hidden state.
+    /// The output matrix as a linear layer. Its input is the normalised last hidden state.
     pub fn head_linear(&self) -> LinearSpec {
         let linear = self.head.groups().flatten().last().expect("a head ends in the output matrix");
         linear.at(0)
     }
 
-    /// Name of the tensor that holds the output matrix.
+    /// Name of the tensor that holds the output matrix: the embedding if the two are tied.
     pub fn output_weight(&self) -> String {
         if self.tie_word_embeddings { self.embedding.clone() } else { format!("{}.weight", self.head_linear().name) }
     }
@@ -265,12 +276,12 @@ impl ModelConfig {
         self.distinct_blocks().map(Block::widest).max().unwrap_or(self.hidden_size)
     }
 
-    /// Elements of the weights of the largest block.
+    /// Number of weights in the largest block.
     pub fn largest_block(&self) -> usize {
         self.distinct_blocks().map(Block::weights).max().unwrap_or(0)
     }
 
-    /// The blocks without those that are described by the one before them.
+    /// The blocks, without those that share the description of the block before them.
     pub fn distinct_blocks(&self) -> impl Iterator<Item = &Block> {
         let before = [None].into_iter().chain(self.blocks.iter().map(Some));
         let differs = |(block, before): &(&Arc<Block>, Option<&Arc<Block>>)| {
@@ -284,7 +295,7 @@ impl ModelConfig {
         self.linears().into_iter().map(|linear| linear.name).collect()
     }
 
-    /// Name and shape of every tensor of the model, in model order. A weight is `[outputs, inputs]`.
+    /// Name and shape of every tensor of the model, in model order. The shape of a weight is `[outputs, inputs]`.
     pub fn expected_tensors(&self) -> Vec<(String, Vec<usize>)> {
         let embedding = (self.embedding.clone(), vec![self.vocab_size, self.hidden_size]);
         let blocks = self.blocks.iter().enumerate().flat_map(|(layer, block)| block.tensors(layer));

@@ -1,43 +1,44 @@
-//! A model as data: a list of blocks, each a straight line of nodes over numbered values.
+//! Describes a model as data: a list of blocks, each a straight line of nodes over numbered values.
 //!
-//! A family file builds this description, `derive` reads off what follows from it, and the engine runs it. A group of linear
-//! layers with one input is a node like any other: it is where the pipeline stops to measure, to correct and to quantize.
+//! The file of a family builds this description, `derive` computes what follows from it, and the engine runs it. A
+//! group of linear layers with a common input is a node like any other. It is a stop of the pipeline, which measures,
+//! corrects and quantizes there.
 
 use std::sync::Arc;
 
 use super::config::rope::Rope;
 
-/// A matrix of a block, `[tokens, width]`, by its number. The inputs of the block come first.
+/// A matrix of a block, `[tokens, width]`, by its index. The inputs of the block come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Value(pub usize);
 
-/// The name of a tensor or a module. In a block, `{layer}` stands for the number of the layer.
+/// The name of a tensor or a module. Inside a block, `{layer}` stands for the number of the block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Name(String);
 
 impl Name {
-    /// A name with or without `{layer}` in it.
+    /// A name with or without the placeholder `{layer}`.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
-    /// The name in layer `layer`.
+    /// The name in layer `layer`, with the placeholder filled in.
     pub fn at(&self, layer: usize) -> String {
         self.0.replace("{layer}", &layer.to_string())
     }
 
-    /// This name with `suffix` behind it.
+    /// This name with `suffix` appended.
     pub fn with(&self, suffix: &str) -> Self {
         Self(format!("{}{suffix}", self.0))
     }
 
-    /// The part behind the last full stop.
+    /// The part after the last full stop.
     fn last(&self) -> &str {
         self.0.rsplit('.').next().unwrap_or(&self.0)
     }
 }
 
-/// A linear layer of a block: Y = X·Wᵀ + b.
+/// A linear layer of a block, Y = X·Wᵀ + b, with W `[rows, columns]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Linear {
     /// Module path, such as `model.layers.{layer}.self_attn.q_proj`.
@@ -46,12 +47,12 @@ pub struct Linear {
     pub rows: usize,
     /// Inputs.
     pub columns: usize,
-    /// Whether a bias of `rows` numbers goes with it.
+    /// Whether there is a bias of `rows` numbers.
     pub bias: bool,
 }
 
 impl Linear {
-    /// Name of the bias, where there is one.
+    /// Name of the bias, if there is one.
     pub fn bias(&self) -> Option<Name> {
         self.bias.then(|| self.path.with(".bias"))
     }
@@ -62,13 +63,13 @@ impl Linear {
         last.strip_suffix("_proj").unwrap_or(last)
     }
 
-    /// The layer with that number.
+    /// This linear layer in block `layer`.
     pub fn at(&self, layer: usize) -> LinearSpec {
         LinearSpec { name: self.path.at(layer), rows: self.rows, columns: self.columns, bias: self.bias }
     }
 }
 
-/// A linear layer of a model, under its full name.
+/// A linear layer of a model, with its full name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinearSpec {
     /// Module path without `.weight`, such as `model.layers.0.self_attn.q_proj`.
@@ -77,34 +78,34 @@ pub struct LinearSpec {
     pub rows: usize,
     /// Inputs.
     pub columns: usize,
-    /// Whether a `.bias` of `rows` numbers goes with it.
+    /// Whether there is a `.bias` of `rows` numbers.
     pub bias: bool,
 }
 
-/// What a norm takes off and divides by.
+/// What a norm subtracts and divides by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NormKind {
-    /// Divides by the root mean square; has gains (RMSNorm).
+    /// RMSNorm: divides by the root mean square. Has gains.
     Rms,
-    /// Takes the mean off and divides by the standard deviation; has gains and a bias (LayerNorm).
+    /// LayerNorm: subtracts the mean and divides by the standard deviation. Has gains and a bias.
     Layer,
 }
 
 /// Normalisation of each token, or of each head of a token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Norm {
-    /// What it takes off and divides by.
+    /// What the norm subtracts and divides by.
     pub kind: NormKind,
     /// Module path.
     pub path: Name,
-    /// Columns that are normalised together; the width of its input, or that of a head.
+    /// Columns that are normalised together: the width of the input, or the width of a head.
     pub width: usize,
-    /// ε, added to the mean square.
+    /// ε, added to the mean square (or to the variance) before the root is taken.
     pub epsilon: f32,
 }
 
 impl Norm {
-    /// Names of its tensors: the gains, then the bias of a LayerNorm.
+    /// Names of the tensors: the gains, then the bias of a LayerNorm.
     pub fn tensors(&self) -> Vec<Name> {
         match self.kind {
             NormKind::Rms => vec![self.path.with(".weight")],
@@ -113,7 +114,7 @@ impl Norm {
     }
 }
 
-/// Causal attention of queries to keys and values inside each sequence.
+/// Causal attention from queries to keys and values within each sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attention {
     /// Query heads.
@@ -122,7 +123,7 @@ pub struct Attention {
     pub kv_heads: usize,
     /// Columns of a head.
     pub head_dim: usize,
-    /// How many of the last keys, its own among them, a query sees; all if `None`.
+    /// Sliding window: the number of latest keys that a query sees, its own included. `None` means all.
     pub window: Option<usize>,
 }
 
@@ -136,67 +137,68 @@ pub enum Activation {
 /// What a node computes.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Op {
-    /// Linear layers that read one value; makes one value for each. The pipeline stops here.
+    /// Linear layers that read one value. Each makes one value. The pipeline stops here.
     Linears(Vec<Linear>),
-    /// Reads a value, makes one of the same width.
+    /// Reads a value and makes one of the same width.
     Norm(Norm),
-    /// Turns pairs of columns of each head by the angles of the token's position.
+    /// Rotates pairs of columns of each head by angles that depend on the position of the token.
     Rope {
-        /// Place of the table in [`ModelConfig::ropes`].
+        /// Index of the table in [`ModelConfig::ropes`].
         table: usize,
         /// Columns of a head.
         head_dim: usize,
     },
-    /// Reads queries, keys and values.
+    /// Reads queries, keys and values, and makes a value of the width of the queries.
     Attention(Attention),
     /// act(first) · second, element by element.
     Gate(Activation),
-    /// First + second.
+    /// First + second, element by element.
     Add,
 }
 
 /// One step of a block.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node {
-    /// What it computes.
+    /// The operation.
     pub op: Op,
-    /// Its operands, in the order in which the op names them.
+    /// Operands, in the order in which the op names them.
     pub reads: Vec<Value>,
-    /// Its results.
+    /// Results.
     pub makes: Vec<Value>,
 }
 
-/// A part of a model that a chunk of tokens passes: a transformer block, or the head.
+/// A part of a model through which a chunk of tokens passes: a transformer block, or the head.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Block {
-    /// Columns of each value.
+    /// Columns of each value, by its index.
     pub widths: Vec<usize>,
-    /// How many values come from outside, the residual stream first.
+    /// Number of values that are inputs. The residual stream is the first.
     pub inputs: usize,
-    /// The steps, in the order in which they run.
+    /// The nodes, in the order in which they run.
     pub nodes: Vec<Node>,
-    /// What the next block gets as its inputs.
+    /// The values that become the inputs of the next block.
     pub outputs: Vec<Value>,
 }
 
-/// A model: what `config.json` says, as far as this crate needs it.
+/// The description of a model: the content of `config.json`, as far as this crate needs it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// The name under `model_type`.
+    /// The value of `model_type`.
     pub model_type: &'static str,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Rows of the embedding.
+    /// Vocabulary size: rows of the embedding.
     pub vocab_size: usize,
-    /// Longest context the model was made for.
+    /// The longest context for which the model was made, in tokens.
     pub max_position_embeddings: usize,
-    /// Name of the embedding, `[vocab_size, hidden_size]`.
+    /// Tensor name of the embedding, `[vocab_size, hidden_size]`.
     pub embedding: String,
-    /// The decoder blocks, in order. Those that are alike share one description.
+    /// The decoder blocks, in order. Blocks that are alike share one description.
     pub blocks: Vec<Arc<Block>>,
-    /// From the residual stream after the last block to the logits: the final norm, and the output matrix as its last node.
+    /// The head: from the residual stream after the last block to the logits. It consists of the final norm and, as its
+    /// last node, the output matrix.
     pub head: Arc<Block>,
-    /// Whether the output matrix is the embedding.
+    /// Whether the output matrix is tied to the embedding.
     pub tie_word_embeddings: bool,
     /// The tables of rotary angles.
     pub ropes: Vec<Rope>,

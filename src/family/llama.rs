@@ -1,6 +1,7 @@
-//! LLaMA and what shares its block: RMSNorm, rotary attention of grouped heads, and a MLP gated by SiLU.
+//! LLaMA and the families that share its block: RMSNorm, rotary grouped-query attention, and an MLP gated by SiLU.
 //!
-//! Covers Llama 1 to 3, TinyLlama, SmolLM and SmolLM2, and Mistral with its window. Qwen builds its block here, too.
+//! Covers Llama 1 to 3, TinyLlama, SmolLM, SmolLM2, and Mistral with its sliding window. `qwen` builds its block here
+//! as well.
 
 use super::build::Line;
 use super::config::dimensions::Dimensions;
@@ -22,7 +23,7 @@ pub(super) const LLAMA: Family = Family {
     },
 };
 
-/// Mistral, with its optional sliding window.
+/// Mistral, with an optional sliding window.
 pub(super) const MISTRAL: Family = Family {
     architecture: "MistralForCausalLM",
     model_type: "mistral",
@@ -31,18 +32,21 @@ pub(super) const MISTRAL: Family = Family {
     },
 };
 
-/// In what the models with this block differ.
+/// The differences between the families with this block.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Details {
     pub qkv_bias: bool,
     pub o_bias: bool,
     pub mlp_bias: bool,
-    /// Whether each head of the queries and keys is normalised.
+    /// Whether each head of the queries and keys has an RMSNorm.
     pub head_norms: bool,
     pub window: Option<usize>,
 }
 
-/// The model of `family`. `head_dim`: what the family takes where the file does not say.
+/// Builds the model of `family` from its configuration. `head_dim`: the family's default where the file has no such
+/// key; `None` means hidden_size / heads.
+///
+/// Errors: `Error::Input` if the configuration describes something that the block cannot express.
 pub(super) fn build(
     family: &Family,
     config: Fields<'_>,
@@ -61,6 +65,7 @@ pub(super) fn build(
     Ok(decoder(family, dimensions, norm, rope, block))
 }
 
+/// The decoder block, with the equations of LLaMA in order: attention, then the MLP, each with a residual connection.
 fn block(dimensions: &Dimensions, norm: (NormKind, f32), details: Details) -> Block {
     let Details { qkv_bias, o_bias, mlp_bias, head_norms, window } = details;
     let (hidden, inner, head_dim) = (dimensions.hidden_size, dimensions.intermediate_size, dimensions.head_dim);

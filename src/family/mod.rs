@@ -1,7 +1,9 @@
-//! What a model is, as data: read from `config.json` and described node by node. Knows no device and no method.
+//! Model families: what a model is, as data. A model is read from `config.json` and described node by node. This module
+//! knows no device and no quantization method.
 //!
-//! `graph` has the description, `derive` what follows from it, `config` the readers of common keys. Each lineage of models is
-//! a file that reads its keys and builds its block, and a row of [`FAMILIES`].
+//! `graph` has the types of the description, `build` makes them node by node, `derive` computes what follows from them,
+//! and `config` has the readers of common keys. Each lineage of models is one file, which reads its keys and builds its
+//! block, and one or more rows of [`FAMILIES`].
 
 mod build;
 pub(crate) mod config;
@@ -26,19 +28,20 @@ pub use graph::{Activation, Attention, Block, Linear, LinearSpec, ModelConfig, N
 
 /// An architecture that this crate can run.
 pub struct Family {
-    /// The name under `architectures`.
+    /// Name of the architecture in the list `architectures`.
     pub architecture: &'static str,
-    /// The name under `model_type`.
+    /// Value of `model_type`.
     pub model_type: &'static str,
-    /// Reads and checks the configuration.
+    /// Reads and checks the configuration, and builds the model.
     read: fn(&Self, Fields<'_>) -> Result<ModelConfig>,
 }
 
-/// The architectures that this crate can run.
+/// All architectures that this crate can run.
 pub static FAMILIES: [Family; 5] = [llama::LLAMA, llama::MISTRAL, qwen::QWEN2, qwen::QWEN3, stablelm::STABLELM];
 
 impl Family {
-    /// The family of a configuration, by `architectures` or, where that is absent, by `model_type`.
+    /// Finds the family of a configuration by `architectures` or, if that is absent, by `model_type`. Errors:
+    /// `Error::Input` if it is none of [`FAMILIES`].
     fn of(config: Fields<'_>) -> Result<&'static Self> {
         if let Some(architectures) = config.get("architectures") {
             let names = architectures.as_array().map(Vec::as_slice).unwrap_or_default();
@@ -67,12 +70,14 @@ fn unknown_family(subject: &str, found: &str) -> Error {
 }
 
 impl ModelConfig {
-    /// Reads and checks the text of a `config.json`; `subject` names the file in error messages.
+    /// Reads and checks the text of a `config.json`. `subject` names the file in error messages.
+    ///
+    /// Errors: `Error::Input` if the text is not a JSON object, if the family is unknown, or if a key cannot be used.
     pub fn parse(text: &str, subject: &str) -> Result<Self> {
         Self::from_value(&json_object(text, subject)?, subject)
     }
 
-    /// As [`ModelConfig::parse`], from JSON that is parsed already.
+    /// As [`ModelConfig::parse`], from parsed JSON.
     pub fn from_value(value: &Json, subject: &str) -> Result<Self> {
         let object = value.as_object().ok_or_else(|| not_an_object(subject))?;
         let config = Fields { subject, object };
@@ -81,7 +86,8 @@ impl ModelConfig {
     }
 }
 
-/// A model of `family` whose blocks are all `block`, with the usual names of embedding, final norm and output matrix.
+/// A model of `family` whose blocks all have the description `block`. Embedding, final norm and output matrix have the
+/// usual names.
 fn decoder(family: &Family, dimensions: Dimensions, norm: (NormKind, f32), rope: Rope, block: Block) -> ModelConfig {
     let Dimensions { hidden_size, vocab_size, max_position_embeddings, tie_word_embeddings, .. } = dimensions;
     let (mut head, h) = Line::new("", hidden_size);
@@ -100,7 +106,7 @@ fn decoder(family: &Family, dimensions: Dimensions, norm: (NormKind, f32), rope:
     }
 }
 
-/// Parses `text` as one JSON object.
+/// Parses `text` as one JSON object. Errors: `Error::Input` if it is anything else.
 pub(crate) fn json_object(text: &str, subject: &str) -> Result<Json> {
     match serde_json::from_str(text) {
         Ok(value @ Json::Object(_)) => Ok(value),

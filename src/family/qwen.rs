@@ -1,4 +1,5 @@
-//! Qwen2, Qwen2.5 and Qwen3, dense: LLaMA's block, with biases on q, k and v or with a norm of every query and key head.
+//! Qwen2, Qwen2.5 and Qwen3 (dense). They use the block of LLaMA with biases on q, k and v, or with a norm of every
+//! query and key head.
 
 use super::Family;
 use super::config::window;
@@ -13,7 +14,8 @@ pub(super) const QWEN2: Family = Family {
     },
 };
 
-/// Qwen3: RMSNorm on every query and key head. transformers gives it heads of 128 whatever its width.
+/// Qwen3: an RMSNorm on every query and key head. As in transformers, heads have 128 columns by default, whatever the
+/// width of the model.
 pub(super) const QWEN3: Family = Family {
     architecture: "Qwen3ForCausalLM",
     model_type: "qwen3",

@@ -1,15 +1,19 @@
-//! Whether the rules of a `tokenizer.json` keep a text within bounds, and the library from panics that a browser cannot catch. A
-//! sequence of replacements, each ten times as long as what it replaces, fits into a kilobyte and fills every memory.
+//! Checks the rules of a `tokenizer.json` before the library reads them.
+//!
+//! Two kinds of file are refused. Some rules would make a text grow without bounds: a few replacements, each ten times
+//! as long as what it replaces, fit into a kilobyte and fill any memory. Other rules make the library panic, which
+//! cannot be caught in a browser.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-/// How many times longer all rules together may make a text. Those of tokenizers in use stay below a thousand.
-const MOST: u64 = 1 << 13;
+/// Limit of the growth of a text, as a factor over all rules together. The rules of tokenizers in use stay below a
+/// thousand.
+const MAX_GROWTH: u64 = 1 << 13;
 
-/// The rules that change a text or its tokens, as they stand. A part that stands there twice is an error.
+/// The rules that change a text or its tokens, as JSON. A part that occurs twice in the file is an error.
 #[derive(Deserialize)]
 struct Rules {
     normalizer: Option<Value>,
@@ -18,7 +22,10 @@ struct Rules {
     decoder: Option<Value>,
 }
 
-/// Errors, as a phrase: a text could grow too much, pieces of no characters, or a table that is none.
+/// Checks the rules in the bytes of a `tokenizer.json`.
+///
+/// Errors, as a phrase: a text could grow too much; a rule cuts words into pieces of no characters; a table of
+/// replacements is malformed; the bytes are not JSON of the expected kind.
 pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     let rules: Rules = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     let parts = [rules.normalizer, rules.pre_tokenizer, rules.post_processor, rules.decoder];
@@ -26,10 +33,10 @@ pub(super) fn check(bytes: &[u8]) -> Result<(), String> {
     for part in parts.iter().flatten() {
         growth = growth.saturating_mul(growth_of(part)?);
     }
-    if growth > MOST { Err(format!("rules that can make a text {growth} times as long")) } else { Ok(()) }
+    if growth > MAX_GROWTH { Err(format!("rules that can make a text {growth} times as long")) } else { Ok(()) }
 }
 
-/// At most how many times longer a rule and those inside it make a text.
+/// Upper bound of the factor by which a rule and the rules inside it lengthen a text.
 fn growth_of(rule: &Value) -> Result<u64, String> {
     let (own, inner): (u64, Vec<&Value>) = match rule {
         Value::Object(object) => (own_growth(object)?, object.values().collect()),
@@ -39,6 +46,7 @@ fn growth_of(rule: &Value) -> Result<u64, String> {
     inner.into_iter().try_fold(own, |growth, rule| Ok(growth.saturating_mul(growth_of(rule)?)))
 }
 
+/// The factor of a rule itself, without the rules inside it.
 fn own_growth(rule: &Map<String, Value>) -> Result<u64, String> {
     if rule.get("length").and_then(Value::as_u64) == Some(0) {
         return Err("a rule that cuts words into pieces of no characters".to_owned());
@@ -49,7 +57,7 @@ fn own_growth(rule: &Map<String, Value>) -> Result<u64, String> {
         Some("NFKC" | "NFKD") => 11,
         _ => 1,
     };
-    // What takes the place of a character, or goes before a text, which can be a character.
+    // Text that replaces a character, or that is put before a text, which can be a single character.
     let inserted = ["content", "prepend"].map(|key| {
         let text = rule.get(key).and_then(Value::as_str);
         1 + text.map_or(0, str::len) as u64
@@ -58,7 +66,7 @@ fn own_growth(rule: &Map<String, Value>) -> Result<u64, String> {
         Some(base64) => 1 + longest_replacement(base64)?,
         None => 1,
     };
-    // A template repeats the text, and special tokens that may each be many.
+    // A template can repeat the text and add special tokens, each of which can stand for several ids.
     let pieces = rule.get("single").and_then(Value::as_array).map_or(1, |pieces| pieces.len().max(1)) as u64;
     let special = rule.get("special_tokens").and_then(Value::as_object);
     let ids = |token: &Value| token.get("ids").and_then(Value::as_array).map_or(0, Vec::len);
@@ -67,10 +75,11 @@ fn own_growth(rule: &Map<String, Value>) -> Result<u64, String> {
     Ok(factors.fold(by_kind, u64::saturating_mul))
 }
 
-/// Bytes of the longest replacement in a table of SentencePiece: the length of a trie, that many bytes, and texts that end in
-/// zeros.
+/// Length in bytes of the longest replacement in a SentencePiece table, given in base64. The table consists of the
+/// length of a trie in bytes, the trie, and texts that end in zero bytes.
 ///
-/// Errors: it is nothing of the kind. The library takes memory for the trie before it looks how long the table is.
+/// Errors: the bytes are no such table. The check is needed because the library allocates memory for the trie before it
+/// looks at the length of the table.
 fn longest_replacement(base64: &str) -> Result<u64, String> {
     let texts = |table: Vec<u8>| {
         let (length, rest) = table.split_first_chunk::<4>()?;
@@ -99,7 +108,7 @@ mod tests {
     fn a_table_that_is_none_is_refused() {
         let rules = |table| format!(r#"{{"normalizer":{{"type":"Precompiled","precompiled_charsmap":"{table}"}}}}"#);
         assert_eq!(check(rules("AAAAAGFiAGM=").as_bytes()), Ok(()));
-        // One that announces 2 GiB, one without a length, one whose text is no UTF-8, and no base64.
+        // The trie is announced with 2 GiB; the length is missing; the text is not UTF-8; the table is not base64.
         for table in ["////fwAA", "AAA=", "AAAAAP8=", "AAAAAGFiAGM?"] {
             assert!(check(rules(table).as_bytes()).is_err(), "{table}");
         }

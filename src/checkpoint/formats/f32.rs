@@ -1,5 +1,7 @@
-//! The dequantized weights in F32, whatever type the original has: twice the size of `float`, and nothing is rounded. A client that
-//! computes in F32 gets the very weights that codes and scales, or a method without a grid, stand for.
+//! The `f32` format: dequantized weights in F32, whatever the element type of the original.
+//!
+//! Files are twice the size of those of the `float` format, but no weight is rounded. A client that computes in F32
+//! gets exactly the weights that the codes and scales represent, or the weights of a method that uses no grid.
 
 use safetensors::Dtype;
 
@@ -9,7 +11,7 @@ use crate::checkpoint::format::{Format, Part, PlannedLayer};
 use crate::family::LinearSpec;
 use crate::stored::{Form, LayerGrid, StoredLinear};
 
-/// Dequantized weights in F32.
+/// Stores dequantized weights in F32.
 #[derive(Debug)]
 pub struct F32;
 

@@ -1,7 +1,7 @@
-//! The dequantized weights as an ordinary checkpoint, for clients that know no quantization.
+//! The `float` format: dequantized weights as an ordinary checkpoint, for clients that cannot read quantized layers.
 //!
-//! A weight is F32 if the original was F32, else F16: that rounds s·(q − z) to 11 bits, as clients that dequantize in F16 do,
-//! where BF16 would round it to 8.
+//! A weight is stored in F32 if the original was F32, and in F16 otherwise. F16 rounds s·(q − z) to 11 significant
+//! bits, as in clients that dequantize in F16. BF16 would round it to 8 bits.
 
 use safetensors::Dtype;
 
@@ -12,7 +12,7 @@ use crate::family::LinearSpec;
 use crate::stored::{Form, LayerGrid, StoredLinear};
 use crate::{Error, Result};
 
-/// Dequantized weights in F16, or in F32 where the original has F32.
+/// Stores dequantized weights in F16, or in F32 where the original weight is F32.
 #[derive(Debug)]
 pub struct Float;
 
@@ -42,16 +42,18 @@ impl Format for Float {
     }
 }
 
+/// Element type of the stored weight.
 fn dtype(layer: &PlannedLayer) -> Dtype {
     if layer.original == Dtype::F32 { Dtype::F32 } else { Dtype::F16 }
 }
 
-/// The weight of `linear` as one tensor of the float type `dtype`.
+/// The tensor that stores the weight of `linear` in the float type `dtype`.
 pub(super) fn weight(linear: &LinearSpec, dtype: Dtype) -> Part {
     Part { name: format!("{}.weight", linear.name), dtype, shape: vec![linear.rows, linear.columns] }
 }
 
-/// Its content: s·(q − z), rounded to `dtype`. Errors: `Error::NotFinite` if a weight is too large for that type.
+/// The content of the tensor of [`weight`]: s·(q − z), rounded to `dtype`. Errors: `Error::NotFinite` if a weight is
+/// too large for `dtype`.
 pub(super) fn weight_bytes(linear: &StoredLinear, dtype: Dtype) -> Result<Vec<u8>> {
     floats::encode(&linear.dequantize(), dtype).ok_or_else(|| Error::NotFinite {
         place: format!("{}.weight in {dtype}", linear.name()),

@@ -1,6 +1,8 @@
-//! All formats: the table that users choose from, and that is asked who reads a quantized checkpoint.
+//! The table of all checkpoint formats. Users choose a format from it to write, and the reader asks each of them
+//! whether it can read a quantized checkpoint.
 //!
-//! A format is one file here and one row of [`FORMATS`].
+//! A format is one file in this folder and one row of [`FORMATS`]. The trait that it implements is in
+//! `checkpoint/format.rs`.
 
 pub mod f32;
 pub mod float;
@@ -14,18 +16,18 @@ use crate::family::config::fields::Fields;
 use crate::stored::Form;
 use crate::{Error, Result};
 
-/// The formats, in the order in which they are offered.
+/// All formats, in the order in which they are offered to users.
 pub static FORMATS: &[&dyn Format] = &[&gptq::Gptq, &float::Float, &f32::F32];
 
-/// The file in which older checkpoints describe how they are quantized, and in which some clients look first.
+/// The file with the quantization configuration of older checkpoints. Some clients look for it first.
 pub(super) const DESCRIPTION_FILE: &str = "quantize_config.json";
 
-/// The format of that name.
+/// The format called `name`, if there is one.
 pub fn named(name: &str) -> Option<&'static dyn Format> {
     FORMATS.iter().copied().find(|format| format.name() == name)
 }
 
-/// The format in which layers of this form are stored unless another is asked for.
+/// The format for layers in the form `form`, unless the user asks for another one.
 pub fn default_for(form: Form) -> &'static dyn Format {
     match form {
         Form::Codes => &gptq::Gptq,
@@ -33,20 +35,20 @@ pub fn default_for(form: Form) -> &'static dyn Format {
     }
 }
 
-/// How a checkpoint stores its quantized layers.
+/// The packed layers of a quantized checkpoint, with the name of their layout.
 #[derive(Debug)]
 pub struct Packing {
-    /// What sentences call the layout.
+    /// Name of the layout in messages, such as "GPTQ".
     pub layout: &'static str,
-    /// The layers.
+    /// Reader of the layers.
     pub layers: Box<dyn PackedLayers>,
 }
 
 impl Packing {
-    /// Reads `description`: what stands under `quantization_config` in a config.json, or a whole quantize_config.json. `subject`
-    /// names the file in messages.
+    /// Reads a quantization configuration: the value of `quantization_config` in a config.json, or a whole
+    /// quantize_config.json. `subject` names the file in messages.
     ///
-    /// Errors: `Error::Input` if no format reads it, or the one that does finds a field that cannot be used.
+    /// Errors: `Error::Input` if no format can read it, or if the format that can finds a field that cannot be used.
     pub fn open(description: &Value, subject: &str) -> Result<Self> {
         let Some(object) = description.as_object() else {
             return Err(unsupported(subject, "a quantization configuration that is no JSON object"));

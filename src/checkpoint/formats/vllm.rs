@@ -1,12 +1,14 @@
-//! What vLLM demands of a checkpoint whatever its format.
+//! Restrictions of vLLM on a checkpoint, whatever its format.
 
 use crate::checkpoint::format::PlannedModel;
 use crate::family::LinearSpec;
 
-/// Layers that vLLM joins into one matrix, by the last part of their module path. They follow each other in a model.
+/// The layers that vLLM joins into one matrix, by the last part of their module path. They follow each other in the
+/// model.
 const JOINED: [&[&str]; 2] = [&["q_proj", "k_proj", "v_proj"], &["gate_proj", "up_proj"]];
 
-/// The note on the first layers that vLLM joins although they differ in bits, or in being quantized at all.
+/// A note about the first group of layers that vLLM joins although their bits differ, or although only some of them are
+/// quantized. `None` if there is no such group.
 pub(super) fn unequal_layers(model: &PlannedModel) -> Option<String> {
     let joined = model.linears.chunk_by(|one, next| matrix(one).is_some() && matrix(one) == matrix(next));
     let bits = |linear: &LinearSpec| model.bits_of(&linear.name);
@@ -18,7 +20,8 @@ pub(super) fn unequal_layers(model: &PlannedModel) -> Option<String> {
     ))
 }
 
-/// The matrix that a layer becomes a part of: the module around it, and the kind in [`JOINED`].
+/// The joined matrix that a layer is part of: the path of the parent module, and the index in [`JOINED`]. `None` if
+/// vLLM does not join the layer.
 fn matrix(linear: &LinearSpec) -> Option<(&str, usize)> {
     let (parent, last) = linear.name.rsplit_once('.')?;
     JOINED.iter().position(|parts| parts.contains(&last)).map(|kind| (parent, kind))

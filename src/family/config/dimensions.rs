@@ -1,9 +1,9 @@
-//! The keys of a decoder of transformer blocks that most families share, read and checked.
+//! Reads and checks the sizes of a decoder. Most families of transformers share these keys.
 
 use super::fields::Fields;
 use crate::{Error, Result};
 
-/// Widths and counts of a decoder.
+/// Widths and counts of a decoder, named as in `config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub(in crate::family) struct Dimensions {
     /// Width of the residual stream.
@@ -15,18 +15,21 @@ pub(in crate::family) struct Dimensions {
     pub num_attention_heads: usize,
     /// Key and value heads; divides the number of query heads.
     pub num_key_value_heads: usize,
-    /// Columns of a head; even.
+    /// Columns of a head; an even number.
     pub head_dim: usize,
     pub vocab_size: usize,
     pub max_position_embeddings: usize,
     pub tie_word_embeddings: bool,
 }
 
-/// A model with more blocks than this is a broken file, and would fill the memory with names.
+/// Greatest number of blocks. A file with more is broken, and its tensor names would fill the memory.
 const MOST_LAYERS: usize = 10_000;
 
 impl Dimensions {
-    /// Reads the keys. `head_dim`: what the family takes where the file does not say; `None` for hidden_size / heads.
+    /// Reads and checks the keys. `head_dim`: the family's default where the file has no such key; `None` means
+    /// hidden_size / heads.
+    ///
+    /// Errors: `Error::Input` if a key is missing, has the wrong type, or contradicts another.
     pub fn read(config: Fields<'_>, head_dim: Option<usize>) -> Result<Self> {
         let hidden_size = config.required_count("hidden_size")?;
         let num_attention_heads = config.required_count("num_attention_heads")?;
@@ -68,12 +71,12 @@ impl Dimensions {
         Ok(())
     }
 
-    /// Columns of all queries of a token.
+    /// Columns of the queries of all heads together.
     pub fn queries(&self) -> usize {
         self.num_attention_heads * self.head_dim
     }
 
-    /// Columns of all keys of a token, and of all values.
+    /// Columns of the keys of all heads together, and also of the values.
     pub fn keys(&self) -> usize {
         self.num_key_value_heads * self.head_dim
     }

@@ -1,10 +1,10 @@
-//! Typed access to the fields of a JSON object, with one clear sentence for a field that does not fit.
+//! Typed access to the fields of a JSON object. A field that does not fit gives an error of one clear sentence.
 
 use serde_json::{Map, Value};
 
 use crate::{Error, Result};
 
-/// A JSON object and the name it has for the user, such as `model/config.json`.
+/// A JSON object, and its name in messages, such as `model/config.json`.
 #[derive(Clone, Copy)]
 pub(crate) struct Fields<'a> {
     pub subject: &'a str,
@@ -12,12 +12,12 @@ pub(crate) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// The value under `key`, where `null` counts as absent.
+    /// The value under `key`; `null` counts as absent.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.object.get(key).filter(|value| !value.is_null())
     }
 
-    /// The error for a field that holds the wrong kind of value.
+    /// The error for a field with a value that cannot be used.
     pub fn refuse(&self, key: &str, expected: &str) -> Error {
         let found = match self.object.get(key) {
             Some(value) => format!("\"{key}\": {}", abridged(value)),
@@ -26,7 +26,7 @@ impl<'a> Fields<'a> {
         Error::input(self.subject, found, expected, "correct the file or download it again")
     }
 
-    /// A whole number of at least 1, or `None` where the field is absent.
+    /// Reads a whole number of at least 1, below 2³². `None` if the field is absent.
     pub fn count(&self, key: &str) -> Result<Option<usize>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64().and_then(|n| u32::try_from(n).ok()) {
@@ -35,12 +35,12 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// As [`Fields::count`], for a field that must be there.
+    /// As [`Fields::count`], for a field that must be present.
     pub fn required_count(&self, key: &str) -> Result<usize> {
         self.count(key)?.ok_or_else(|| self.refuse(key, &format!("\"{key}\" as a whole number of at least 1")))
     }
 
-    /// A finite number above zero, or `None` where the field is absent.
+    /// Reads a finite number above zero. `None` if the field is absent.
     pub fn positive(&self, key: &str) -> Result<Option<f32>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_f64().map(|x| x as f32) {
@@ -49,18 +49,18 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// As [`Fields::positive`], for a field that must be there.
+    /// As [`Fields::positive`], for a field that must be present.
     pub fn required_positive(&self, key: &str) -> Result<f32> {
         self.positive(key)?.ok_or_else(|| self.refuse(key, &format!("\"{key}\" as a number above zero")))
     }
 
-    /// `true` or `false`, or `None` where the field is absent.
+    /// Reads `true` or `false`. `None` if the field is absent.
     pub fn flag(&self, key: &str) -> Result<Option<bool>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         value.as_bool().map(Some).ok_or_else(|| self.refuse(key, "true or false"))
     }
 
-    /// One token id or a list of them; none where the field is absent.
+    /// Reads one token id or a list of them. Empty if the field is absent.
     pub fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
         let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
         let ids = match self.get(key) {
@@ -71,13 +71,13 @@ impl<'a> Fields<'a> {
         ids.ok_or_else(|| self.refuse(key, "a token id or a list of token ids"))
     }
 
-    /// A string, or `None` where the field is absent.
+    /// Reads a string. `None` if the field is absent.
     pub fn text(&self, key: &str) -> Result<Option<&'a str>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         value.as_str().map(Some).ok_or_else(|| self.refuse(key, "a string"))
     }
 
-    /// A nested object, or `None` where the field is absent.
+    /// Reads a nested object. `None` if the field is absent.
     pub fn object(&self, key: &str) -> Result<Option<Fields<'a>>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_object() {
@@ -87,7 +87,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The value as JSON, cut to a length that fits a sentence.
+/// The value as JSON text, shortened to fit into a sentence.
 fn abridged(value: &Value) -> String {
     const LIMIT: usize = 60;
     let text = value.to_string();

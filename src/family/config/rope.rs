@@ -1,38 +1,40 @@
-//! Rotary position embedding as `config.json` describes it, in the old form and in that of transformers 5.
+//! Reads rotary position embedding (RoPE) from `config.json`. There are two forms: the older one, and that of
+//! transformers 5.
 
 use serde_json::{Map, Value};
 
 use super::fields::Fields;
 use crate::{Error, Result};
 
-/// A table of rotary angles: base, scaling, and how much of a head it turns.
+/// A table of rotary angles: base, scaling, and the number of rotated columns per head.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rope {
-    /// The first columns of each head, as many as this, are turned; even.
+    /// Columns that are rotated in each head, counted from the first; an even number.
     pub rotated: usize,
     /// Base of the geometric series of angles.
     pub theta: f32,
-    /// How angles are stretched for contexts longer than those of pre-training.
+    /// How angles are scaled for contexts longer than those of pre-training.
     pub scaling: RopeScaling,
 }
 
-/// Stretching of the rotary angles.
+/// Scaling of the rotary angles.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RopeScaling {
-    /// Angles as they are.
+    /// Unscaled angles.
     None,
-    /// Every position divided by `factor`.
+    /// Every position is divided by `factor`.
     Linear {
         /// The divisor.
         factor: f32,
     },
-    /// Llama 3: long wavelengths divided by `factor`, short ones kept, those between interpolated.
+    /// The scaling of Llama 3. Frequencies of long wavelengths are divided by `factor`, those of short wavelengths are
+    /// kept, and those between are interpolated. `original` below is `original_max_position_embeddings`.
     Llama3 {
         /// Divisor of the low frequencies.
         factor: f32,
-        /// Wavelengths above `original / low_freq_factor` are divided.
+        /// Frequencies with wavelengths above `original / low_freq_factor` are divided.
         low_freq_factor: f32,
-        /// Wavelengths below `original / high_freq_factor` are kept.
+        /// Frequencies with wavelengths below `original / high_freq_factor` are kept.
         high_freq_factor: f32,
         /// Context length of pre-training.
         original_max_position_embeddings: usize,
@@ -42,8 +44,10 @@ pub enum RopeScaling {
 const DEFAULT_THETA: f32 = 10_000.0;
 
 impl Rope {
-    /// Reads `rope_parameters`, or `rope_theta` with `rope_scaling`, for heads that turn `rotated` of their columns. Where both
-    /// forms stand they must agree on theta.
+    /// Reads `rope_parameters` (the form of transformers 5), or else `rope_theta` and `rope_scaling` (the older form).
+    /// `rotated`: rotated columns per head.
+    ///
+    /// Errors: `Error::Input` if the two forms disagree about theta, or if the type of scaling is not supported.
     pub(in crate::family) fn read(config: Fields<'_>, rotated: usize) -> Result<Self> {
         let parameters = config.object("rope_parameters")?;
         let outer = config.positive("rope_theta")?;
@@ -70,7 +74,8 @@ impl Rope {
     }
 }
 
-/// The share of each head's columns that turn, where the file says; `rope_parameters` and `rope_scaling` may say it, too.
+/// Reads the share of the columns of a head that is rotated. It may stand at the top level, in `rope_parameters` or in
+/// `rope_scaling`. `None` if the file does not give it.
 pub(in crate::family) fn partial_rotary_factor(config: Fields<'_>) -> Result<Option<f32>> {
     let nested = [config.object("rope_parameters")?, config.object("rope_scaling")?];
     for fields in [Some(config)].into_iter().chain(nested).flatten() {
@@ -81,7 +86,7 @@ pub(in crate::family) fn partial_rotary_factor(config: Fields<'_>) -> Result<Opt
     Ok(None)
 }
 
-/// Refuses a model that turns only a part of each head.
+/// Refuses a model that rotates only a part of each head. Errors: `Error::Input`.
 pub(in crate::family) fn require_whole_heads(config: Fields<'_>) -> Result<()> {
     match partial_rotary_factor(config)? {
         None | Some(1.0) => Ok(()),
@@ -126,8 +131,8 @@ impl RopeScaling {
     }
 }
 
-/// Completes a `config.json` so that it states rope in both forms: readers of each form ignore the other, and one of them
-/// takes a missing top-level `rope_theta` for 10000 without a word (formats.md, fact 7).
+/// Completes a `config.json` so that it describes RoPE in both forms. Readers of one form ignore the other, and a
+/// reader of the older form silently takes a missing top-level `rope_theta` as 10000 (formats.md, fact 7).
 pub(crate) fn state_both_forms(config: &mut Map<String, Value>, rope: &Rope) {
     let theta = theta_as_written(config, rope);
     let parameters = config.get("rope_parameters").and_then(Value::as_object).cloned();
@@ -150,7 +155,7 @@ pub(crate) fn state_both_forms(config: &mut Map<String, Value>, rope: &Rope) {
     config.insert("rope_theta".into(), theta);
 }
 
-/// The JSON number of theta itself where there is one, so that no digit changes.
+/// The JSON number of theta from the file, so that no digit changes. Computed from `rope` if the file has none.
 fn theta_as_written(config: &Map<String, Value>, rope: &Rope) -> Value {
     let inner = config.get("rope_parameters").and_then(|p| p.get("rope_theta"));
     let written = inner.or_else(|| config.get("rope_theta")).filter(|theta| theta.is_number());

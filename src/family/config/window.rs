@@ -1,9 +1,9 @@
-//! Sliding windows of attention. Families differ in the key that switches them on.
+//! Reads the sliding window of attention. Families differ in the key that switches it on.
 
 use super::fields::Fields;
 use crate::Result;
 
-/// Mistral's window. transformers gives it 4096 where the key is absent, and none where it is null.
+/// The window of Mistral. As in transformers, it is 4096 if the key is absent, and there is none if the key is null.
 pub(in crate::family) fn mistral(config: Fields<'_>) -> Result<Option<usize>> {
     if config.object.get("sliding_window").is_some_and(serde_json::Value::is_null) {
         return Ok(None);
@@ -12,7 +12,10 @@ pub(in crate::family) fn mistral(config: Fields<'_>) -> Result<Option<usize>> {
     Ok(kind_of_all_layers(config)?.unwrap_or(true).then_some(window))
 }
 
-/// The window of Qwen2 and Qwen3, which `use_sliding_window` switches on. The first `max_window_layers` layers see everything.
+/// The window of Qwen2 and Qwen3, which `use_sliding_window` switches on. The first `max_window_layers` layers attend
+/// to all positions.
+///
+/// Errors: `Error::Input` if only some layers have a window, which is not supported.
 pub(in crate::family) fn qwen(config: Fields<'_>) -> Result<Option<usize>> {
     if !config.flag("use_sliding_window")?.unwrap_or(false) {
         return Ok(None);
@@ -35,7 +38,8 @@ fn width(config: Fields<'_>) -> Result<usize> {
     Ok(config.count("sliding_window")?.unwrap_or(4096))
 }
 
-/// Whether `layer_types` says that all layers have a window, or that none has one; `None` where it is absent.
+/// Reads `layer_types`: whether all layers have a window (`true`) or none has one (`false`). `None` if the key is
+/// absent.
 fn kind_of_all_layers(config: Fields<'_>) -> Result<Option<bool>> {
     let Some(kinds) = config.get("layer_types") else { return Ok(None) };
     let kinds = kinds.as_array().ok_or_else(|| config.refuse("layer_types", "a list of strings"))?;

@@ -1,4 +1,6 @@
-//! What a GPTQ checkpoint says about itself, in `quantization_config` of config.json and in quantize_config.json: written, and read.
+//! The quantization configuration of a GPTQ checkpoint: writes it from a planned model, and reads it from a checkpoint.
+//!
+//! The configuration stands in config.json under `quantization_config`, and again in quantize_config.json.
 
 use std::collections::HashMap;
 
@@ -10,7 +12,7 @@ use crate::family::LinearSpec;
 use crate::family::config::fields::Fields;
 use crate::{Error, Result};
 
-/// The description of `model`.
+/// The quantization configuration of `model`.
 pub fn description(model: &PlannedModel) -> Value {
     let mut description = settings(&model.settings);
     if model.bits_of(&model.head.name).is_some() {
@@ -20,7 +22,7 @@ pub fn description(model: &PlannedModel) -> Value {
     description
 }
 
-/// What holds for layers that have nothing of their own.
+/// The settings of all layers that have none of their own.
 fn settings(settings: &QuantizationSettings) -> Value {
     let label = ZeroPoints::of(settings.symmetric).label();
     let group_size = settings.group_size.map_or(-1, |size| size as i64);
@@ -36,7 +38,7 @@ fn settings(settings: &QuantizationSettings) -> Value {
         "pack_dtype": "int32",
         "true_sequential": true,
     });
-    // Clients refuse any other.
+    // transformers refuses a damp_percent outside 0 < x < 1, so such a value is left out.
     if settings.damping > 0.0 && settings.damping < 1.0 {
         description["damp_percent"] = json!(settings.damping);
     }
@@ -44,21 +46,21 @@ fn settings(settings: &QuantizationSettings) -> Value {
     description
 }
 
-/// The linear layers of all blocks that have the same place in their block.
-struct Kind<'a> {
-    /// What goes before the number of the block, and after it; `None` of a layer whose path has no number.
+/// The linear layers that stand at the same place in their blocks, such as all `mlp.up_proj`.
+struct LayerKind<'a> {
+    /// The module path before the number of the block and after it. `None` for a layer whose path has no number.
     place: Option<(&'a str, &'a str)>,
-    /// The layers with their bits, `None` where they keep their weight.
+    /// The layers with their bits per code, `None` for a layer that is not quantized.
     layers: Vec<(&'a LinearSpec, Option<u32>)>,
 }
 
-impl<'a> Kind<'a> {
-    /// All kinds of `model`, in the order of their first layers.
+impl<'a> LayerKind<'a> {
+    /// Groups the linear layers of `model` by their place, in the order of the first layers.
     fn all(model: &'a PlannedModel) -> Vec<Self> {
         let mut kinds: Vec<Self> = Vec::new();
         let mut known = HashMap::new();
         for linear in &model.linears {
-            let place = around_number(&linear.name);
+            let place = split_at_block_number(&linear.name);
             let key = place.ok_or(linear.name.as_str());
             let index = *known.entry(key).or_insert(kinds.len());
             if index == kinds.len() {
@@ -69,12 +71,13 @@ impl<'a> Kind<'a> {
         kinds
     }
 
-    /// Whether its layers keep their weights in every block.
+    /// Whether these layers keep their weights in every block.
     fn is_kept(&self) -> bool {
         self.place.is_some() && self.layers.iter().all(|(_, bits)| bits.is_none())
     }
 
-    /// Its rules: a regular expression for the module path, and bits. One rule if all blocks are alike, else one for each layer.
+    /// The rules that describe these layers: a regular expression for the module path, and bits per code or `None`.
+    /// There is one rule if all blocks are alike, and one rule per layer otherwise.
     fn rules(&self) -> Vec<(String, Option<u32>)> {
         let first = self.layers[0].1;
         match self.place {
@@ -86,8 +89,8 @@ impl<'a> Kind<'a> {
     }
 }
 
-/// `model.layers.3.mlp.up_proj` as `model.layers` and `mlp.up_proj`: what stands around the first number.
-fn around_number(path: &str) -> Option<(&str, &str)> {
+/// Splits a module path at its first number: `model.layers.3.mlp.up_proj` gives `model.layers` and `mlp.up_proj`.
+fn split_at_block_number(path: &str) -> Option<(&str, &str)> {
     path.match_indices('.').find_map(|(dot, _)| {
         let (number, inside) = path[dot + 1..].split_once('.')?;
         let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
@@ -95,13 +98,15 @@ fn around_number(path: &str) -> Option<(&str, &str)> {
     })
 }
 
-/// What clients must be told about layers that differ from the others: `modules_in_block_to_quantize` where the same
-/// layers stay as they are in every block, which every client reads, else `dynamic`, which GPTQModel and vLLM read.
+/// Adds to `description` what clients must know about layers that differ from the others.
+///
+/// Where the same layers stay unquantized in every block, this is `modules_in_block_to_quantize`, which every client
+/// reads. All other differences go into `dynamic`, which GPTQModel and vLLM read.
 fn add_exceptions(model: &PlannedModel, description: &mut Value) {
-    let (kept, quantized): (Vec<_>, Vec<_>) = Kind::all(model).into_iter().partition(Kind::is_kept);
+    let (kept, quantized): (Vec<_>, Vec<_>) = LayerKind::all(model).into_iter().partition(LayerKind::is_kept);
     let head = model.bits_of(&model.head.name).map(|bits| (regex::escape(&model.head.name), Some(bits)));
     let mut rules = Map::new();
-    for (module, bits) in quantized.iter().flat_map(Kind::rules).chain(head) {
+    for (module, bits) in quantized.iter().flat_map(LayerKind::rules).chain(head) {
         match bits {
             None => rules.insert(format!("-:^{module}$"), json!({})),
             Some(own) if own != model.settings.bits => rules.insert(format!("+:^{module}$"), json!({ "bits": own })),
@@ -117,24 +122,27 @@ fn add_exceptions(model: &PlannedModel, description: &mut Value) {
     }
 }
 
-/// How a GPTQ checkpoint was quantized, as it says itself.
+/// The quantization configuration of a GPTQ checkpoint, as read from its files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GptqConfig {
     /// Bits per code: 2, 3, 4 or 8.
     pub bits: u32,
-    /// Inputs per group; `None` is one group per output row (written −1).
+    /// Inputs per group; `None` means one group per output row (written as −1).
     pub group_size: Option<usize>,
     /// Whether every zero point is 2^(bits−1).
     pub symmetric: bool,
-    /// How zero points are stored.
+    /// How the file stores zero points.
     pub zero_points: ZeroPoints,
-    /// Layers with bits of their own: a regular expression for the start of the module path, and bits. The first that matches
-    /// counts, as in GPTQModel.
+    /// Layers with their own bits: a regular expression for the start of the module path, and the bits per code. The
+    /// first match counts, as in GPTQModel.
     pub dynamic: Vec<(String, u32)>,
 }
 
 impl GptqConfig {
-    /// Reads a description; `None` if another method made the checkpoint. Older ones name none.
+    /// Reads the quantization configuration `description`. Returns `None` if another method made the checkpoint. Older
+    /// GPTQ checkpoints name no method.
+    ///
+    /// Errors: `Error::Input` if a field cannot be used.
     pub fn read(description: &Map<String, Value>, subject: &str) -> Result<Option<Self>> {
         let fields = Fields { subject, object: description };
         if fields.text("quant_method")?.unwrap_or("gptq") != "gptq" {
@@ -143,7 +151,7 @@ impl GptqConfig {
         if fields.text("pack_dtype")?.is_some_and(|dtype| dtype != "int32") {
             return Err(fields.refuse("pack_dtype", "\"int32\""));
         }
-        // Whether columns were quantized out of order is for g_idx to say.
+        // The field is only checked for its type. The tensor g_idx tells whether columns were quantized out of order.
         fields.flag("desc_act")?;
         let bits = fields.required_count("bits")? as u32;
         if !matches!(bits, 2 | 3 | 4 | 8) {
@@ -158,7 +166,7 @@ impl GptqConfig {
         }))
     }
 
-    /// Bits per code of the layer of that module path.
+    /// Bits per code of the layer `module`.
     pub fn bits_of(&self, module: &str) -> u32 {
         let matching =
             self.dynamic.iter().find(|(pattern, _)| anchored(pattern).is_ok_and(|rule| rule.is_match(module)));
@@ -166,7 +174,8 @@ impl GptqConfig {
     }
 }
 
-/// The rules for single layers. One that leaves a layer unquantized says nothing that the tensors do not show.
+/// Reads the rules for single layers. Rules that leave a layer unquantized are skipped, because the tensors of that
+/// layer show the same.
 fn dynamic(fields: Fields<'_>) -> Result<Vec<(String, u32)>> {
     let Some(rules) = fields.object("dynamic")? else {
         return Ok(Vec::new());
@@ -197,7 +206,7 @@ fn dynamic(fields: Fields<'_>) -> Result<Vec<(String, u32)>> {
     Ok(dynamic)
 }
 
-/// As Python's `re.match` takes a pattern.
+/// Compiles `pattern` so that it must match at the start of a text, as Python's `re.match` does.
 fn anchored(pattern: &str) -> std::result::Result<regex::Regex, regex::Error> {
     regex::Regex::new(&format!("^(?:{pattern})"))
 }
@@ -212,6 +221,8 @@ fn group_size(fields: Fields<'_>) -> Result<Option<usize>> {
         .ok_or_else(|| fields.refuse("group_size", "\"group_size\" as −1 or at least 1"))
 }
 
+/// Reads the version of the format from `checkpoint_format` or, in newer files, `format`. Where both are absent it is
+/// v1.
 fn zero_points(fields: Fields<'_>) -> Result<ZeroPoints> {
     let key = if fields.get("checkpoint_format").is_some() { "checkpoint_format" } else { "format" };
     match fields.text(key)?.unwrap_or("gptq") {
@@ -227,7 +238,7 @@ mod tests {
     use crate::checkpoint::format::PlannedLayer;
     use safetensors::Dtype;
 
-    /// The configuration with `fields` added to it or in the place of its own.
+    /// Reads a small configuration to which `fields` are added; they override its own fields.
     fn with(fields: Value) -> Result<Option<GptqConfig>> {
         let mut description = json!({"quant_method": "gptq", "bits": 4, "group_size": 128});
         let object = description.as_object_mut().unwrap();
@@ -290,10 +301,10 @@ mod tests {
 
     #[test]
     fn a_path_is_taken_apart_at_the_number_of_its_block() {
-        assert_eq!(around_number("model.layers.3.mlp.up_proj"), Some(("model.layers", "mlp.up_proj")));
-        assert_eq!(around_number("h.12.mlp.experts.3.up"), Some(("h", "mlp.experts.3.up")));
+        assert_eq!(split_at_block_number("model.layers.3.mlp.up_proj"), Some(("model.layers", "mlp.up_proj")));
+        assert_eq!(split_at_block_number("h.12.mlp.experts.3.up"), Some(("h", "mlp.experts.3.up")));
         for path in ["lm_head", "model.embed_tokens", "layers.7", "3.x", "a..b"] {
-            assert_eq!(around_number(path), None, "{path}");
+            assert_eq!(split_at_block_number(path), None, "{path}");
         }
     }
 }

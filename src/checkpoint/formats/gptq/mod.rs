@@ -1,7 +1,10 @@
-//! The GPTQ layout, for transformers, GPTQModel and vLLM (formats.md, a).
+//! The GPTQ format, which transformers, GPTQModel and vLLM read (formats.md, section a).
 //!
-//! A layer is stored as v1 when symmetric and as v2 when not: v1 stores z − 1, which loaders decode differently where z = 0.
-//! `pack` makes the tensors, `read` makes weights of them again, `config` writes and reads the description.
+//! A symmetric layer is stored as version 1 of the format (`gptq`), any other layer as version 2 (`gptq_v2`). Version 1
+//! stores z − 1, and loaders disagree about how to decode z = 0. A symmetric layer has no zero point of 0.
+//!
+//! `pack` makes the tensors of a layer, `read` dequantizes them again, and `config` writes and reads the quantization
+//! configuration.
 
 mod config;
 mod pack;
@@ -18,7 +21,7 @@ use crate::stored::{Form, LayerGrid, StoredLinear};
 use crate::{Error, Result};
 use config::GptqConfig;
 
-/// Packed codes, scales and zero points.
+/// Stores packed codes, scales and zero points.
 #[derive(Debug)]
 pub struct Gptq;
 
@@ -35,7 +38,8 @@ impl Format for Gptq {
         form == Form::Codes
     }
 
-    /// Clients need whole 32-bit words along both sides and groups that divide the inputs (formats.md, fact 8).
+    /// Clients need whole 32-bit words along both sides of the weight, and a group size that divides the number of
+    /// inputs (formats.md, section a and fact 8).
     fn grid(&self, linear: &LinearSpec, wish: LayerGrid) -> Result<LayerGrid> {
         let LinearSpec { ref name, rows, columns, .. } = *linear;
         let LayerGrid { bits, group_size, .. } = wish;
@@ -101,22 +105,22 @@ impl Format for Gptq {
     }
 }
 
-/// How `qzeros` stores a zero point.
+/// How the tensor `qzeros` stores a zero point z.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ZeroPoints {
-    /// `gptq`: z − 1.
+    /// Version 1, `gptq`: stores z − 1.
     V1,
-    /// `gptq_v2`: z.
+    /// Version 2, `gptq_v2`: stores z.
     V2,
 }
 
 impl ZeroPoints {
-    /// How the zero points of a layer are written.
+    /// The version in which we write a layer.
     fn of(symmetric: bool) -> Self {
         if symmetric { Self::V1 } else { Self::V2 }
     }
 
-    /// The name in `checkpoint_format`.
+    /// The value of `checkpoint_format` in the configuration.
     fn label(self) -> &'static str {
         match self {
             Self::V1 => "gptq",
@@ -125,7 +129,7 @@ impl ZeroPoints {
     }
 }
 
-/// Shapes of the four tensors of a layer, and how their content is to be read.
+/// The sizes that decide the shapes of the four tensors of a layer, and how to read their content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Layout {
     /// Outputs.
@@ -134,14 +138,15 @@ struct Layout {
     columns: usize,
     /// Bits per code: 2, 3, 4 or 8.
     bits: u32,
-    /// Inputs per group; equal to `columns` for one group per row.
+    /// Inputs per group; equal to `columns` if there is one group per row.
     group_size: usize,
-    /// How zero points are stored.
+    /// How `qzeros` stores zero points.
     zero_points: ZeroPoints,
 }
 
 impl Layout {
-    /// `qweight`, `qzeros`, `scales`, `g_idx` of the layer `module`, in the order in which they are written.
+    /// The tensors `qweight`, `qzeros`, `scales` and `g_idx` of the layer `module`, in the order in which they are
+    /// written.
     fn parts(&self, module: &str) -> Vec<Part> {
         let groups = self.columns.div_ceil(self.group_size);
         let words = |n: usize| (n * self.bits as usize).div_ceil(32);

@@ -1,4 +1,5 @@
-//! Layers of a GPTQ checkpoint on their way back to weights. Whatever bits a file holds, this ends in numbers or an error.
+//! Dequantizes the layers of a GPTQ checkpoint. Whatever bits a file holds, the result is numbers or an error, never a
+//! panic.
 
 use super::config::GptqConfig;
 use super::{Layout, ZeroPoints};
@@ -36,14 +37,16 @@ impl PackedLayers for GptqConfig {
 }
 
 impl GptqConfig {
-    /// How the weight of `module`, `[outputs, inputs]`, is stored.
+    /// The layout in which the weight of `module`, `[rows, columns]`, is stored.
     fn layer_layout(&self, module: &str, [rows, columns]: [usize; 2]) -> Layout {
         let group_size = self.group_size.unwrap_or(columns);
         Layout { rows, columns, bits: self.bits_of(module), group_size, zero_points: self.zero_points }
     }
 
-    /// A symmetric layer has one zero point. Another one means that the file is labelled with the wrong version of the format,
-    /// and every weight would be off by one step.
+    /// Checks that all zero points of a symmetric layer are 2^(bits−1). If one differs, the file is labelled with the
+    /// wrong version of the format, and every weight would be off by one step.
+    ///
+    /// Errors: `Error::Input` naming the zero point.
     fn check_symmetry(&self, layer: &PackedLayer<'_>, layout: &Layout, zeros: &[u8]) -> Result<()> {
         let middle = 1u16 << (layout.bits - 1);
         let other = zeros.iter().find(|&&z| self.symmetric && u16::from(z) != middle);
@@ -62,10 +65,11 @@ impl GptqConfig {
 }
 
 impl Layout {
-    /// z as `[groups, rows]`.
+    /// Unpacks `qzeros` to the zero points z, `[groups, rows]`.
     ///
-    /// In v1 the one that was subtracted is added back to whole words, with carries, because that is how the writers that use
-    /// v1 for z = 0 subtracted it; where z ≥ 1 it is the same as adding it to each field.
+    /// Version 1 stores z − 1. For 2, 4 and 8 bits, 1 per field is added back to whole words, with carries between
+    /// fields. Writers that use version 1 for z = 0 subtract it in the same way. Where z ≥ 1, the result is the same as
+    /// adding 1 to each field. At 3 bits, where fields straddle words, 1 is added to each field.
     fn unpack_zeros(&self, qzeros: &[u32]) -> Vec<u8> {
         let mask = ((1u16 << self.bits) - 1) as u8;
         let stride = (self.rows * self.bits as usize).div_ceil(32);
@@ -83,8 +87,10 @@ impl Layout {
         qzeros.chunks_exact(stride).flat_map(unpack).collect()
     }
 
-    /// s·(q − z) as `[rows, columns]`, of `qweight`, z and s as `[groups, rows]`, and the group of each input. `None` if that
-    /// names a group that is not there.
+    /// Dequantizes to s·(q − z), `[rows, columns]`.
+    ///
+    /// `qweight` holds the packed codes, `zeros` and `scales` are `[groups, rows]`, and `g_idx` holds the group of each
+    /// input. Returns `None` if `g_idx` names a group that does not exist.
     fn dequantize(&self, qweight: &[u32], zeros: &[u8], scales: &[f32], g_idx: &[u32]) -> Option<Vec<f32>> {
         let groups = self.columns.div_ceil(self.group_size);
         let group_of: Vec<usize> = g_idx.iter().map(|&g| g as usize).collect();
