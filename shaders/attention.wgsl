@@ -88,7 +88,7 @@ fn total(a: vec4<f32>) -> f32 {
 
 // The part of the problem that an invocation works on.
 struct Place {
-// Index of the first query of the tile within its sequence.
+    // Index of the first query of the tile within its sequence.
     first: u32,
     // Index of the first element of the head in the first row of the sequence: in Q and the output, and in K and V.
     q_base: u32,

@@ -1,7 +1,7 @@
-// The least-squares fit of the scale of one group for given codes (src/ops/refit.rs). It follows a pass of coordinate descent
-// over the codes. The new scale minimises the loss e·(H + λI)·eᵀ of its row while everything else stays.
+// The least-squares fit of the scale of one group to its codes (src/ops/refit.rs). In coordinate descent, it follows the moves of
+// the codes of the group. The new scale minimises the loss e·(H + λI)·eᵀ of its row while everything else stays.
 //
-// With ŵ = s·(q − z) in the group, ŵ = 0 outside it, and e = w − (all of the rounded row), the minimum is at
+// Here e is the error of the whole row. Let ŵ be s·(q − z) in the group and 0 outside it. The minimum is at
 // s + s·⟨ŵ, e·(H + λI)⟩ / ⟨ŵ, ŵ·(H + λI)⟩. One invocation per row.
 #import half
 
