@@ -1,10 +1,10 @@
 //! The Cholesky factor of the damped hessian in reversed processing order. The correction of QEP (`solve`) and the column loop of
-//! GPTQ (`gptq`) use this one factor. The shaders are `cholesky_gather`, `cholesky_diagonal`, `cholesky_panel`,
+//! GPTQ (`gptq`) both work with this factor. The shaders are `cholesky_gather`, `cholesky_diagonal`, `cholesky_panel`,
 //! `cholesky_trailing` and `cholesky_columns`.
 //!
 //! Let P be the permutation to the processing order (act order or the stored order), and J the reversal. Then
-//! `J·P(H + λI)Pᵀ·J = M·Mᵀ` with M lower triangular. Hence `P(H + λI)Pᵀ = R·Rᵀ` with `R = J·M·J` upper triangular. GPTQ computes
-//! `R⁻¹` with an inverse and two Cholesky factorisations. With R itself, one factorisation is enough.
+//! `J·P(H + λI)Pᵀ·J = M·Mᵀ` with M lower triangular. Hence `P(H + λI)Pᵀ = R·Rᵀ` with `R = J·M·J` upper triangular. The GPTQ
+//! paper computes `R⁻¹` with an inverse and two Cholesky factorisations. With R itself, one factorisation is enough.
 
 use faer::linalg::cholesky::llt::factor::{LltRegularization, cholesky_in_place, cholesky_in_place_scratch};
 use faer::{MatMut, dyn_stack};
