@@ -1,10 +1,10 @@
-// a += factor·b elementwise, or with BIAS a row b added to every row of a.
+// Sums in place, for src/ops/add.rs: a += factor·b, element by element. With BIAS, the row b is added to every row of a.
 
 struct Params {
     count: u32,
-    // Invocations along x, since elements are spread over two axes.
+    // Number of invocations along x. The elements are spread over two axes.
     stride: u32,
-    // Elements of a row, used by BIAS.
+    // Number of elements of a row. Only BIAS uses it.
     width: u32,
     factor: f32,
 }

@@ -1,27 +1,31 @@
-// Causal grouped-query attention with an online softmax. One workgroup per sequence, head and tile of 64 queries.
+// Causal grouped-query attention with an online softmax, for src/ops/attention.rs. One workgroup computes a tile of 64 queries
+// of one head of one sequence.
 //
-// Invocation (x, y) of 16×16 owns queries 4y…4y+3 of the tile. Over tiles of 64 keys it computes their scores against
-// keys 4x…4x+3, and adds P·V to their output columns 4x…4x+3 of each slab of 64 columns. Both products run as in
-// matmul.wgsl, 16 deep through workgroup memory. Enough slabs for the largest head_dim of a variant live in registers.
+// The workgroup has 16×16 invocations. Invocation (x, y) owns the queries 4y…4y+3 of the tile. The loop runs over tiles of 64
+// keys. For each tile, the invocation computes the scores of its queries against the keys 4x…4x+3. It then adds P·V to the
+// output columns 4x…4x+3 of each slab of 64 columns, where P holds the exponentials of the scores. Both products pass 16 depths
+// at a time through workgroup memory, as in matmul.wgsl. The output is held in registers. The variants DIM_64, DIM_128 and
+// DIM_256 have enough slabs for a head_dim up to that number.
 
 struct Params {
-    // Workgroups that have work.
+    // Number of workgroups that have work.
     count: u32,
-    // Workgroups along x, since they are spread over two axes.
+    // Number of workgroups along x. The workgroups are spread over two axes.
     stride: u32,
-    // Query tiles per sequence.
+    // Number of query tiles per sequence.
     tiles: u32,
     heads: u32,
     kv_heads: u32,
     head_dim: u32,
-    // Queries per sequence.
+    // Number of queries per sequence.
     seq_len: u32,
-    // Position of a sequence's first query; its keys start at position 0.
+    // Position of the first query of a sequence. The keys of a sequence start at position 0.
     first: u32,
-    // Rows of K and V per sequence, of which those before position `first + seq_len` are read.
+    // Number of rows of K and V per sequence. The kernel reads those of the positions before `first + seq_len`.
     capacity: u32,
-    // Keys that a query sees at most, its own among them.
+    // The largest number of keys that a query sees, including its own.
     window: u32,
+    // Factor of the scores, 1/√head_dim.
     scale: f32,
 }
 
@@ -42,15 +46,15 @@ const SLABS = 4u;
 #endif
 const TILE = 64u;
 const DEPTH = 16u;
-// The score of a key that a query does not see. Times log₂e it is still finite.
+// The score of a key that a query does not see. It stays finite when the exponential multiplies it by log₂e.
 const HIDDEN = -1.0e30;
 
-// [depth][quad of queries]: Q or P. Between the products also what a row's 16 invocations tell each other.
+// [depth][quad of queries]: Q or P. Between the products, `row_max` and `row_sum` use it to exchange values.
 var<workgroup> left: array<vec4<f32>, 256>;
-// [depth][quad of keys or columns]: K or V.
+// [depth][quad of keys, or of output columns]: K or V.
 var<workgroup> right: array<vec4<f32>, 256>;
 
-// Element `depth` of a head's row (for keys, at `position`), the rows starting at `base`; 0 outside.
+// Element `depth` of row `row` of Q in one head. The first row of the sequence starts at `base`. Returns 0 outside the matrix.
 fn load_q(base: u32, row: u32, depth: u32) -> f32 {
     if row >= p.seq_len || depth >= p.head_dim {
         return 0.0;
@@ -58,6 +62,7 @@ fn load_q(base: u32, row: u32, depth: u32) -> f32 {
     return q[base + row * p.heads * p.head_dim + depth];
 }
 
+// As load_q, for the key at `position`.
 fn load_k(base: u32, position: u32, depth: u32) -> f32 {
     if position >= p.first + p.seq_len || depth >= p.head_dim {
         return 0.0;
@@ -65,6 +70,7 @@ fn load_k(base: u32, position: u32, depth: u32) -> f32 {
     return k[base + position * p.kv_heads * p.head_dim + depth];
 }
 
+// As load_q, for the value at `position`.
 fn load_v(base: u32, position: u32, depth: u32) -> f32 {
     if position >= p.first + p.seq_len || depth >= p.head_dim {
         return 0.0;
@@ -80,29 +86,31 @@ fn total(a: vec4<f32>) -> f32 {
     return a.x + a.y + a.z + a.w;
 }
 
-// What an invocation works on.
+// The part of the problem that an invocation works on.
 struct Place {
-    // The first row of the tile among the sequence's queries.
+    // Index of the first query of the tile within its sequence.
     first: u32,
-    // Where the head's part of the sequence's first row starts in Q and in the output, and in K and V.
+    // Index of the first element of the head in the first row of the sequence: in Q and the output, and in K and V.
     q_base: u32,
     kv_base: u32,
+    // Position of the invocation in the 16×16 workgroup.
     x: u32,
     y: u32,
 }
 
-// The score where the key is visible to the query.
+// Scales the scores of a query against four keys from `key` on. Keys that the query does not see get HIDDEN.
 fn mask(score: vec4<f32>, query: u32, key: u32) -> vec4<f32> {
     let keys = vec4<u32>(key, key + 1u, key + 2u, key + 3u);
     let visible = (keys <= vec4<u32>(query)) & (keys + p.window > vec4<u32>(query));
     return select(vec4<f32>(HIDDEN), score * p.scale, visible);
 }
 
-// Scores of this invocation's queries (the array) against its keys (the vectors) of the tile that starts at `key`.
+// Returns the scores of the invocation's four queries (the elements of the array) against its four keys (the components of the
+// vectors), for the tile of keys that starts at `key`.
 fn scores(at: Place, key: u32) -> array<vec4<f32>, 4> {
     var s: array<vec4<f32>, 4>;
     for (var d = 0u; d < p.head_dim; d += DEPTH) {
-        // Lanes run along the depth, as memory does.
+        // Neighbouring lanes fetch neighbouring depths, which are neighbours in memory.
         let i = at.first + at.y * 4u;
         let j = key + at.y * 4u;
         let e = d + at.x;
@@ -137,7 +145,7 @@ fn scores(at: Place, key: u32) -> array<vec4<f32>, 4> {
     return s;
 }
 
-// The largest of `values` among the 16 invocations of each row.
+// Returns the maximum of `values` over the 16 invocations that share the same queries.
 fn row_max(at: Place, values: vec4<f32>) -> vec4<f32> {
     left[at.y * 16u + at.x] = values;
     workgroupBarrier();
@@ -149,6 +157,7 @@ fn row_max(at: Place, values: vec4<f32>) -> vec4<f32> {
     return result;
 }
 
+// Returns the sum of `values` over the 16 invocations that share the same queries.
 fn row_sum(at: Place, values: vec4<f32>) -> vec4<f32> {
     left[at.y * 16u + at.x] = values;
     workgroupBarrier();
@@ -160,7 +169,8 @@ fn row_sum(at: Place, values: vec4<f32>) -> vec4<f32> {
     return result;
 }
 
-// Brings P of the 16 keys of `part`, which lies with 4 of the 16 invocations of each row, to `left`.
+// Copies P for the 16 keys of part number `part` of the tile to `left`. Of the 16 invocations with the same queries, 4 hold
+// these keys, and only they write.
 fn share_weights(at: Place, part: u32, s: array<vec4<f32>, 4>) {
     if at.x / 4u == part {
         let depth = at.x % 4u * 4u;
@@ -171,7 +181,7 @@ fn share_weights(at: Place, part: u32, s: array<vec4<f32>, 4>) {
     }
 }
 
-// Brings V of the 16 keys from `key` on, in the columns of `slab`, to `right`.
+// Copies V for the 16 keys from `key` on, in the columns of `slab`, to `right`.
 fn share_values(at: Place, key: u32, slab: u32) {
     let j = key + at.y;
     let e = slab * TILE + at.x * 4u;
@@ -183,6 +193,7 @@ fn share_values(at: Place, key: u32, slab: u32) {
     );
 }
 
+// Writes four output columns of query `row` (of 4) of the invocation.
 fn store(at: Place, row: u32, slab: u32, values: vec4<f32>) {
     let query = at.first + at.y * 4u + row;
     for (var j = 0u; j < 4u; j += 1u) {
@@ -208,7 +219,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let at = Place(first, q_base, kv_base, lane % 16u, lane / 16u);
 
     var output: array<vec4<f32>, 4u * SLABS>;
-    // Per query: the largest score so far, and this invocation's share of Σ exp(score − largest).
+    // For each query: the largest score so far, and the part of Σ exp(score − largest) that belongs to this invocation's keys.
     var peak = vec4<f32>(HIDDEN);
     var sums = vec4<f32>(0.0);
     let end = p.first + min(first + TILE, p.seq_len);

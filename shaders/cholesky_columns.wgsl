@@ -1,11 +1,13 @@
-// slab[j, c] = R[j, i] / R[i, i], i = start + c, with R = J·M·J: 1 on the diagonal, 0 below it. One invocation per element.
+// Columns of the normalised Cholesky factor, which the column loop of GPTQ reads (src/ops/cholesky.rs):
+// slab[j, c] = R[j, i] / R[i, i] with i = start + c and R = J·M·J, where J reverses the order. The slab is 1 on the diagonal
+// and 0 below it. M is in packed storage. One invocation per element.
 #import tiles
 
 struct Params {
     n: u32,
     start: u32,
     count: u32,
-    // Number of elements, and invocations along x.
+    // Number of elements of the slab, and number of invocations along x.
     elements: u32,
     stride: u32,
 }

@@ -1,29 +1,34 @@
-// The Cholesky factor L of one tile on the diagonal, and its inverse, in one sweep by one workgroup.
+// The second kernel of the blocked Cholesky factorisation (src/ops/cholesky.rs). One workgroup computes the Cholesky factor L of
+// one tile on the diagonal and the inverse of L, in one pass.
 //
-// The upper triangle of `a` holds the matrix, the part below the diagonal the inverse of L up to a scale per row. Step k
-// takes multiples of row k from the rows below: it eliminates column k of the matrix, and the same row operations on the
-// identity build the inverse where the eliminated column was. Only row k is read, only rows below it are written.
+// The upper triangle of `a` holds the matrix. The part below the diagonal becomes the inverse of L, except for one factor per
+// row. Step k subtracts multiples of row k from the rows below it. This eliminates column k of the matrix. The same row
+// operations, applied to the identity, build the inverse in the place of the eliminated column. Step k reads only row k and
+// writes only the rows below it.
 #import tiles
 
 struct Params {
-    // Row and column of the tile.
+    // Tile row, and tile column, of the tile.
     tile: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read_write> m: array<f32>;
-// Per tile on the diagonal: the inverse of its factor.
+// [tiles on the diagonal, 4096]: the inverse of the factor of each tile.
 @group(0) @binding(2) var<storage, read_write> inverse: array<f32>;
-// Becomes 1 if a pivot is not positive and finite.
+// Set to 1 if a pivot is not positive and finite. The host then reports that there is no factor.
 @group(0) @binding(3) var<storage, read_write> failed: array<u32>;
 
 var<workgroup> a: array<f32, 4096>;
 
+// Whether a pivot is positive and finite. The test uses the bits, because a shader may assume that there are no NaNs and
+// infinities.
 fn usable(pivot: f32) -> bool {
     let bits = bitcast<u32>(pivot);
     return bits > 0u && bits < 0x7f800000u;
 }
 
+// Returns pivot k, or 1 if it is not usable, so that the arithmetic stays finite.
 fn pivot(k: u32) -> f32 {
     let value = a[k * 65u];
     return select(1.0, value, usable(value));

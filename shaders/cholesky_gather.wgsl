@@ -1,17 +1,21 @@
-// M before its factorisation: the lower triangle of H + λI in the reversed processing order, zero above the diagonal.
-// A zero on the diagonal of H becomes 1. Beyond n the matrix is the identity, so that edge tiles factor like others.
+// The first kernel of the blocked Cholesky factorisation (src/ops/cholesky.rs). It fills M with the matrix to be factored: the
+// lower triangle of the damped hessian H + λI in the reversed processing order, and zeros above the diagonal. H and M are in
+// packed storage. A zero on the diagonal of H becomes 1 before λ is added. Beyond row or column n the matrix is the identity, so
+// that tiles at the edge are factored like the others. One invocation per element of M.
 #import tiles
 
 struct Params {
     n: u32,
-    // Number of elements written, and invocations along x.
+    // Number of elements of M, and number of invocations along x.
     count: u32,
     stride: u32,
+    // λ.
     ridge: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> h: array<f32>;
+// [n]: the original column of each processed column.
 @group(0) @binding(2) var<storage, read> order: array<u32>;
 @group(0) @binding(3) var<storage, read_write> m: array<f32>;
 

@@ -1,9 +1,10 @@
-// The tiles right of a finished tile column k: A[I, J] −= L[I, k]·L[J, k]ᵀ for k < J ≤ I. One workgroup per tile.
+// The fourth kernel of the blocked Cholesky factorisation (src/ops/cholesky.rs). After tile column k is finished, it updates the
+// tiles to the right of it: A[I, J] −= L[I, k]·L[J, k]ᵀ for k < J ≤ I. One workgroup per tile.
 #import tiles
 #import product
 
 struct Params {
-    // k, the number of tiles right of it, and workgroups along x.
+    // k, the number of tiles to update, and the number of workgroups along x.
     tile: u32,
     tiles: u32,
     stride: u32,
@@ -15,6 +16,7 @@ struct Params {
 const A_ALONG_DEPTH = true;
 const B_ALONG_DEPTH = true;
 
+// Index of the first element of L[I, k], and of L[J, k].
 var<private> a_base: u32;
 var<private> b_base: u32;
 

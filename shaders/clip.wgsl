@@ -1,17 +1,21 @@
-// Keeps the better of two grids per row and group, by Σ e·c over the group. One cell per workgroup.
+// The choice of the clipping range in AWQ (src/ops/clip.rs). For each cell, that is for each group of each row, the kernel
+// compares a candidate grid with the best grid so far and keeps the better one. The loss of a candidate is Σ e·c over the
+// cell, where e is the quantization error of the weight and c is e times the diagonal block of H. One workgroup per cell.
 
 struct Params {
     n: u32,
     group_size: u32,
     groups: u32,
-    // Rows × groups, and workgroups along x.
+    // Number of cells (rows × groups), and number of workgroups along x.
     count: u32,
     stride: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
+// [m, n], twice.
 @group(0) @binding(1) var<storage, read> e: array<f32>;
 @group(0) @binding(2) var<storage, read> c: array<f32>;
+// The candidate grid, and below it the loss and the grid of the best candidate so far. All are [m, groups].
 @group(0) @binding(3) var<storage, read> scales: array<f32>;
 @group(0) @binding(4) var<storage, read> zeros: array<f32>;
 @group(0) @binding(5) var<storage, read_write> losses: array<f32>;

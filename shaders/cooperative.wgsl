@@ -1,9 +1,11 @@
-// C (+)= P·Qᵀ of split matrices, by cooperative matrices of f16 that add up in f32. With GRAM the lower triangle of P·Pᵀ is added
-// to a packed matrix.
+// The matrix product of the fast tier (src/ops/cooperative.rs): C = P·Qᵀ or C += P·Qᵀ, computed by cooperative matrices with f16
+// operands and f32 sums. P and Q are split into two f16 planes by split.wgsl. With GRAM, the kernel adds the lower triangle of
+// P·Pᵀ to a matrix in packed storage.
 //
-// Of (high + low)·(high + low) three products are taken; low·low is below the rounding of f32. Each tile of depth is summed
-// within the matrix unit, whose adder may truncate, and added to the total outside of it, which rounds to nearest. The order of
-// all sums is that of the depth, whatever the shape: shapes differ in how tiles go to subgroups.
+// An element is high + low. The kernel computes three of the four products of two such sums. It leaves out low·low, which is
+// below the rounding of f32. The matrix unit sums the products within one tile of depth, and its adder may truncate. The sums of
+// the tiles are added outside the matrix unit, which rounds to nearest. All sums run in the order of the depth in every variant.
+// Variants with one extent differ only in how the tiles are assigned to subgroups, so they give the same bits.
 enable f16;
 enable wgpu_cooperative_matrix;
 #ifdef GRAM
@@ -13,20 +15,23 @@ enable wgpu_cooperative_matrix;
 struct Params {
     m: u32,
     n: u32,
-    // Tiles along the depth.
+    // Number of tiles along the depth.
     depth: u32,
+    // 1 if the product is added to C, 0 if it replaces C.
     accumulate: u32,
+    // Index of the first element of C.
     c_start: u32,
-    // Elements from one row of C to the next. With GRAM: workgroups along x.
+    // Number of elements from one row of C to the next. With GRAM: number of workgroups along x.
     c_stride: u32,
-    // With GRAM: workgroups that have something to do.
+    // With GRAM: number of workgroups that have work.
     blocks: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
+// The planes of P, and of Q, in the layout that split.wgsl writes.
 @group(0) @binding(1) var<storage, read> a: array<f16>;
 @group(0) @binding(2) var<storage, read> b: array<f16>;
-// What undoes the scale of each row of P, and of Q.
+// For each row of P, and of Q: the factor that undoes the scale of the row.
 @group(0) @binding(3) var<storage, read> a_undo: array<f32>;
 @group(0) @binding(4) var<storage, read> b_undo: array<f32>;
 @group(0) @binding(5) var<storage, read_write> c: array<f32>;
@@ -42,10 +47,11 @@ alias Left = coop_mat8x8<f16, A>;
 alias Right = coop_mat8x8<f16, B>;
 alias Sum = coop_mat8x8<f32, C>;
 #endif
-// Elements of a tile.
+// Number of elements of a tile.
 const SQUARE = EXTENT * EXTENT;
 
-// Subgroups of a workgroup down and across, and tiles of each down and across. Together they are a square.
+// Number of subgroups of a workgroup, down and across, and number of tiles of each subgroup, down and across. The block of a
+// workgroup is a square.
 #ifdef SUBGROUPS_1X1
 const DOWN = 1u;
 const ACROSS = 1u;
@@ -75,7 +81,7 @@ const ROWS = 8u;
 const COLUMNS = 8u;
 #endif
 
-// Invocations of a workgroup: subgroups times their size on the device.
+// Number of invocations of a workgroup: the number of subgroups times the subgroup size of the device.
 override threads: u32 = 32u;
 
 var<workgroup> scratch: array<f32, DOWN * ACROSS * SQUARE>;
@@ -97,9 +103,10 @@ fn main(
 #else
     let block = vec2<u32>(group.y, group.x);
 #endif
-    // Were subgroups of another size than was promised, nothing would be written, and the check of the device would find out.
+    // If the subgroups do not have the size that the driver reports, the kernel writes nothing. The check of the fast tier
+    // (src/ops/tier.rs) then finds wrong results and rejects the kernel.
     let as_promised = subgroups == DOWN * ACROSS;
-    // First tile of this subgroup.
+    // Tile row and tile column of the first tile of this subgroup.
     let tile_row = (block.x * DOWN + subgroup / ACROSS) * ROWS;
     let tile_column = (block.y * ACROSS + subgroup % ACROSS) * COLUMNS;
     var total: array<Sum, ROWS * COLUMNS>;
@@ -115,7 +122,7 @@ fn main(
             low[i] = coopLoadT<Left>(&a[at + SQUARE], EXTENT);
         }
         for (var j = 0u; j < COLUMNS; j += 1u) {
-            // Q lies as P does, so its transpose lies by columns.
+            // Q has the same layout as P. So the transpose of Q is stored by columns.
             let at = ((tile_column + j) * p.depth + d) * 2u * SQUARE;
             let right_high = coopLoad<Right>(&b[at], EXTENT);
             let right_low = coopLoad<Right>(&b[at + SQUARE], EXTENT);

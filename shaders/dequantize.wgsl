@@ -1,15 +1,17 @@
-// value[r, c] = scale·(code − zero), the grid that of row r and group c / group_size. One invocation per element.
+// Dequantization (src/ops/dequantize.rs): value[r, c] = scale·(code − zero), with the scale and zero point of row r and of
+// group c / group_size. One invocation per element.
 
 struct Params {
     count: u32,
     columns: u32,
     groups: u32,
     group_size: u32,
-    // Invocations along x, since elements are spread over two axes.
+    // Number of invocations along x. The elements are spread over two axes.
     stride: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
+// [m, n], then scales and zero points [m, groups].
 @group(0) @binding(1) var<storage, read> codes: array<u32>;
 @group(0) @binding(2) var<storage, read> scales: array<f32>;
 @group(0) @binding(3) var<storage, read> zeros: array<f32>;

@@ -1,38 +1,41 @@
-// Coordinate descent over the codes of a block: column by column, each code moves to the best one while all others stand.
+// Coordinate descent over the codes of a block, after GPTQ (src/ops/descent.rs). It processes one column after the other. In
+// each column, every code moves to the value with the least loss while all other codes stay.
 //
-// With e = w − ŵ and g = e·H, the loss e·(H + λI)·eᵀ is least where ŵ_c grows by (g_c + λ·e_c) / (H_cc + λ); the level nearest
-// to that is the best one on the grid. A column that moves by x changes g by x·H[c, ·], which the later columns see.
+// Let e = w − ŵ and g = e·H. The loss of a row is e·(H + λI)·eᵀ. Over ŵ_c alone, it is least if ŵ_c grows by
+// (g_c + λ·e_c) / (H_cc + λ). The best level on the grid is the one nearest to this minimum. If e_c grows by x, then g grows by
+// x·H[c, ·], and the later columns of the block take this into account. One invocation per row.
 #import quantizer
 #import walk
 
 struct Params {
     m: u32,
     n: u32,
-    // First column of the block, and number of columns.
+    // First column of the block, and number of its columns.
     start: u32,
     count: u32,
     group_size: u32,
     groups: u32,
-    // 2^b − 1.
+    // The largest code, 2^b − 1.
     top: f32,
     // λ.
     ridge: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-// Rows of H, [count, n]; [count, m], [m, groups] twice.
+// The rows of H that belong to the block, [count, n]; g, [count, m]; scales and zero points, [m, groups].
 @group(0) @binding(1) var<storage, read> h: array<f32>;
 @group(0) @binding(2) var<storage, read> g: array<f32>;
 @group(0) @binding(3) var<storage, read> scales: array<f32>;
 @group(0) @binding(4) var<storage, read> zeros: array<f32>;
-// [n, m] twice, [count, m].
+// e and the codes, [n, m], with the columns of the weight along the first axis; the growth of e in this block, [count, m].
 @group(0) @binding(5) var<storage, read_write> errors: array<f32>;
 @group(0) @binding(6) var<storage, read_write> codes: array<u32>;
 @group(0) @binding(7) var<storage, read_write> moves: array<f32>;
 
 var<private> row: u32;
 
-fn settled(c: u32) -> f32 {
+// The four functions that the column loop calls; see shared/walk.wgsl.
+fn finished_value(c: u32) -> f32 {
     return moves[c * p.m + row];
 }
 
@@ -47,8 +50,8 @@ fn target_weight(c: u32) -> f32 {
     return g[min(c, p.count - 1u) * p.m + min(row, p.m - 1u)];
 }
 
-// Moves column c of the block, whose g is complete, and returns by how much e_c grows.
-fn settle(c: u32, value: f32) -> f32 {
+// Moves the code of column c of the block. `value` is the complete g_c. Returns the growth of e_c.
+fn finish_column(c: u32, value: f32) -> f32 {
     if c >= p.count || row >= p.m {
         return 0.0;
     }

@@ -1,11 +1,12 @@
-// out[t] = table[ids[t] − first_row] for the tokens whose id lies in the slab. One workgroup per token.
+// Lookup of token embeddings (src/ops/embedding.rs): out[t] = table[ids[t] − first_row] for each token whose id lies in the
+// table. The table may be a slab of the vocabulary: the entries first_row..first_row + rows. One workgroup per token.
 
 struct Params {
     tokens: u32,
     width: u32,
     first_row: u32,
     rows: u32,
-    // Workgroups along x, since tokens are spread over two axes.
+    // Number of workgroups along x. The tokens are spread over two axes.
     stride: u32,
 }
 
@@ -20,7 +21,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if token >= p.tokens {
         return;
     }
-    // An id below the slab wraps round to a row beyond it.
+    // For an id below first_row, the difference wraps around to a number above `rows`.
     let row = ids[token] - p.first_row;
     if row < p.rows {
         for (var i = lane; i < p.width; i += 128u) {

@@ -1,29 +1,34 @@
-// The columns of a block in order: t_c += Σ_{j<c} Rn[j, c]·d_j over the block, then t_c is rounded and d_c = w_c − ŵ_c.
-// With UPDATE nothing is rounded: ŵ_c = t_c, the weight as GPTQ has updated it by the time the block is reached.
+// The column loop of GPTQ within one block (src/ops/gptq.rs). For each column c in order: t_c += Σ_{j<c} Rn[j, c]·d_j over the
+// columns j of the block, then ŵ_c is t_c rounded to its grid, and d_c = w_c − ŵ_c. Rn is the normalised Cholesky factor of the
+// damped hessian. QuIP's LDLQ is the same loop.
+//
+// With UPDATE, nothing is rounded and ŵ_c = t_c. The result is the weight as GPTQ has updated it when it reaches the block. The
+// grid of a group is then chosen from these updated weights. One invocation per row.
 #import quantizer
 #import walk
 
 struct Params {
     m: u32,
-    // First column of the block, and number of columns.
+    // First column of the block, in processing order, and number of its columns.
     start: u32,
     count: u32,
     groups: u32,
-    // 2^b − 1.
+    // The largest code, 2^b − 1.
     top: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-// [n, m], [count, m], [start + count, count].
+// The weight W*, [n, m]; t without the terms of this block, [count, m]; Rn, [start + count, count]. The first axis of w and t
+// runs over the columns of the weight, in processing order.
 @group(0) @binding(1) var<storage, read> w: array<f32>;
 @group(0) @binding(2) var<storage, read> t: array<f32>;
 @group(0) @binding(3) var<storage, read> columns: array<f32>;
 #ifdef UPDATE
-// Both [count, m].
+// Both are [count, m].
 @group(0) @binding(4) var<storage, read_write> d: array<f32>;
 @group(0) @binding(5) var<storage, read_write> updated: array<f32>;
 #else
-// [m, groups] twice, [n], [n, m] twice.
+// Scales and zero points, [m, groups]; the group of each processed column, [n]; d and the codes, [n, m].
 @group(0) @binding(4) var<storage, read> scales: array<f32>;
 @group(0) @binding(5) var<storage, read> zeros: array<f32>;
 @group(0) @binding(6) var<storage, read> group_of: array<u32>;
@@ -33,7 +38,7 @@ struct Params {
 
 var<private> row: u32;
 
-// Where d_c of this row is.
+// Returns the index of d_c of this row.
 fn place(c: u32) -> u32 {
 #ifdef UPDATE
     return c * p.m + row;
@@ -42,7 +47,8 @@ fn place(c: u32) -> u32 {
 #endif
 }
 
-fn settled(c: u32) -> f32 {
+// The four functions that the column loop calls; see shared/walk.wgsl.
+fn finished_value(c: u32) -> f32 {
     return d[place(c)];
 }
 
@@ -57,8 +63,8 @@ fn target_weight(c: u32) -> f32 {
     return t[min(c, p.count - 1u) * p.m + min(row, p.m - 1u)];
 }
 
-// Settles column c of the block, whose t is complete, and returns its d.
-fn settle(c: u32, value: f32) -> f32 {
+// Rounds column c of the block. `value` is the complete t_c. Stores d_c and returns it.
+fn finish_column(c: u32, value: f32) -> f32 {
     if c >= p.count || row >= p.m {
         return 0.0;
     }

@@ -1,17 +1,18 @@
-// Sums over tokens. H += XᵀX into the tiles of the lower triangle, or with CROSS D += (X − X̂)ᵀX̂ into a dense matrix, some rows at a time.
-// One 64×64 tile per workgroup.
+// The statistics of the calibration tokens (src/ops/gram.rs): the hessian H += XᵀX in packed storage, or with CROSS the error
+// correlation D += (X − X̂)ᵀX̂ in a dense matrix. CROSS computes some rows of D per dispatch. X and X̂ are [tokens, n]. One
+// workgroup computes one 64×64 tile.
 #import tiles
 #import product
 
 struct Params {
     n: u32,
-    // Tokens first..last.
+    // The dispatch sums over the tokens first..last.
     first: u32,
     last: u32,
-    // Number of tiles, and workgroups along x. CROSS has one tile per workgroup, column and row.
+    // Number of tiles, and number of workgroups along x. CROSS does not use them: its workgroups have a tile row and a tile column.
     tiles: u32,
     stride: u32,
-    // CROSS: rows start..start + rows of D are those in hand.
+    // CROSS: the buffer `sums` holds the rows start..start + rows of D.
     start: u32,
     rows: u32,
 }

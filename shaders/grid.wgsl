@@ -1,6 +1,8 @@
-// Scale and zero point of one group of one row per workgroup. The search has one candidate range per lane: all lanes walk
-// over the group together, from workgroup memory, so that no sum needs a reduction. With WEIGHTED each column counts by its
-// weight and by the square of its error.
+// The choice of scales and zero points (src/ops/grid.rs). One workgroup handles one group of one row.
+//
+// The search compares 80 candidates, each the range of the weights shrunk by a factor. Each lane computes the loss of one
+// candidate. All lanes go through the group together, from workgroup memory, so that no sum needs a reduction. The loss is
+// Σ|w − ŵ|^2.4, or with WEIGHTED Σ weight_j·(w − ŵ)². Without a search, the range is given in percent.
 #import half
 #import quantizer
 
@@ -8,21 +10,23 @@ struct Params {
     n: u32,
     group_size: u32,
     groups: u32,
-    // Rows × groups, and workgroups along x.
+    // Number of groups of all rows (rows × groups), and number of workgroups along x.
     count: u32,
     stride: u32,
-    // Candidates: 80, or 1 for a range that is given.
+    // Number of candidates: 80 for a search, 1 if the range is given.
     factors: u32,
-    // The first of them, in percent of the range.
+    // The first candidate, in percent of the range. Each further candidate is one percent smaller.
     percent: u32,
+    // 1 for the range ±max|w|, 0 for the range [min, max].
     symmetric: u32,
-    // Whether scales are rounded to f16.
+    // 1 if scales are rounded to f16.
     half: u32,
-    // 2^b − 1.
+    // The largest code, 2^b − 1.
     top: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
+// w: [m, n]. weights, one per column: [n]. scales and zeros: [m, groups].
 @group(0) @binding(1) var<storage, read> w: array<f32>;
 #ifdef WEIGHTED
 @group(0) @binding(2) var<storage, read> weights: array<f32>;
@@ -33,19 +37,21 @@ struct Params {
 @group(0) @binding(3) var<storage, read_write> zeros: array<f32>;
 #endif
 
+// Number of lanes of the workgroup, one per candidate.
 const LANES = 80u;
+// Number of weights of the group in workgroup memory at a time.
 const CHUNK = 512u;
 var<workgroup> lows: array<f32, LANES>;
 var<workgroup> highs: array<f32, LANES>;
 var<workgroup> losses: array<f32, LANES>;
 var<workgroup> chunk: array<f32, CHUNK>;
 
-// Scale and zero point of the range after shrinking by factor number i.
+// Returns the scale and the zero point for candidate number i: `range` shrunk to `percent` − i percent.
 fn quantizer(range: vec2<f32>, i: u32) -> vec2<f32> {
     let shrunk = range * (f32(p.percent - i) / 100.0);
     let width = shrunk.y - shrunk.x;
     var scale = max(width / p.top, 1.17549435e-38);
-    // Without s where s is not rounded: so a half, as in [−1, 1], stays one.
+    // If s is not rounded, z is computed without s. This keeps exact halves exact, as for the range [−1, 1].
     var zero = (0.0 - shrunk.x) / width * p.top;
     if p.half == 1u {
         scale = to_half(scale);
@@ -87,7 +93,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         var loss = 0.0;
         for (var start = 0u; start < length; start += CHUNK) {
             for (var i = lane; i < CHUNK; i += LANES) {
-                // A zero is on every grid, so padding adds no loss.
+                // Every grid contains zero, so the padding adds no loss.
                 chunk[i] = select(0.0, w[first + min(start + i, length - 1u)], start + i < length);
             }
             workgroupBarrier();
@@ -96,7 +102,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 #ifdef WEIGHTED
                 loss += weights[column + start + i] * error * error;
 #else
-                // Of zero, log2 inside pow would be infinite.
+                // pow uses log2, which is infinite at zero.
                 loss += pow(max(error, 1e-30), 2.4);
 #endif
             }

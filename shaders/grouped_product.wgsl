@@ -1,5 +1,7 @@
-// out = A·(B ∘ mask), A [m, n], B [n, n], the mask 1 where row and column of B lie in the same group of columns. One 64×64
-// tile per workgroup; the depth runs only over the groups that the tile's columns lie in.
+// The product of a matrix with the diagonal blocks of a square matrix (src/ops/grouped_product.rs): out = A·(B ∘ mask), with
+// A [m, n] and B [n, n]. The mask is 1 where the row and the column of B belong to the same group of columns, and 0 elsewhere.
+// AWQ uses it to search the clipping range of each group. One workgroup computes one 64×64 tile of the result. The depth runs
+// only over the groups that the columns of the tile belong to.
 #import product
 
 struct Params {

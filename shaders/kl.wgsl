@@ -1,22 +1,25 @@
-// Folds a slab of two models' logits into the running (maximum of p, Σ exp(p − maximum), Σ exp(p − maximum)·(p − q)) of
-// each token. One workgroup per token.
+// The Kullback–Leibler divergence of two models over a vocabulary that comes in slabs (src/ops/kl.rs). The kernel adds one slab
+// of logits to the running state of each token. The state is (maximum of p, Σ exp(p − maximum), Σ exp(p − maximum)·(p − q)),
+// where p are the logits of the reference and q those of the other model. One workgroup per token.
 #import group
 
 const LANES = 256u;
 
 struct Params {
+    // Number of tokens, and number of vocabulary entries in the slab.
     tokens: u32,
     entries: u32,
-    // Workgroups along x, since tokens are spread over two axes.
+    // Number of workgroups along x. The tokens are spread over two axes.
     stride: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
+// Logits: [tokens, entries]. State: [tokens, 3].
 @group(0) @binding(1) var<storage, read> p_logits: array<f32>;
 @group(0) @binding(2) var<storage, read> q_logits: array<f32>;
 @group(0) @binding(3) var<storage, read_write> state: array<f32>;
 
-// Below every logit; the state starts with it.
+// The maximum of an empty state. It is below every logit.
 const SENTINEL = -1.0e30;
 
 @compute @workgroup_size(256)
@@ -27,7 +30,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, at: Invocation) {
         return;
     }
     let start = token * p.entries;
-    // Only lane 0 touches the state.
+    // Only lane 0 reads and writes the state.
     var before = vec3<f32>(SENTINEL, 0.0, 0.0);
     if lane == 0u {
         before = vec3<f32>(state[token * 3u], state[token * 3u + 1u], state[token * 3u + 2u]);

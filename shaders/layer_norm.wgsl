@@ -1,11 +1,13 @@
-// out[t, i] = (x[t, i] − m) / sqrt(mean_i (x[t, i] − m)² + ε) · weight[i] + bias[i] with m = mean_i x[t, i]. One workgroup per token.
+// Layer normalisation (src/ops/layer_norm.rs):
+// out[t, i] = (x[t, i] − m) / sqrt(mean_i (x[t, i] − m)² + ε) · weight[i] + bias[i] with m = mean_i x[t, i].
+// x and out are [tokens, width]. One workgroup per token.
 #import group
 
 struct Params {
     tokens: u32,
     width: u32,
     epsilon: f32,
-    // Workgroups along x, since tokens are spread over two axes.
+    // Number of workgroups along x. The tokens are spread over two axes.
     stride: u32,
 }
 

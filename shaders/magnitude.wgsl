@@ -1,4 +1,6 @@
-// sums[i] += Σ |x[t, i]| over the tokens first..last. A workgroup has 32 channels, and 8 invocations per channel.
+// Sums of the magnitudes of each input channel, which AWQ derives its scales from (src/ops/magnitude.rs):
+// sums[i] += Σ |x[t, i]| over the tokens first..last, with x [tokens, n]. A workgroup handles 32 channels, with 8 invocations
+// per channel.
 
 struct Params {
     n: u32,
@@ -11,6 +13,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read_write> sums: array<f32>;
 
 const CHANNELS = 32u;
+// Number of invocations that share a channel.
 const SHARERS = 8u;
 var<workgroup> partial: array<f32, 256>;
 

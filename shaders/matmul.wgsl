@@ -1,16 +1,18 @@
-// C (+)= op(A)·op(B), f32. A 64×64 tile of C per workgroup, 4×4 of it per invocation.
+// The portable matrix product in f32 (src/ops/matmul.rs): C = op(A)·op(B), or C += op(A)·op(B).
 //   NT: A [m, k], B [n, k]: C = A·Bᵀ    NN: A [m, k], B [k, n]: C = A·B    TN: A [k, m], B [k, n]: C = Aᵀ·B
-// All row-major. `a_start`, `b_start`, `c_start` are element offsets, so that row ranges need no copies.
+// All matrices are row-major. `a_start`, `b_start` and `c_start` are the indices of the first elements, so that a range of rows
+// needs no copy. One workgroup computes a 64×64 tile of C, and each invocation computes 4×4 elements of it.
 
 struct Params {
     m: u32,
     n: u32,
     k: u32,
+    // 1 if the product is added to C, 0 if it replaces C.
     accumulate: u32,
     a_start: u32,
     b_start: u32,
     c_start: u32,
-    // Leading dimensions: elements from one row to the next.
+    // Leading dimensions: number of elements from one row to the next.
     a_stride: u32,
     b_stride: u32,
 }
@@ -23,7 +25,8 @@ struct Params {
 const TILE = 64u;
 const DEPTH = 16u;
 
-// [depth][row of C] and [depth][column of C]: both operands are read as outer-product rows.
+// [depth][quad of rows of C] and [depth][quad of columns of C]. For each depth, the product adds the outer product of a row of
+// either tile.
 var<workgroup> a_tile: array<vec4<f32>, 256>;
 var<workgroup> b_tile: array<vec4<f32>, 256>;
 
@@ -55,8 +58,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let column0 = group.x * TILE;
     let x = lane % 16u;
     let y = lane / 16u;
-    // Each invocation fetches four consecutive rows (columns) at one depth. Where memory runs along the depth, lanes
-    // run along it too, and elsewhere along the rows (columns), so that fetches coalesce.
+    // Each invocation fetches four consecutive rows of A and four consecutive columns of B, at one depth each. If neighbours in
+    // memory differ in the depth, neighbouring lanes fetch neighbouring depths. Otherwise they fetch neighbouring rows or columns.
+    // So the fetches coalesce.
 #ifdef TN
     let a_depth = lane / 16u;
     let a_quad = lane % 16u;

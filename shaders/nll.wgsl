@@ -1,30 +1,33 @@
-// Folds a slab of logits into the running (maximum, Σ exp(logit − maximum), target's logit, entry of the maximum) of
-// each token. One workgroup per token.
+// The negative log-likelihood over a vocabulary that comes in slabs (src/ops/nll.rs). The kernel adds one slab of logits to the
+// running state of each token. The state is (maximum, Σ exp(logit − maximum), logit of the target, vocabulary entry of the
+// maximum). One workgroup per token.
 #import group
 
 const LANES = 256u;
 
 struct Params {
+    // Number of tokens, and number of vocabulary entries in the slab.
     tokens: u32,
     entries: u32,
-    // Vocabulary entry of the slab's first column.
+    // Vocabulary entry of the first column of the slab.
     first: u32,
-    // Workgroups along x, since tokens are spread over two axes.
+    // Number of workgroups along x. The tokens are spread over two axes.
     stride: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
+// Logits: [tokens, entries]. Targets: [tokens]. State: [tokens, 4].
 @group(0) @binding(1) var<storage, read> logits: array<f32>;
 @group(0) @binding(2) var<storage, read> targets: array<u32>;
 @group(0) @binding(3) var<storage, read_write> state: array<vec4<f32>>;
 
-// Below every logit; the state starts with it.
+// The maximum of an empty state. It is below every logit.
 const SENTINEL = -1.0e30;
 
-// Where the values of `group_values` were found: 0 in the state, i + 1 in column i.
+// The place of each value of `group_values`: 0 for the maximum of the state, i + 1 for column i of the slab.
 var<workgroup> group_places: array<u32, 256>;
 
-// The largest value and the first place that holds it.
+// Returns the first place with the largest value of the workgroup.
 fn group_argmax(lane: u32, value: f32, place: u32) -> u32 {
     group_values[lane] = value;
     group_places[lane] = place;
@@ -54,7 +57,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, at: Invocation) {
         return;
     }
     let start = token * p.entries;
-    // Only lane 0 touches the state: its maximum takes part in the reduction like a column in front of all others.
+    // Only lane 0 reads and writes the state. The maximum of the state takes part in the reduction as a column before all others.
     var before = vec4<f32>(SENTINEL, 0.0, 0.0, 0.0);
     var best = SENTINEL;
     var place = p.entries + 1u;

@@ -1,13 +1,16 @@
-// Between a symmetric matrix as tiles of its lower triangle and other forms, one invocation per element written:
-//   UNPACK: rows of it, dense [rows, n]   PACK: tiles from dense   DIAGONAL: [n]
+// Conversions of a symmetric matrix in packed storage (src/ops/gram.rs):
+//   UNPACK: from packed storage to some rows of the dense matrix, [rows, n]
+//   PACK: from a dense matrix [n, n], of which only the lower triangle is read, to packed storage
+//   DIAGONAL: from packed storage to the diagonal, [n]
+// One invocation per element written.
 #import tiles
 
 struct Params {
     n: u32,
-    // Number of elements written, and invocations along x.
+    // Number of elements written, and number of invocations along x.
     count: u32,
     stride: u32,
-    // First row that is unpacked.
+    // UNPACK: the first row.
     start: u32,
 }
 

@@ -1,5 +1,7 @@
-// out[i, r] = w[r, order[i]] of w [m, n]; with BACK out[r, order[i]] = x[i, r] of x [n, m]. Any four-byte elements.
-// A 32×32 tile per workgroup, turned in workgroup memory so that reads and writes both coalesce.
+// A transposition that also permutes columns (src/ops/permute.rs). It converts a weight [m, n] to the layout of the column loop:
+// out[i, r] = w[r, order[i]], [n, m] in processing order (act order). With BACK it converts x [n, m] back to [m, n]:
+// out[r, order[i]] = x[i, r]. Elements may be of any type of four bytes. One workgroup transposes a 32×32 tile in workgroup
+// memory, so that the reads and the writes both coalesce.
 
 struct Params {
     m: u32,
@@ -11,7 +13,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> order: array<u32>;
 @group(0) @binding(3) var<storage, read_write> destination: array<u32>;
 
-// [first index of the read][second], rows one longer against bank conflicts.
+// The tile, in the orientation of the source. Each row has one element of padding, which avoids bank conflicts.
 var<workgroup> tile: array<u32, 1056>;
 
 @compute @workgroup_size(256)

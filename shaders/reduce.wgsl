@@ -1,11 +1,12 @@
-// Partial sums over consecutive chunks: Σ a·b, or with DIFFERENCE Σ (a − b)². One workgroup per chunk.
+// Partial sums over consecutive chunks of two arrays (src/ops/reduce.rs): Σ a·b, or with DIFFERENCE Σ (a − b)². One workgroup
+// per chunk. The host adds the partial sums in f64.
 #import group
 
 const LANES = 256u;
 
 struct Params {
     count: u32,
-    // Elements per chunk.
+    // Number of elements per chunk.
     chunk: u32,
 }
 
@@ -14,7 +15,7 @@ struct Params {
 @group(0) @binding(2) var<storage, read> b: array<f32>;
 @group(0) @binding(3) var<storage, read_write> sums: array<f32>;
 
-// Elements that an invocation adds up before the sum joins the others: short sums lose less to rounding.
+// Number of elements that an invocation sums before it adds the sum to its total. Short sums lose less to rounding.
 const RUN = 32u;
 
 fn term(i: u32) -> f32 {

@@ -1,11 +1,12 @@
-// out[t, i] = x[t, i] / sqrt(mean_i x[t, i]² + ε) · weight[i]. One workgroup per token.
+// Root-mean-square normalisation (src/ops/rms_norm.rs): out[t, i] = x[t, i] / sqrt(mean_i x[t, i]² + ε) · weight[i].
+// x and out are [tokens, width]. One workgroup per token.
 #import group
 
 struct Params {
     tokens: u32,
     width: u32,
     epsilon: f32,
-    // Workgroups along x, since tokens are spread over two axes.
+    // Number of workgroups along x. The tokens are spread over two axes.
     stride: u32,
 }
 

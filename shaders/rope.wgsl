@@ -1,20 +1,22 @@
-// Rotates the first columns of every head by the angles of the token's position, in place. Column i turns with column
-// i + pairs_per_head. One invocation per pair.
+// Rotary position embedding, in place (src/ops/rope.rs). The kernel rotates the first 2·pairs_per_head columns of every head by
+// the angles of the token's position. Column i forms a pair with column i + pairs_per_head. x is [tokens, heads·head_dim]. One
+// invocation per pair.
 
 struct Params {
+    // Number of pairs of all tokens.
     pairs: u32,
     pairs_per_token: u32,
     pairs_per_head: u32,
     head_dim: u32,
     seq_len: u32,
-    // Position of a sequence's first token.
+    // Position of the first token of a sequence.
     first: u32,
-    // Invocations along x, since pairs are spread over two axes.
+    // Number of invocations along x. The pairs are spread over two axes.
     stride: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-// [positions, 2·pairs_per_head]: the cosines of a position, then the sines.
+// [positions, 2·pairs_per_head]: a row holds the cosines of a position, then its sines.
 @group(0) @binding(1) var<storage, read> table: array<f32>;
 @group(0) @binding(2) var<storage, read_write> x: array<f32>;
 

@@ -1,16 +1,19 @@
-// q = clamp(round_half_even(w / s) + z, 0, top) and s(q − z). One invocation per weight.
+// Rounding to nearest, RTN (src/ops/rtn.rs): the codes q = clamp(round_half_even(w / s) + z, 0, top), and the rounded weights
+// s·(q − z). One invocation per weight.
 
 struct Params {
     n: u32,
     group_size: u32,
     groups: u32,
-    // Number of weights, and invocations along x.
+    // Number of weights, and number of invocations along x.
     count: u32,
     stride: u32,
+    // The largest code, 2^b − 1.
     top: f32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
+// w, codes and values: [m, n]. scales and zeros: [m, groups].
 @group(0) @binding(1) var<storage, read> w: array<f32>;
 @group(0) @binding(2) var<storage, read> scales: array<f32>;
 @group(0) @binding(3) var<storage, read> zeros: array<f32>;
@@ -26,7 +29,8 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let at = index / p.n * p.groups + index % p.n / p.group_size;
     let scale = scales[at];
     let zero = zeros[at];
-    // Divided, as in the twin: the ends of a symmetric range are exact ties.
+    // This divides by the scale, as the CPU twin does, instead of multiplying by 1/s. The ends of a symmetric range are exact ties,
+    // and the quotient keeps them exact.
     let nearest = round(clamp(w[index] / scale, -zero, p.top - zero));
     codes[index] = u32(nearest + zero);
     values[index] = scale * nearest;

@@ -1,8 +1,9 @@
-// w[r, i] *= factors[i]. One invocation per element.
+// Multiplication of each column of a matrix by a factor, in place (src/ops/scale.rs): w[r, i] *= factors[i], with w [m, n] and
+// factors [n]. One invocation per element.
 
 struct Params {
     n: u32,
-    // Number of elements, and invocations along x.
+    // Number of elements, and number of invocations along x.
     count: u32,
     stride: u32,
 }

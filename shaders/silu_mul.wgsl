@@ -1,8 +1,8 @@
-// out = gate·σ(gate)·up, elementwise.
+// The gated activation of the MLP (src/ops/silu_mul.rs): out = gate·σ(gate)·up, element by element. One invocation per element.
 
 struct Params {
     count: u32,
-    // Invocations along x, since elements are spread over two axes.
+    // Number of invocations along x. The elements are spread over two axes.
     stride: u32,
 }
 
@@ -15,7 +15,7 @@ struct Params {
 fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     let i = id.y * p.stride + id.x;
     if i < p.count {
-        // The bound keeps the exponential finite; beyond it σ is zero to the last bit that matters.
+        // The bound keeps the exponential finite. For arguments below −80, σ is so small that the bound changes nothing that matters.
         out[i] = gate[i] / (1.0 + exp(min(-gate[i], 80.0))) * up[i];
     }
 }

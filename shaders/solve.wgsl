@@ -1,23 +1,28 @@
-// One step of Y ← Y·M⁻ᵀ (tiles left to right) or, with BACKWARD, Y ← Y·M⁻¹ (right to left). A 64×64 tile of Y per
-// workgroup: takes off the product of the solved columns first..last with M, and, if it is its turn, multiplies by the
-// inverse of the tile of M on the diagonal.
+// One step of a triangular solve with the Cholesky factor M of the damped hessian (src/ops/solve.rs): Y ← Y·M⁻ᵀ, with the tiles
+// from left to right, or with BACKWARD Y ← Y·M⁻¹, with the tiles from right to left. The correction uses both.
+//
+// One workgroup updates a 64×64 tile of Y. It subtracts the product of the solved columns first..last of Y with M. If `finish`
+// is 1, it also multiplies the tile by the inverse of the tile of M on the diagonal, after which the tile is solved.
 #import tiles
 #import product
 
 struct Params {
-    // Rows of Y, and its columns: a multiple of 64.
+    // Number of rows of Y, and number of its columns, a multiple of 64.
     m: u32,
     width: u32,
-    // Leftmost tile column of this dispatch.
+    // The leftmost tile column of this dispatch.
     tile: u32,
+    // The solved columns of Y that the step subtracts.
     first: u32,
     last: u32,
+    // 1 if the step solves its tiles.
     finish: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
+// M, in packed storage.
 @group(0) @binding(1) var<storage, read> lower: array<f32>;
-// Of the tiles on the diagonal.
+// [tiles on the diagonal, 4096]: the inverse of each tile of M on the diagonal.
 @group(0) @binding(2) var<storage, read> inverse: array<f32>;
 @group(0) @binding(3) var<storage, read_write> y: array<f32>;
 
@@ -30,6 +35,7 @@ const B_ALONG_DEPTH = true;
 
 var<private> row0: u32;
 var<private> tile: u32;
+// Whether load_b reads `inverse` instead of `lower`.
 var<private> finishing: bool;
 
 fn load_a(row: u32, depth: u32) -> f32 {
@@ -75,10 +81,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         storageBarrier();
         finishing = true;
         var solved: array<vec4<f32>, 16>;
-        // Not by `tile`: browsers take a private variable for one that may differ between invocations.
+        // This does not use `tile`. Browsers treat a private variable as a value that may differ between invocations, and the
+        // barriers in `product` need uniform control flow.
         let diagonal = (p.tile + group.x) * 64u;
         product(lane, diagonal, diagonal + 64u, &solved);
-        // The barrier at the end of the product stands between the last read of this tile and the first write.
+        // The product ends with a barrier. So all invocations have read the tile before any of them writes to it.
         for (var i = 0u; i < 8u; i += 1u) {
             let row = row0 + tile_row(lane, i);
             for (var j = 0u; j < 8u; j += 1u) {

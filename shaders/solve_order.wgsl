@@ -1,11 +1,13 @@
-// Columns into the order of M, reversed processing order, padded with zeros to whole tiles: y[r, c] = b[r, order[n−1−c]];
-// with BACK from there: b[r, order[n−1−c]] = y[r, c]. One invocation per element of y.
+// The reordering of columns before and after a triangular solve (src/ops/solve.rs). M, the Cholesky factor, has its columns in
+// the reversed processing order. The kernel brings the columns of B [m, n] to this order and pads them with zeros to whole
+// tiles: y[r, c] = b[r, order[n−1−c]]. With BACK it brings them back: b[r, order[n−1−c]] = y[r, c]. One invocation per element
+// of y.
 
 struct Params {
     n: u32,
-    // Columns of y.
+    // Number of columns of y.
     width: u32,
-    // Number of elements of y, and invocations along x.
+    // Number of elements of y, and number of invocations along x.
     count: u32,
     stride: u32,
 }

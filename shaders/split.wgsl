@@ -1,9 +1,10 @@
-// A matrix as the sum of two planes of f16: x·s = high + low, s a power of two for each row that brings its largest magnitude
-// between 2^14 and 2^15. What is lost is below 2^-22 of an element, or 2^-39 of the row's largest.
+// The split of a matrix into two planes of f16 for the fast matrix product (src/ops/cooperative.rs): x·s = high + low. The
+// factor s is a power of two for each row. It brings the largest magnitude of the row between 2^14 and 2^15. The error of the
+// split is below 2^-22 of the element, or below 2^-39 of the largest element of the row.
 //
-// The planes lie in tiles as the cooperative kernel loads them: [row of tiles][tile along the depth], each with all of its high
-// halves and then all of its low ones, [row][depth], two to a word. Rows and depths of padding are zero. A workgroup has 64 rows
-// and a chunk of depths.
+// The planes are stored in square tiles, as cooperative.wgsl loads them: [tile row][tile along the depth]. A tile holds all its
+// high parts and then all its low parts, each as [row][depth] with two f16 per word. Padding rows and padding depths are zero.
+// One workgroup handles 64 rows and one chunk of depths.
 #import plane
 
 #ifdef DIFFERENCE
@@ -13,18 +14,19 @@
 #else
 @group(0) @binding(2) var<storage, read> range: array<f32>;
 @group(0) @binding(3) var<storage, read_write> planes: array<u32>;
-// 1/s of each row.
+// [padded_rows]: 1/s of each row.
 @group(0) @binding(4) var<storage, read_write> undo: array<f32>;
 #endif
 
-// Depths in workgroup memory at a time.
+// Number of depths in workgroup memory at a time.
 const STEP = 32u;
-// [row][depth], one element of padding to a row against bank conflicts.
+// [row][depth]. Each row has one element of padding, which avoids bank conflicts.
 const PITCH = 33u;
 var<workgroup> staged: array<f32, 2112>;
 var<workgroup> scales: array<f32, 64>;
 
-// The nearest f16 of a magnitude of at most 2^15, by integer arithmetic: a driver may take f32(f16(x)) for x.
+// Returns the f16 nearest to x, as f32, for |x| of at most 2^15. The rounding uses integer arithmetic, because a driver may
+// simplify f32(f16(x)) to x.
 fn nearest_half(x: f32) -> f32 {
     let bits = bitcast<u32>(x);
     let normal = bitcast<f32>((bits + 0xfffu + ((bits >> 13u) & 1u)) & 0xffffe000u);
@@ -39,7 +41,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var chunk = 0u; chunk < p.chunks; chunk += 1u) {
             largest = max(largest, range[chunk * p.padded_rows + row0 + lane]);
         }
-        // The exponent as it is stored, kept where s and 1/s are normal numbers.
+        // The biased exponent, clamped so that s and 1/s are normal numbers.
         let exponent = clamp(bitcast<u32>(largest) >> 23u, 15u, 254u);
         scales[lane] = bitcast<f32>((268u - exponent) << 23u);
         if group.y == 0u {

@@ -1,4 +1,6 @@
-// The largest magnitude of every row of a matrix in every chunk of its depth: [chunk][row]. A workgroup has 64 rows.
+// The largest magnitudes of the rows of a matrix, from which split.wgsl derives its scales (src/ops/cooperative.rs). The output is
+// [chunks, padded_rows]: the largest magnitude of every row in every chunk of the depth. One workgroup handles 64 rows and one
+// chunk.
 #import plane
 
 #ifdef DIFFERENCE
@@ -7,7 +9,7 @@
 @group(0) @binding(2) var<storage, read_write> range: array<f32>;
 #endif
 
-// Invocations that share a row.
+// Number of invocations that share a row.
 #ifdef ROWS
 const SLICES = 32u;
 #else
@@ -20,7 +22,7 @@ var<workgroup> part: array<f32, 2048>;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let row0 = group.x * 64u;
     let depth0 = group.y * CHUNK;
-    // Lanes run along memory.
+    // Neighbouring lanes read neighbouring elements in memory.
 #ifdef ROWS
     let slice = lane % SLICES;
     let first = lane / SLICES;

@@ -1,21 +1,26 @@
-// out[first + i] = element i of a stored tensor as f32, i < count; raises the flag at a NaN or an infinity.
-//   F16, BF16: two elements to a word, the lower half first   otherwise: f32
-// On integers: a shader may flush subnormal numbers, and may assume that there are no NaNs and infinities.
-// One invocation per word.
+// The conversion of stored weights to f32 (src/ops/widen.rs): out[first + i] = element i of a stored tensor, i < count. The kernel
+// sets the flag if an element is a NaN or an infinity.
+//   F16, BF16: two elements per word, the lower half first   otherwise: one f32 per word
+// It computes with integers only, because a shader may flush subnormal numbers and may assume that there are no NaNs and
+// infinities. One invocation per word.
 
 struct Params {
+    // Number of words, and number of elements.
     words: u32,
     count: u32,
+    // Index in `out` of the first element.
     first: u32,
-    // Invocations along x, since words are spread over two axes.
+    // Number of invocations along x. The words are spread over two axes.
     stride: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
 @group(0) @binding(1) var<storage, read> words: array<u32>;
+// The bits of the f32 elements.
 @group(0) @binding(2) var<storage, read_write> out: array<u32>;
 @group(0) @binding(3) var<storage, read_write> flag: atomic<u32>;
 
+// Writes the bits of element i, if there is such an element, and sets the flag if its exponent is all ones.
 fn put(i: u32, bits: u32) {
     if i < p.count {
         out[p.first + i] = bits;
@@ -26,7 +31,7 @@ fn put(i: u32, bits: u32) {
 }
 
 #ifdef F16
-// The bits as f32 of the number whose bits as f16 are the lower 16.
+// Returns the f32 bits of the number whose f16 bits are the lower 16 bits of `half`.
 fn widened(half: u32) -> u32 {
     let sign = (half & 0x8000u) << 16u;
     let magnitude = half & 0x7fffu;
@@ -34,10 +39,10 @@ fn widened(half: u32) -> u32 {
         return sign | 0x7f800000u | (magnitude << 13u);
     }
     if magnitude < 0x0400u {
-        // Subnormal: a multiple of 2^-24, which is an ordinary number as f32.
+        // A subnormal f16 is a multiple of 2^-24. As f32 it is a normal number.
         return sign | bitcast<u32>(f32(magnitude) * 0x1p-24f);
     }
-    // The exponent's bias grows from 15 to 127.
+    // The bias of the exponent grows from 15 to 127.
     return sign | ((magnitude << 13u) + (112u << 23u));
 }
 #endif

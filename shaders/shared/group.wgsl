@@ -1,8 +1,12 @@
-// Reductions over a workgroup of LANES, a power of two that the file which imports this defines: every invocation gives a value
-// and gets the result. Call in uniform control flow. With SUBGROUPS, on devices of the fast tier, subgroups reduce on their own
-// first, and two barriers do.
+// Sum and maximum over a workgroup. Every invocation passes one value and gets the result for the whole workgroup.
+// Imported by kl, layer_norm, nll, reduce and rms_norm.
+//
+// The importing file defines LANES, the number of invocations in the workgroup. It must be a power of two. Call the functions
+// in uniform control flow only, because they contain barriers. With SUBGROUPS, which is defined on devices of the fast tier,
+// each subgroup first reduces its own values. Two barriers are enough then.
 
-// The workgroup is not among these: browsers take a whole struct for what may differ between invocations.
+// The built-in values that a reduction needs. The id of the workgroup is not among them. Browsers treat all fields of such a
+// struct as values that may differ between invocations, and the id must count as uniform.
 struct Invocation {
     @builtin(local_invocation_index) lane: u32,
 #ifdef SUBGROUPS
@@ -14,6 +18,7 @@ struct Invocation {
 
 var<workgroup> group_values: array<f32, LANES>;
 
+// Returns the sum of `value` over the workgroup.
 fn group_sum(at: Invocation, value: f32) -> f32 {
 #ifdef SUBGROUPS
     let part = subgroupAdd(value);
@@ -36,11 +41,12 @@ fn group_sum(at: Invocation, value: f32) -> f32 {
     }
     let sum = group_values[0];
 #endif
-    // Nobody may start the next reduction before all have read this one's result.
+    // The next reduction overwrites `group_values`. It may start only after all invocations have read this result.
     workgroupBarrier();
     return sum;
 }
 
+// Returns the maximum of `value` over the workgroup.
 fn group_max(at: Invocation, value: f32) -> f32 {
 #ifdef SUBGROUPS
     let part = subgroupMax(value);

@@ -1,19 +1,22 @@
-// What the split kernels read: a matrix as rows that a product contracts along their depth. With ROWS a row is contiguous in
-// memory, else the rows of the matrix in memory are its depths. With DIFFERENCE it is the difference of two such matrices.
+// The input of the kernels `split_range` and `split`, which prepare an operand of a fast matrix product (see cooperative.wgsl).
+//
+// The operand consists of rows. A product contracts the elements of two rows, and the index along a row is called the depth.
+// With ROWS, each row is contiguous in memory: the matrix in memory is [rows, depth]. Otherwise the matrix in memory is
+// [depth, rows]. With DIFFERENCE, the operand is the difference X − X̂ of two matrices of the same layout.
 
 struct Params {
     rows: u32,
     depth: u32,
-    // Offset of the first element, and elements from one row in memory to the next.
+    // Index of the first element, and number of elements from one row in memory to the next.
     start: u32,
     stride: u32,
-    // Rows with those of padding, a multiple of 64.
+    // Number of rows including padding, a multiple of 64.
     padded_rows: u32,
-    // Depth with that of padding, a multiple of 32.
+    // Depth including padding, a multiple of 32.
     padded_depth: u32,
-    // Pieces of the depth, CHUNK each.
+    // Number of chunks of CHUNK depths.
     chunks: u32,
-    // Rows, and columns, of a tile of a plane.
+    // Number of rows, and of columns, of a tile of a plane (8 or 16).
     extent: u32,
 }
 
@@ -23,9 +26,10 @@ struct Params {
 @group(0) @binding(2) var<storage, read> x_hat: array<f32>;
 #endif
 
-// Depths per workgroup.
+// Number of depths that one workgroup handles.
 const CHUNK = 128u;
 
+// Returns an element of the operand. Returns 0 in the padding.
 fn value(row: u32, depth: u32) -> f32 {
     if row >= p.rows || depth >= p.depth {
         return 0.0;

@@ -1,36 +1,43 @@
-// A 64×64 tile of A·B by a workgroup of 64 invocations, each of which has 8×8 of it. The file that imports this defines
-//   fn load_a(row: u32, depth: u32) -> f32 and fn load_b(column: u32, depth: u32) -> f32, row and column within the tile,
-//   zero out of range, and
-//   A_ALONG_DEPTH, B_ALONG_DEPTH: whether neighbours in memory differ in the depth, so that fetches coalesce.
+// A matrix product for the kernels gram, grouped_product, solve, cholesky_panel and cholesky_trailing. One workgroup of 64
+// invocations computes a 64×64 tile of A·B. Each invocation computes 8×8 elements of it.
+//
+// The importing file defines:
+//   fn load_a(row: u32, depth: u32) -> f32      an element of A. `row` counts from the first row of the tile.
+//   fn load_b(column: u32, depth: u32) -> f32   an element of B. `column` counts from the first column of the tile.
+//   A_ALONG_DEPTH, B_ALONG_DEPTH                whether neighbours in memory differ in the depth. The fetches then run along
+//                                               the depth, so that they coalesce.
+// Both functions return 0 for rows, columns and depths outside the matrix.
 
 const DEPTH = 16u;
 
-// [depth][quad of rows] and [depth][quad of columns].
+// [depth][quad of rows of A] and [depth][quad of columns of B]. A quad is four consecutive rows or columns.
 var<workgroup> a_tile: array<vec4<f32>, 256>;
 var<workgroup> b_tile: array<vec4<f32>, 256>;
 
-// Where a quad lies: swizzled, so that lanes that run along the depth write to different banks.
+// Returns the index of a quad in `a_tile` or `b_tile`. The quads of a depth are permuted, so that lanes that run along the depth
+// write to different memory banks.
 fn slot(depth: u32, quad: u32) -> u32 {
     return depth * 16u + (quad ^ depth);
 }
 
-// Depth and quad of the i-th fetch.
+// Returns the depth and the quad of fetch number i.
 fn fetch(i: u32, along_depth: bool) -> vec2<u32> {
     return select(vec2<u32>(i / 16u, i % 16u), vec2<u32>(i % 16u, i / 16u), along_depth);
 }
 
-// Row i (of 8) of an invocation within the tile.
+// Returns row i (of 8) of an invocation, counted within the tile.
 fn tile_row(lane: u32, i: u32) -> u32 {
     return (i / 4u) * 32u + lane / 8u * 4u + i % 4u;
 }
 
-// First column of quad j (of 2) of an invocation within the tile.
+// Returns the first column of quad j (of 2) of an invocation, counted within the tile.
 fn tile_column(lane: u32, j: u32) -> u32 {
     return j * 32u + lane % 8u * 4u;
 }
 
-// Adds the product over depths first..last: sum[2i + j] belongs to row i and quad j. Ends with a barrier. `last` − `first`
-// is a multiple of 16, or the loads give zeros beyond `last`.
+// Adds the product over the depths first..last to `sum`. sum[2i + j] holds the four elements of row i and column quad j of this
+// invocation. The function ends with a barrier. If `last` − `first` is not a multiple of 16, load_a and load_b must return 0
+// from depth `last` on.
 fn product(lane: u32, first: u32, last: u32, sum: ptr<function, array<vec4<f32>, 16>>) {
     let x = lane % 8u;
     let y = lane / 8u;

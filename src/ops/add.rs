@@ -1,4 +1,4 @@
-//! Sums in place: residual connections, scaled corrections, and the bias of a linear layer.
+//! Sums in place: residual connections, scaled corrections, and the bias of a linear layer. The shader is `add`.
 
 use rayon::prelude::*;
 
@@ -15,12 +15,12 @@ uniform! {
     }
 }
 
-/// `a += b`. Both of one shape. Errors: `Error::Shape` if the shapes differ.
+/// `a += b`. `a` and `b` have the same shape. Errors: `Error::Shape` if the shapes differ.
 pub fn add_assign(rec: &mut Recorder, a: &mut Tensor, b: &Tensor) -> Result<()> {
     add_scaled(rec, a, 1.0, b)
 }
 
-/// `a += factor·b`. Both of one shape. Errors: `Error::Shape` if the shapes differ.
+/// `a += factor·b`. `a` and `b` have the same shape. Errors: `Error::Shape` if the shapes differ.
 pub fn add_scaled(rec: &mut Recorder, a: &mut Tensor, factor: f32, b: &Tensor) -> Result<()> {
     b.expect_shape("add_scaled", a.shape())?;
     if rec.is_gpu() {
@@ -37,7 +37,7 @@ pub fn add_scaled(rec: &mut Recorder, a: &mut Tensor, factor: f32, b: &Tensor) -
 
 /// `y[t, i] += bias[i]`.
 ///
-/// `y`: `[tokens, width]`; `bias`: `[width]`. Errors: `Error::Shape` if they do not fit.
+/// `y`: `[tokens, width]`; `bias`: `[width]`. Errors: `Error::Shape` if the shapes do not match.
 pub fn add_bias(rec: &mut Recorder, y: &mut Tensor, bias: &Tensor) -> Result<()> {
     let [_, width] = y.matrix("add_bias")?;
     bias.expect_shape("add_bias", &[width])?;
@@ -55,7 +55,7 @@ pub fn add_bias(rec: &mut Recorder, y: &mut Tensor, bias: &Tensor) -> Result<()>
     Ok(())
 }
 
-/// Adds `b` to `a`, which has `b.len()` elements or is made of rows of that many.
+/// Adds `b` to `a`. `a` has as many elements as `b`, or consists of rows with that many elements.
 fn dispatch(rec: &mut Recorder, kernel: &'static str, a: &mut Tensor, b: &Tensor, factor: f32) -> Result<()> {
     let (workgroups, stride) = spread_elements(a.len());
     let params = Params { count: a.len() as u32, stride, width: b.len() as u32, factor };

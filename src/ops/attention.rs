@@ -1,6 +1,6 @@
-//! Causal grouped-query attention inside each sequence, with an optional sliding window.
+//! Causal grouped-query attention within each sequence, with an optional sliding window. The shader is `attention`.
 //!
-//! A sequence may come in pieces: keys and values then lie in a cache, which holds those of earlier tokens too.
+//! A sequence may be computed in pieces. The keys and values of its earlier tokens are then in a cache.
 
 use faer::linalg::matmul::matmul as product;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -11,26 +11,27 @@ use crate::ops::math::{exp, maximum, sum, vectorised};
 use crate::ops::{Positions, spread};
 use crate::{Error, Result};
 
-/// How the columns of Q, K and V divide into heads, and which keys a query sees.
+/// The division of the columns of Q, K and V into heads, and the keys that a query sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heads {
-    /// Query heads.
+    /// Number of query heads.
     pub heads: usize,
-    /// Key and value heads; query head h reads key head `h / (heads / kv_heads)`.
+    /// Number of key heads, and of value heads. Query head h reads key head `h / (heads / kv_heads)`.
     pub kv_heads: usize,
-    /// Columns per head, at most 256.
+    /// Number of columns per head, 1 to 256.
     pub head_dim: usize,
-    /// How many of the last keys, its own among them, a query sees; all if `None`.
+    /// Number of the most recent keys that a query sees, including its own. `None`: it sees all keys up to its own.
     pub window: Option<usize>,
 }
 
 impl Heads {
-    /// The first key that the query at `position` sees.
+    /// Position of the first key that the query at `position` sees.
     fn first_key(&self, position: usize) -> usize {
         self.window.map_or(0, |window| (position + 1).saturating_sub(window))
     }
 
-    /// Rows of K and V that belong to each sequence; its tokens may be fewer.
+    /// Checks the shapes. Returns the number of rows of K and V per sequence, which may be larger than its number of tokens.
+    /// Errors: `Error::Shape`.
     fn check(&self, q: &Tensor, k: &Tensor, v: &Tensor, positions: Positions) -> Result<usize> {
         let Self { heads, kv_heads, head_dim, window } = *self;
         let ([tokens, _], [rows, _]) = (q.matrix("attention")?, k.matrix("attention")?);
@@ -66,12 +67,12 @@ uniform! {
     }
 }
 
-/// `out[i] = Σ_j softmax_j(q[i]·k[j] / √head_dim)·v[j]` per head, over the keys `i − window < j ≤ i` of i's sequence,
-/// where i and j are positions.
+/// Computes `out[i] = Σ_j softmax_j(q[i]·k[j] / √head_dim)·v[j]` for each head. Here i and j are positions in one sequence, and
+/// the sum runs over the keys `i − window < j ≤ i`.
 ///
-/// `q`: `[sequences·seq_len, heads·head_dim]`, the tokens that `positions` says. `k`, `v`:
-/// `[sequences·capacity, kv_heads·head_dim]`: those of every position of a sequence up to the last of `q`, and then,
-/// unread, whatever a cache has room for. Returns the shape of `q`. Errors: `Error::Shape` if they do not fit.
+/// `q`: `[sequences·seq_len, heads·head_dim]`, the tokens at `positions`. `k`, `v`: `[sequences·capacity, kv_heads·head_dim]`.
+/// The rows of a sequence start at position 0 and reach at least to its last query. The rows after that are free places of a
+/// cache and are not read. The result has the shape of `q`. Errors: `Error::Shape` if the shapes do not match.
 pub fn attention(
     rec: &mut Recorder,
     q: &Tensor,
@@ -104,7 +105,7 @@ pub fn attention(
         scale: 1.0 / (heads.head_dim as f32).sqrt(),
     };
     rec.dispatch(Dispatch {
-        // The variant that has registers for this head_dim.
+        // The smallest variant whose registers hold an output of this head_dim.
         kernel: match heads.head_dim {
             ..=64 => "attention_64",
             65..=128 => "attention_128",
@@ -114,21 +115,23 @@ pub fn attention(
         inputs: &[q.buffer(), k.buffer(), v.buffer()],
         outputs: &[out.buffer()],
         workgroups,
-        // All earlier keys and half of the new ones on average; a window only makes it less.
+        // On average, a query sees all earlier keys and half of the new ones. A window only reduces this.
         work: 4.0 * q.len() as f64 * (first as f64 + seq_len as f64 / 2.0),
     })?;
     Ok(out)
 }
 
+/// A matrix in host memory, as faer takes it.
 fn matrix(tensor: &Tensor) -> MatRef<'_, f32> {
     MatRef::from_row_major_slice(tensor.host(), tensor.shape()[0], tensor.shape()[1])
 }
 
-/// Queries per task: enough for the products to be fast, few enough that little is computed beyond the diagonal.
+/// Number of queries per task. It is large enough for fast products, and small enough that few scores beyond the diagonal are
+/// computed.
 const QUERIES: usize = 64;
 
-/// The twin: one task per block of queries, one pair of products per key head in it. The query heads that share a key
-/// head are stacked, so that its keys and values are packed once for all of them.
+/// The CPU twin. A task computes one block of queries, with one pair of products for each key head. The query heads that share a
+/// key head are stacked as rows, so that its keys and values are packed only once.
 struct Twin<'a> {
     q: &'a [f32],
     k: MatRef<'a, f32>,
@@ -139,6 +142,7 @@ struct Twin<'a> {
 }
 
 impl<'a> Twin<'a> {
+    /// Computes all rows of the result. `out` has the shape of `q`.
     fn run(&self, out: &mut [f32]) {
         let width = self.heads.heads * self.heads.head_dim;
         out.par_chunks_mut(self.positions.seq_len * width).enumerate().for_each(|(sequence, out)| {
@@ -148,7 +152,7 @@ impl<'a> Twin<'a> {
         });
     }
 
-    /// Rows `row..` of a sequence's queries, as many as `out` has.
+    /// Computes the queries of `sequence` from index `row` on, as many as `out` has rows.
     fn block(&self, sequence: usize, row: usize, out: &mut [f32]) {
         let Heads { heads, kv_heads, head_dim, .. } = self.heads;
         let (width, group) = (heads * head_dim, heads / kv_heads);
@@ -182,8 +186,8 @@ impl<'a> Twin<'a> {
         }
     }
 
-    /// Turns each row of scores into exp(score − maximum), 0 for keys that it does not see; returns the rows' sums.
-    /// `first`: position of the first row.
+    /// Replaces each row of scores by exp(score − maximum), and by 0 for keys that the query does not see. Returns the sum of
+    /// each row. `first`: position of the first query; `first_key..keys`: positions of the columns.
     fn softmax(&self, scores: &mut [f32], first: usize, first_key: usize, keys: usize) -> Vec<f32> {
         let group = self.heads.heads / self.heads.kv_heads;
         let row = |(row, scores): (usize, &mut [f32])| {
@@ -197,6 +201,7 @@ impl<'a> Twin<'a> {
     }
 }
 
+/// Replaces the scores by exp(score − maximum) and returns their sum.
 fn softmax_row(scores: &mut [f32]) -> f32 {
     vectorised(
         #[inline(always)]

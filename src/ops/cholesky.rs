@@ -1,7 +1,10 @@
-//! The factor that both the correction and the column loop use: one Cholesky of the order-reversed Hessian.
+//! The Cholesky factor of the damped hessian in reversed processing order. The correction of QEP (`solve`) and the column loop of
+//! GPTQ (`gptq`) both work with this factor. The shaders are `cholesky_gather`, `cholesky_diagonal`, `cholesky_panel`,
+//! `cholesky_trailing` and `cholesky_columns`.
 //!
-//! With P the processing order and J the flip, `J·P(H + λI)Pᵀ·J = M·Mᵀ`, M lower. Hence `P(H + λI)Pᵀ = R·Rᵀ` with
-//! `R = J·M·J` upper, and `R⁻¹` is the factor that GPTQ gets from an inverse and two Choleskys.
+//! Let P be the permutation to the processing order (act order or the stored order), and J the reversal. Then
+//! `J·P(H + λI)Pᵀ·J = M·Mᵀ` with M lower triangular. Hence `P(H + λI)Pᵀ = R·Rᵀ` with `R = J·M·J` upper triangular. The GPTQ
+//! paper computes `R⁻¹` with an inverse and two Cholesky factorisations. With R itself, one factorisation is enough.
 
 use faer::linalg::cholesky::llt::factor::{LltRegularization, cholesky_in_place, cholesky_in_place_scratch};
 use faer::{MatMut, dyn_stack};
@@ -13,19 +16,19 @@ use crate::ops::math::parallelism;
 use crate::ops::{spread, spread_elements};
 use crate::{Error, Result};
 
-/// `M` of a damped Hessian, for a processing order of its columns.
+/// The factor M of a damped hessian, for a processing order of its columns.
 #[derive(Debug)]
 pub struct Factor {
-    /// Lower triangular; tiles on the diagonal hold zeros above it. On a GPU it is the identity beyond n.
+    /// M, lower triangular. Tiles on the diagonal have zeros above the diagonal. On a GPU, M is the identity beyond row n.
     m: Packed,
-    /// On a GPU: the inverse of each tile on the diagonal, `[tile rows, 4096]`.
+    /// On a GPU: the inverse of each tile on the diagonal, `[tile rows, 4096]`. On the CPU it is empty.
     inverse: Tensor,
-    /// `[n]`: processed column i is original column order[i].
+    /// `[n]`: processed column i is original column `order[i]`.
     order: Tensor<u32>,
 }
 
 impl Factor {
-    /// Rows, and columns, of the matrix.
+    /// Number of rows, and of columns.
     pub fn n(&self) -> usize {
         self.m.n()
     }
@@ -35,7 +38,7 @@ impl Factor {
         &self.m
     }
 
-    /// The inverses of the tiles on the diagonal, if on a GPU.
+    /// On a GPU: the inverses of the tiles on the diagonal, `[tile rows, 4096]`.
     pub(crate) fn inverse(&self) -> &Tensor {
         &self.inverse
     }
@@ -46,10 +49,11 @@ impl Factor {
     }
 }
 
-/// Factors `H + λI` in the given order; `None` if a pivot is not positive and finite.
+/// Factors `H + λI` with its columns in the given order. Returns `None` if a pivot is not positive and finite.
 ///
-/// `order`: a permutation of 0..n; `ridge`: λ. A zero on the diagonal of H, an input that is never active, becomes 1
-/// before λ is added; H itself stays as it is. Waits for the GPU. Errors: `Error::Shape` if `order` is no permutation.
+/// `order`: a permutation of 0..n, where processed column i is original column `order[i]`; `ridge`: λ. A zero on the diagonal
+/// of H belongs to an input that is never active. The factorisation replaces it by 1 before it adds λ. H itself is not changed.
+/// Waits for the GPU. Errors: `Error::Shape` if `order` is not a permutation.
 pub async fn factor(rec: &mut Recorder, h: &Packed, order: &[u32], ridge: f32) -> Result<Option<Factor>> {
     check_order(order, h.n())?;
     let tile_rows = if rec.is_gpu() { h.n().div_ceil(TILE) } else { 0 };
@@ -64,6 +68,7 @@ pub async fn factor(rec: &mut Recorder, h: &Packed, order: &[u32], ridge: f32) -
     Ok(positive.then_some(factor))
 }
 
+/// Errors: `Error::Shape` if `order` is not a permutation of 0..n.
 fn check_order(order: &[u32], n: usize) -> Result<()> {
     let mut seen = vec![false; n];
     let fresh = |&i: &u32| seen.get_mut(i as usize).is_some_and(|seen| !std::mem::replace(seen, true));
@@ -96,7 +101,8 @@ uniform! {
     }
 }
 
-/// Right-looking over tile columns. Says whether all pivots are positive.
+/// Factors on a GPU: a right-looking factorisation, tile column by tile column. Returns whether all pivots are positive and
+/// finite.
 async fn factor_gpu(rec: &mut Recorder, h: &Packed, ridge: f32, factor: &Factor) -> Result<bool> {
     let failed: Tensor<u32> = rec.zeros(&[1])?;
     let (m, inverse) = (factor.m.tiles().buffer(), factor.inverse.buffer());
@@ -132,7 +138,8 @@ async fn factor_gpu(rec: &mut Recorder, h: &Packed, ridge: f32, factor: &Factor)
     Ok(rec.read(&failed).await? == [0])
 }
 
-/// The twin: a dense copy in the reversed order, factored in place. Says whether all pivots are positive.
+/// The CPU twin: makes a dense copy in the reversed order and factors it in place. Returns whether all pivots are positive and
+/// finite.
 fn factor_cpu(h: &Packed, order: &[u32], ridge: f32, m: &mut Packed) -> bool {
     let n = h.n();
     if n == 0 {
@@ -140,7 +147,7 @@ fn factor_cpu(h: &Packed, order: &[u32], ridge: f32, m: &mut Packed) -> bool {
     }
     let tiles = h.tiles().host();
     let reversed: Vec<usize> = order.iter().rev().map(|&i| i as usize).collect();
-    // Column-major; only the lower triangle is set.
+    // The copy is column-major, and only its lower triangle is set.
     let mut dense = vec![0.0f32; n * n];
     dense.par_chunks_mut(n).enumerate().for_each(|(c, column)| {
         let j = reversed[c];
@@ -162,15 +169,16 @@ fn factor_cpu(h: &Packed, order: &[u32], ridge: f32, m: &mut Packed) -> bool {
     true
 }
 
-/// By the bits, as the shader tests it: not zero, no sign, exponent not all ones.
+/// Tests the bits, as the shader does: the value is not zero, has no sign, and its exponent is not all ones.
 fn positive_and_finite(value: f32) -> bool {
     (1..0x7f80_0000).contains(&value.to_bits())
 }
 
-/// A slab of `Rn[j, i] = R[j, i] / R[i, i]`: columns i = start..start + count, rows j < start + count.
+/// Computes columns of the normalised factor `Rn[j, i] = R[j, i] / R[i, i]`, for the columns i = start..start + count and the
+/// rows j < start + count.
 ///
-/// Returns `[start + count, count]`, row j and column c holding `Rn[j, start + c]`: exactly 1 on the diagonal, 0 below
-/// it. Errors: `Error::Shape` if the range exceeds n.
+/// Returns `[start + count, count]`, where row j and column c hold `Rn[j, start + c]`. The elements are exactly 1 on the diagonal
+/// and 0 below it. Errors: `Error::Shape` if the range exceeds n.
 pub fn normalised_columns(rec: &mut Recorder, factor: &Factor, start: usize, count: usize) -> Result<Tensor> {
     let n = factor.n();
     if start + count > n {
@@ -207,6 +215,7 @@ uniform! {
     }
 }
 
+/// Dispatches [`normalised_columns`] on a GPU.
 fn columns_gpu(rec: &mut Recorder, factor: &Factor, start: usize, slab: &Tensor) -> Result<()> {
     let (workgroups, stride) = spread_elements(slab.len());
     let params = ColumnsParams {

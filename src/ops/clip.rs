@@ -1,4 +1,5 @@
-//! The choice between grids, cell by cell: each row and group keeps the one with the least error at the output.
+//! The choice between candidate grids in AWQ. Each cell, that is each group of each row, keeps the grid with the least error at
+//! the output. The candidates differ in how far they shrink, or clip, the range of the weights. The shader is `clip`.
 
 use rayon::prelude::*;
 
@@ -8,24 +9,25 @@ use crate::ops::math::{sum, vectorised};
 use crate::ops::spread;
 use crate::{Error, Result};
 
-/// The best grid so far of every row and group.
+/// The best grid so far, for every row and group.
 #[derive(Debug)]
 pub struct Best {
-    /// s and z, `[m, groups]` each.
+    /// Scales s and zero points z, `[m, groups]` each.
     pub grid: Grid,
-    /// What it costs, `[m, groups]`.
+    /// Loss of the grid in every row and group, `[m, groups]`.
     losses: Tensor,
     group_size: usize,
 }
 
-/// What a candidate does to the output.
+/// A candidate grid, and the error of the weight that is rounded to it.
 #[derive(Debug, Clone, Copy)]
 pub struct Candidate<'a> {
-    /// s and z, `[m, groups]` each.
+    /// Scales s and zero points z, `[m, groups]` each.
     pub grid: &'a Grid,
-    /// E: what is lost of the weight, `[m, n]`.
+    /// The error E = W − Q of the rounded weight, `[m, n]`.
     pub error: &'a Tensor,
-    /// E times the diagonal blocks of H, `[m, n]`; see [`grouped_product`](super::grouped_product::grouped_product).
+    /// E times the diagonal blocks of the hessian H, `[m, n]`; see
+    /// [`grouped_product`](super::grouped_product::grouped_product).
     pub curved: &'a Tensor,
 }
 
@@ -40,13 +42,14 @@ uniform! {
 }
 
 impl Best {
-    /// Starts with `grid`, of groups of `group_size` columns, which any candidate of finite loss replaces.
+    /// Starts with `grid`, whose groups have `group_size` columns. Any candidate with a finite loss replaces it.
     pub fn new(rec: &mut Recorder, grid: Grid, group_size: usize) -> Result<Self> {
         let losses = rec.upload(grid.scales.shape(), vec![f32::MAX; grid.scales.len()])?;
         Ok(Self { grid, losses, group_size })
     }
 
-    /// Takes the grid of `candidate` wherever its loss, `Σ E·(E·H)` over the row and group, is less. Errors: `Error::Shape`.
+    /// Takes the grid of `candidate` in each row and group where its loss is less than the best so far. The loss is the sum of
+    /// `E ∘ (E·H)` over the row and group, with the diagonal block of H. Errors: `Error::Shape` if the shapes do not match.
     pub fn offer(&mut self, rec: &mut Recorder, candidate: Candidate<'_>) -> Result<()> {
         let Candidate { grid, error, curved } = candidate;
         let [m, n] = error.matrix("clip")?;
@@ -84,6 +87,7 @@ impl Best {
         Ok(())
     }
 
+    /// Dispatches [`Best::offer`] on a GPU.
     fn offer_gpu(&mut self, rec: &mut Recorder, candidate: Candidate<'_>, [n, groups]: [usize; 2]) -> Result<()> {
         let Candidate { grid, error, curved } = candidate;
         let count = grid.scales.len();

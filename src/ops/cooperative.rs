@@ -1,64 +1,67 @@
-//! Large products on matrix units: the kernels of the fast tier, which `matmul` and `gram` dispatch where a device has it.
+//! Large matrix products on matrix units: the kernels of the fast tier. `matmul` and `gram` use them on devices that have it.
 //!
-//! An operand is split into two planes of f16, x = high + low. Before that each of its rows is scaled by a power of two, so that
-//! neither large nor small values leave the range of f16. The product is high·high + high·low + low·high. Each of these terms is
-//! exact, and they are summed in f32, so the error is that of a product in f32 or smaller (docs/devices.md has measurements).
-//! The shaders are `split_range`, `split` and `cooperative`. Their CPU twins are those of `matmul` and `gram`. `tier` checks the
-//! shaders against f64 before a device uses them.
+//! An operand is split into two planes of f16: x = high + low. Before the split, each row is scaled by a power of two, so that
+//! its values do not leave the range of f16. The product is high·high + high·low + low·high. Each of these terms is exact, and
+//! they are summed in f32. So the error is that of a product in f32, or smaller (docs/devices.md has measurements). The shaders
+//! are `split_range`, `split` and `cooperative`. Their CPU twins are those of `matmul` and `gram`. `tier` compares the shaders
+//! with f64 before a device uses them.
 
 use super::spread;
 use crate::Result;
 use crate::device::{Buffer, Dispatch, FastShape, Recorder, Tensor};
 
-/// The most bytes that the planes of one operand may take. A larger operand is split in pieces of its rows.
+/// The largest size of the planes of one operand, in bytes. A larger operand is processed in pieces of its rows.
 pub(crate) const PLANES: u64 = 256 << 20;
-/// Rows of planes are padded to a multiple of this. It is a multiple of the `block` of every shape.
+/// The number of rows of a plane is padded to a multiple of this. It is a multiple of the `block` of every shape.
 const BLOCK: usize = 128;
-/// Depths are padded to a multiple of this. It is a multiple of the `extent` of every shape.
+/// The depth of a plane is padded to a multiple of this. It is a multiple of the `extent` of every shape.
 const DEPTH: usize = 32;
-/// Rows of an operand that one workgroup splits.
+/// Number of rows of an operand that one workgroup splits.
 const SPLIT_ROWS: usize = 64;
-/// Depths of an operand that one workgroup splits: a chunk in the shaders.
+/// Number of depths of an operand that one workgroup splits. The shaders call this a chunk.
 const CHUNK: usize = 128;
 
-/// An operand of a product: `rows` vectors of `depth` elements, which the product contracts.
+/// An operand of a product: `rows` vectors of `depth` elements. The product contracts along the depth.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Operand<'a> {
-    /// The buffer of the elements.
+    /// The buffer that holds the elements.
     pub x: &'a Buffer,
-    /// A buffer of the same layout that is subtracted from the elements. Only allowed if `along_depth` is false.
+    /// A buffer of the same layout, whose elements are subtracted from those of `x`. It requires that `along_depth` is false.
     pub minus: Option<&'a Buffer>,
-    /// Whether the elements of one row are contiguous in memory. If not, the first elements of all rows come first, then the
-    /// second elements, and so on.
+    /// Whether the elements of one row are contiguous in memory. Otherwise memory holds the first elements of all rows, then the
+    /// second elements of all rows, and so on.
     pub along_depth: bool,
+    /// Number of rows.
     pub rows: usize,
+    /// Number of elements per row.
     pub depth: usize,
     /// Index of the first element.
     pub start: usize,
-    /// Elements in memory from one row to the next, or, if `along_depth` is false, from one depth to the next.
+    /// Number of elements in memory from one row to the next. If `along_depth` is false: from one depth to the next.
     pub stride: usize,
 }
 
-/// The rows of a matrix as an operand: `x` is `[rows, depth]`.
+/// Returns the rows of a matrix as an operand. `x`: `[rows, depth]`.
 pub(crate) fn rows_of(x: &Tensor) -> Operand<'_> {
     let [rows, depth] = [x.shape()[0], x.shape()[1]];
     Operand { x: x.buffer(), minus: None, along_depth: true, rows, depth, start: 0, stride: depth }
 }
 
-/// The columns of a matrix as an operand: `x` is `[depth, rows]`.
+/// Returns the columns of a matrix as an operand. `x`: `[depth, rows]`.
 pub(crate) fn columns_of(x: &Tensor) -> Operand<'_> {
     let [depth, rows] = [x.shape()[0], x.shape()[1]];
     Operand { x: x.buffer(), minus: None, along_depth: false, rows, depth, start: 0, stride: rows }
 }
 
 impl Operand<'_> {
-    /// Rows `first..first + count` of this operand.
+    /// Returns the rows `first..first + count` of this operand.
     fn piece(self, first: usize, count: usize) -> Self {
         let step = if self.along_depth { self.stride } else { 1 };
         Self { rows: count, start: self.start + first * step, ..self }
     }
 
-    /// Divides the rows into pieces whose planes fit an array of `largest` bytes. Yields the first row and the number of rows.
+    /// Divides the rows into pieces whose planes fit an array of `largest` bytes. Yields the first row and the number of rows
+    /// of each piece.
     fn pieces(self, largest: u64) -> impl Iterator<Item = (usize, usize)> {
         let bytes = 4 * self.depth.next_multiple_of(DEPTH) as u64;
         let most = (PLANES.min(largest) / bytes.max(1)) as usize / BLOCK * BLOCK;
@@ -67,22 +70,23 @@ impl Operand<'_> {
     }
 }
 
-/// The largest depth at which the planes of an operand of `rows` rows fit an array of `largest` bytes.
+/// Returns the largest depth with which the planes of an operand of `rows` rows fit an array of `largest` bytes.
 pub(crate) fn largest_depth(rows: usize, largest: u64) -> usize {
     (PLANES.min(largest) / 4) as usize / rows.next_multiple_of(BLOCK).max(1) / DEPTH * DEPTH
 }
 
 /// A split operand.
 struct Planes {
-    /// Both planes, two f16 to a word, in square tiles of the extent of the matrix units.
+    /// Both planes, `[padded rows, padded depth]` words of two f16. They are stored in square tiles with the extent of a
+    /// cooperative matrix; `shaders/split.wgsl` describes the layout.
     words: Tensor<u32>,
-    /// The factor that undoes the scale of each row.
+    /// For each padded row, the factor that undoes its scale.
     undo: Tensor,
     /// Number of tiles along the depth.
     depth: usize,
 }
 
-/// The buffers of two split operands, in the order of the bindings of `shaders/cooperative.wgsl`.
+/// Returns the buffers of two split operands, in the order of the bindings in `shaders/cooperative.wgsl`.
 fn bindings<'a>(left: &'a Planes, right: &'a Planes) -> [&'a Buffer; 4] {
     [left.words.buffer(), right.words.buffer(), left.undo.buffer(), right.undo.buffer()]
 }
@@ -112,7 +116,8 @@ uniform! {
     }
 }
 
-/// Splits an operand into planes. The first kernel finds the largest value of each row, the second scales and splits.
+/// Splits an operand into planes. The first kernel finds the largest magnitude of each row. The second kernel scales the rows and
+/// splits them. `extent`: rows and columns of a tile.
 fn split(rec: &mut Recorder, x: Operand<'_>, extent: usize) -> Result<Planes> {
     let (rows, depth) = (x.rows.next_multiple_of(BLOCK), x.depth.next_multiple_of(DEPTH));
     let chunks = depth.div_ceil(CHUNK);
@@ -157,19 +162,19 @@ fn split(rec: &mut Recorder, x: Operand<'_>, extent: usize) -> Result<Planes> {
     Ok(Planes { words, undo, depth: depth / extent })
 }
 
-/// Where a product is written.
+/// The destination of a product.
 pub(crate) struct Output<'a> {
     /// The buffer of a row-major matrix.
     pub c: &'a Buffer,
     /// Index of the first element.
     pub start: usize,
-    /// Elements from one row to the next.
+    /// Number of elements from one row to the next.
     pub stride: usize,
-    /// Whether the product is added to the elements instead of replacing them.
+    /// Whether the product is added to the matrix. Otherwise it replaces the matrix.
     pub accumulate: bool,
 }
 
-/// `C = P·Qᵀ` or `C += P·Qᵀ`. P: `[m, depth]`, Q: `[n, depth]`.
+/// Computes `C = P·Qᵀ` or `C += P·Qᵀ`. P: `[m, depth]`; Q: `[n, depth]`; C, in `out`: `[m, n]`.
 pub(crate) fn product(
     rec: &mut Recorder,
     shape: &FastShape,
@@ -204,7 +209,7 @@ pub(crate) fn product(
     Ok(())
 }
 
-/// `H += P·Pᵀ`, where `h` has the tiles of a packed symmetric matrix of extent n. P: `[n, depth]`.
+/// Computes `H += P·Pᵀ`. P: `[n, depth]`; `h`: the tiles of a [`Packed`](super::gram::Packed) matrix of extent n.
 pub(crate) fn gram(rec: &mut Recorder, shape: &FastShape, p: Operand<'_>, h: &Buffer) -> Result<()> {
     let planes = split(rec, p, shape.extent)?;
     let across = p.rows.div_ceil(shape.block);

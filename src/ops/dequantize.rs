@@ -1,4 +1,5 @@
-//! From codes back to weights: what a client of the checkpoint computes.
+//! Dequantization: the weights that codes, scales and zero points stand for. Every program that loads a quantized checkpoint
+//! computes the same. The shader is `dequantize`.
 
 use rayon::prelude::*;
 
@@ -17,9 +18,10 @@ uniform! {
     }
 }
 
-/// `s·(q − z)`, `[m, n]`.
+/// Returns `s·(q − z)`, `[m, n]`.
 ///
-/// `codes`: q `[m, n]`; `grid`: of groups of `group_size` columns, the last perhaps shorter. Errors: `Error::Shape`.
+/// `codes`: q, `[m, n]`; `grid`: s and z, `[m, groups]`; `group_size`: columns per group, of which the last group may have fewer.
+/// Errors: `Error::Shape` if the shapes do not match.
 pub fn dequantize(rec: &mut Recorder, codes: &Tensor<u32>, grid: &Grid, group_size: usize) -> Result<Tensor> {
     let [rows, columns] = codes.matrix("dequantize")?;
     let groups = columns.div_ceil(group_size);

@@ -1,41 +1,44 @@
-//! Coordinate descent over codes (QuantEase, arXiv 2309.01885): each moves to the best level while all others stand.
+//! Coordinate descent over the codes, after GPTQ (QuantEase, arXiv 2309.01885). Each code in turn moves to the value with the
+//! least loss, while all other codes stay. The shader is `descent`, and `quant::descent` runs the passes.
 //!
-//! With e = w − ŵ and g = e·H, the loss e·(H + λI)·eᵀ of a row is least where ŵ_c grows by `(g_c + λ·e_c) / (H_cc + λ)`, and on
-//! a grid at the level nearest to that. Everything here is laid out `[column][row]`, columns as stored.
+//! Let e = w − ŵ and g = e·H. The loss of a row is e·(H + λI)·eᵀ. Over ŵ_c alone, it is least if ŵ_c grows by
+//! `(g_c + λ·e_c) / (H_cc + λ)`. On a grid, the best level is the one nearest to this minimum. Errors and codes are `[n, m]`: the
+//! columns of the weight, in stored order, along the first axis, and its rows along the second.
 
 use rayon::prelude::*;
 
 use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::gptq::LONGEST_BLOCK;
 use crate::ops::grid::Grid;
-use crate::ops::walk::{LANES, Lanes, Levels, Settle, Walk, load, strips};
+use crate::ops::walk::{ColumnStep, LANES, Lanes, StripGrid, Walk, load, strips};
 use crate::ops::{bounded, code};
 use crate::{Error, Result};
 
-/// The columns whose codes may move, and what they are judged by.
+/// A block of columns whose codes may move, and the data of its loss.
 #[derive(Debug, Clone, Copy)]
 pub struct Block<'a> {
-    /// Rows start..start + count of H, `[count, n]`.
+    /// Rows start..start + count of the hessian H, `[count, n]`.
     pub hessian: &'a Tensor,
-    /// λ, positive where H has a zero on its diagonal.
+    /// The damping λ. It must be positive if H has a zero on its diagonal.
     pub ridge: f32,
-    /// `[count, m]`: rows start..start + count of H·E.
+    /// Rows start..start + count of H·E, `[count, m]`.
     pub g: &'a Tensor,
-    /// Scales and zeros, `[m, groups]`.
+    /// Scales and zero points, `[m, groups]`.
     pub grid: &'a Grid,
-    /// Columns of a group, the last of which may have fewer.
+    /// Number of columns per group, of which the last group may have fewer.
     pub group_size: usize,
     /// First column of the block.
     pub start: usize,
     /// Number of columns, at most [`LONGEST_BLOCK`].
     pub count: usize,
-    /// Bits of a code, 1 to 8.
+    /// Bits per code, 1 to 8.
     pub bits: u32,
 }
 
-/// Moves the codes of a block, column by column, each with the moves before it taken into account.
+/// Moves the codes of a block, column by column. Each column takes the moves of the columns before it into account.
 ///
-/// Changes rows start..start + count of `errors`, w − ŵ, and `codes`, both `[n, m]`. Errors: `Error::Shape`.
+/// `errors`: E = W − Ŵ; `codes`: q; both `[n, m]`. Their rows start..start + count are changed. Errors: `Error::Shape` if the
+/// shapes do not match, or if a field of `block` is out of range.
 pub fn descend_block(rec: &mut Recorder, block: Block<'_>, errors: &mut Tensor, codes: &mut Tensor<u32>) -> Result<()> {
     let [n, m] = errors.matrix("descent")?;
     if block.start + block.count > n || block.count > LONGEST_BLOCK {
@@ -56,14 +59,14 @@ pub fn descend_block(rec: &mut Recorder, block: Block<'_>, errors: &mut Tensor, 
     let range = block.start * m..(block.start + block.count) * m;
     let errors = strips(&mut errors.host_mut()[range.clone()], m);
     let codes = strips(&mut codes.host_mut()[range], m);
-    // H is symmetric: what column c needs is row c.
+    // H is symmetric. So row c holds the coefficients for column c.
     let h = block.hessian.host().chunks(n.max(1));
     let coefficients: Vec<f32> = h.flat_map(|row| &row[block.start..block.start + block.count]).copied().collect();
     errors.into_par_iter().zip(codes).enumerate().for_each(|(strip, (errors, codes))| {
         let first = strip * LANES;
         let diagonal = coefficients.iter().step_by(block.count + 1).map(|h| h + block.ridge).collect();
-        let settle = Move { block: &block, levels: Levels::default(), diagonal, first, errors, codes };
-        pulp::Arch::new().dispatch(Walk { t: block.g.host(), coefficients: &coefficients, m, first, settle });
+        let step = Move { block: &block, strip_grid: StripGrid::default(), diagonal, first, errors, codes };
+        pulp::Arch::new().dispatch(Walk { t: block.g.host(), coefficients: &coefficients, m, first, step });
     });
     Ok(())
 }
@@ -81,6 +84,7 @@ uniform! {
     }
 }
 
+/// Dispatches [`descend_block`] on a GPU.
 fn descend_gpu(
     rec: &mut Recorder,
     block: &Block<'_>,
@@ -110,33 +114,36 @@ fn descend_gpu(
     })
 }
 
-/// Moves the codes of a strip of rows.
+/// The column step of the CPU twin: moves the codes of a strip of rows.
 struct Move<'a> {
     block: &'a Block<'a>,
-    levels: Levels,
-    /// H_cc + λ of the block's columns.
+    strip_grid: StripGrid,
+    /// H_cc + λ for each column of the block.
     diagonal: Vec<f32>,
+    /// First row of the strip.
     first: usize,
+    /// E of the strip, one slice per column of the block.
     errors: Vec<&'a mut [f32]>,
+    /// The codes of the strip, one slice per column of the block.
     codes: Vec<&'a mut [u32]>,
 }
 
-impl Settle for Move<'_> {
+impl ColumnStep for Move<'_> {
     #[inline(always)]
-    fn settle(&mut self, c: usize, t: &Lanes) -> Lanes {
+    fn finish_column(&mut self, c: usize, t: &Lanes) -> Lanes {
         let width = self.width();
         let top = ((1u32 << self.block.bits) - 1) as f32;
         let group = (self.block.start + c) / self.block.group_size;
-        let levels = &mut self.levels;
-        levels.load(self.block.grid, group as u32, self.first, width);
+        let strip_grid = &mut self.strip_grid;
+        strip_grid.load(self.block.grid, group as u32, self.first, width);
         let mut errors = load(self.errors[c], 0, width);
         let (mut moves, mut codes) = ([0.0; LANES], [0u32; LANES]);
         codes[..width].copy_from_slice(self.codes[c]);
         for lane in 0..LANES {
-            let (scale, zero) = (levels.scale[lane], levels.zero[lane]);
+            let (scale, zero) = (strip_grid.scale[lane], strip_grid.zero[lane]);
             let old = codes[lane] as f32 - zero;
             let best = (t[lane] + self.block.ridge * errors[lane]) / self.diagonal[c];
-            let nearest = (scale * old + best) * levels.inverse[lane];
+            let nearest = (scale * old + best) * strip_grid.inverse[lane];
             let new = bounded(nearest, -zero, top - zero).round_ties_even();
             moves[lane] = scale * (old - new);
             errors[lane] += moves[lane];

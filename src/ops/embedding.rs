@@ -1,4 +1,4 @@
-//! The rows of the embedding table that a sequence of token ids names.
+//! The lookup of token embeddings: for each token id, its row of the embedding table. The shader is `embedding`.
 
 use rayon::prelude::*;
 
@@ -16,10 +16,11 @@ uniform! {
     }
 }
 
-/// `out[t] = table[ids[t] − first_row]` for the tokens whose id lies in the table; the other rows of `out` stay.
+/// Sets `out[t] = table[ids[t] − first_row]` for each token whose id lies in the table. The other rows of `out` are not changed.
 ///
-/// `table`: `[rows, width]`, the entries from `first_row` on of a vocabulary that may be too large for one buffer: call
-/// this once per slab. `ids`: `[tokens]`; `out`: `[tokens, width]`. Errors: `Error::Shape` if they do not fit.
+/// `table`: `[rows, width]`, the vocabulary entries first_row..first_row + rows. A vocabulary may be too large for one buffer.
+/// Call this function once for each slab of it. `ids`: `[tokens]`; `out`: `[tokens, width]`. Errors: `Error::Shape` if the
+/// shapes do not match.
 pub fn gather(rec: &mut Recorder, table: &Tensor, first_row: usize, ids: &Tensor<u32>, out: &mut Tensor) -> Result<()> {
     let [rows, width] = table.matrix("gather")?;
     let [tokens, _] = out.matrix("gather")?;
@@ -50,6 +51,7 @@ pub fn gather(rec: &mut Recorder, table: &Tensor, first_row: usize, ids: &Tensor
     })
 }
 
+/// The CPU twin.
 fn cpu(table: &[f32], first_row: usize, ids: &[u32], width: usize, out: &mut [f32]) {
     out.par_chunks_mut(width).zip(ids).with_min_len(64).for_each(|(out, &id)| {
         let row = (id as usize).checked_sub(first_row).and_then(|row| table.chunks_exact(width).nth(row));

@@ -1,44 +1,49 @@
-//! The column loop of GPTQ, without an inverse: `q_i = Q(w_i + Σ_{j<i} Rn[j, i]·d_j)`, `d_j = w_j − ŵ_j`.
+//! The column loop of GPTQ within one block of columns: `q_i = Q(w_i + Σ_{j<i} Rn[j, i]·d_j)` with `d_j = w_j − ŵ_j`. The
+//! shader is `gptq`, and `quant::column_loop` runs the blocks. QuIP's LDLQ uses the same loop.
 //!
-//! Everything here is laid out `[column][row]` in processing order. A block takes the columns in order; what earlier
-//! blocks add to it is a matrix product and comes in through `t`.
+//! Rn is the normalised Cholesky factor of the damped hessian; see `cholesky`. No inverse is computed. Weights, errors and
+//! codes are `[n, m]`: the columns of the weight, in processing order (act order or the stored order), along the first axis,
+//! and its rows along the second. A block processes its columns in order. The terms of the columns in earlier blocks come from
+//! one matrix product, and `t` contains them.
 
 use rayon::prelude::*;
 
 use crate::device::{Buffer, Dispatch, Recorder, Tensor};
 use crate::ops::grid::Grid;
-use crate::ops::walk::{LANES, Lanes, Levels, Settle, Walk, load, strips};
+use crate::ops::walk::{ColumnStep, LANES, Lanes, StripGrid, Walk, load, strips};
 use crate::ops::{bounded, code};
 use crate::{Error, Result};
 
-/// Columns of a block at most.
+/// The largest number of columns of a block.
 pub const LONGEST_BLOCK: usize = 128;
 
-/// What the columns of one block are rounded from, and to.
+/// A block of columns to be rounded, with its factor and its grid.
 #[derive(Debug, Clone, Copy)]
 pub struct Block<'a> {
-    /// `[n, m]`: the weights W*, in processing order.
+    /// The corrected weight W* in processing order, `[n, m]`.
     pub w: &'a Tensor,
-    /// `[count, m]`: `w_c + Σ_{j<start} Rn[j, c]·d_j` for the columns of the block.
+    /// `w_c + Σ_{j<start} Rn[j, c]·d_j` for the columns c of the block, `[count, m]`.
     pub t: &'a Tensor,
-    /// `[start + count, count]`: of [`normalised_columns`](crate::ops::cholesky::normalised_columns).
+    /// The columns of Rn, `[start + count, count]`, from
+    /// [`normalised_columns`](crate::ops::cholesky::normalised_columns).
     pub columns: &'a Tensor,
-    /// Scales and zeros, `[m, groups]`.
+    /// Scales and zero points, `[m, groups]`.
     pub grid: &'a Grid,
-    /// `[n]`: the group of each processed column.
+    /// Index of the group of each processed column, `[n]`.
     pub group_of: &'a Tensor<u32>,
-    /// First column of the block.
+    /// First column of the block, in processing order.
     pub start: usize,
     /// Number of columns, at most [`LONGEST_BLOCK`].
     pub count: usize,
-    /// Bits of a code, 1 to 8.
+    /// Bits per code, 1 to 8.
     pub bits: u32,
 }
 
-/// Rounds the columns of a block, each after the errors of those before it.
+/// Rounds the columns of a block in order. Each column first takes up the errors of the columns before it.
 ///
-/// For c in order: `t_c += Σ_{j in block, j<c} Rn[j, c]·d_j`, `q_c` = t_c rounded to its grid, `d_c = w_c − s(q_c − z)`.
-/// Writes rows start..start + count of `d` and `codes`, both `[n, m]`. Errors: `Error::Shape`.
+/// For each column c: `t_c += Σ_{j in block, j<c} Rn[j, c]·d_j`; `q_c` is t_c rounded to its grid; `d_c = w_c − s·(q_c − z)`.
+/// Writes rows start..start + count of `d` and `codes`, both `[n, m]`. Errors: `Error::Shape` if the shapes do not match, or if
+/// a field of `block` is out of range.
 pub fn quantize_block(rec: &mut Recorder, block: Block<'_>, d: &mut Tensor, codes: &mut Tensor<u32>) -> Result<()> {
     let [n, m] = block.w.matrix("gptq")?;
     check_slab("gptq", block.w, block.t, block.columns, block.start, block.count)?;
@@ -63,18 +68,20 @@ pub fn quantize_block(rec: &mut Recorder, block: Block<'_>, d: &mut Tensor, code
     let codes = strips(&mut codes.host_mut()[range], m);
     d.into_par_iter().zip(codes).enumerate().for_each(|(strip, (d, codes))| {
         let (t, first) = (block.t.host(), strip * LANES);
-        let settle = Quantize { block: &block, levels: Levels::default(), w, m, first, d, codes };
-        pulp::Arch::new().dispatch(Walk { t, coefficients: &coefficients, m, first, settle });
+        let step = Quantize { block: &block, strip_grid: StripGrid::default(), w, m, first, d, codes };
+        pulp::Arch::new().dispatch(Walk { t, coefficients: &coefficients, m, first, step });
     });
     Ok(())
 }
 
-/// The weights of a group as GPTQ has updated them by the time its first column is reached, `[count, m]`.
+/// Returns the weights of a group as GPTQ has updated them when it reaches the first column of the group, `[count, m]`. The
+/// grid of the group is chosen from these weights.
 ///
-/// `x_c = (t_c − w_c) − Σ_{start ≤ b < c} x_b·Rn[b, c]`, and the result is `w_c + x_c`: the column loop with nothing
-/// rounded. `w`: `[n, m]`; `t`: `[count, m]` as in [`Block`]; `columns`: `[start + count, count]`; any count.
+/// This is the column loop without rounding: `x_c = (t_c − w_c) − Σ_{start ≤ b < c} x_b·Rn[b, c]`, and the result is `w_c + x_c`.
+/// `w`: `[n, m]`; `t`: `[count, m]`, as in [`Block`]; `columns`: `[start + count, count]`, as in [`Block`]. `count` may exceed
+/// [`LONGEST_BLOCK`].
 ///
-/// Errors: `Error::Shape`.
+/// Errors: `Error::Shape` if the shapes do not match.
 pub fn updated_group(
     rec: &mut Recorder,
     w: &Tensor,
@@ -85,7 +92,7 @@ pub fn updated_group(
 ) -> Result<Tensor> {
     check_slab("updated_group", w, t, columns, start, count)?;
     if start == 0 {
-        // Nothing comes before: t is w.
+        // There are no earlier columns, so t is w.
         return rec.duplicate(t);
     }
     let m = w.shape()[1];
@@ -101,8 +108,8 @@ pub fn updated_group(
     let (w, t) = (&w.host()[start * m..(start + count) * m], t.host());
     strips(out.host_mut(), m).into_par_iter().enumerate().for_each(|(strip, out)| {
         let first = strip * LANES;
-        let settle = Update { w, m, first, out };
-        pulp::Arch::new().dispatch(Walk { t, coefficients: &coefficients, m, first, settle });
+        let step = Update { w, m, first, out };
+        pulp::Arch::new().dispatch(Walk { t, coefficients: &coefficients, m, first, step });
     });
     Ok(out)
 }
@@ -124,6 +131,7 @@ impl Params {
     }
 }
 
+/// Dispatches the column loop on a GPU.
 fn walk_gpu(
     rec: &mut Recorder,
     kernel: &'static str,
@@ -141,6 +149,8 @@ fn walk_gpu(
     })
 }
 
+/// Errors: `Error::Shape` if the columns start..start + count do not exist, or if `t` or `columns` has another shape than they
+/// need.
 fn check_slab(op: &'static str, w: &Tensor, t: &Tensor, columns: &Tensor, start: usize, count: usize) -> Result<()> {
     let [n, m] = w.matrix(op)?;
     if start + count > n {
@@ -150,38 +160,42 @@ fn check_slab(op: &'static str, w: &Tensor, t: &Tensor, columns: &Tensor, start:
     columns.expect_shape(op, &[start + count, count])
 }
 
-/// `out[c·count + j] = Rn[start + j, start + c]`: what column c needs lies together.
+/// Returns the coefficients within the block, transposed so that those for one column are contiguous:
+/// `out[c·count + j] = Rn[start + j, start + c]`.
 fn transposed_corner(columns: &[f32], start: usize, count: usize) -> Vec<f32> {
     let corner = &columns[start * count..];
     (0..count * count).map(|i| corner[i % count * count + i / count]).collect()
 }
 
-/// Rounds, and stores d and the codes.
+/// The column step of [`quantize_block`] on the CPU: rounds a column, and stores d and the codes.
 struct Quantize<'a> {
     block: &'a Block<'a>,
-    levels: Levels,
-    /// The block's weights, `[count, m]`.
+    strip_grid: StripGrid,
+    /// The weights of the block, `[count, m]`.
     w: &'a [f32],
     m: usize,
+    /// First row of the strip.
     first: usize,
+    /// d of the strip, one slice per column of the block.
     d: Vec<&'a mut [f32]>,
+    /// The codes of the strip, one slice per column of the block.
     codes: Vec<&'a mut [u32]>,
 }
 
-impl Settle for Quantize<'_> {
+impl ColumnStep for Quantize<'_> {
     #[inline(always)]
-    fn settle(&mut self, c: usize, t: &Lanes) -> Lanes {
+    fn finish_column(&mut self, c: usize, t: &Lanes) -> Lanes {
         let width = self.width();
         let w = load(self.w, c * self.m + self.first, width);
         let block = self.block;
         let top = ((1u32 << block.bits) - 1) as f32;
-        let levels = &mut self.levels;
-        levels.load(block.grid, block.group_of.host()[block.start + c], self.first, width);
+        let strip_grid = &mut self.strip_grid;
+        strip_grid.load(block.grid, block.group_of.host()[block.start + c], self.first, width);
         let (mut errors, mut codes) = ([0.0; LANES], [0; LANES]);
         for lane in 0..LANES {
-            let zero = levels.zero[lane];
-            let level = bounded(t[lane] * levels.inverse[lane], -zero, top - zero).round_ties_even();
-            errors[lane] = w[lane] - levels.scale[lane] * level;
+            let zero = strip_grid.zero[lane];
+            let level = bounded(t[lane] * strip_grid.inverse[lane], -zero, top - zero).round_ties_even();
+            errors[lane] = w[lane] - strip_grid.scale[lane] * level;
             codes[lane] = code(level + zero);
         }
         self.d[c].copy_from_slice(&errors[..width]);
@@ -195,18 +209,21 @@ impl Settle for Quantize<'_> {
     }
 }
 
-/// Rounds nothing, and stores t: then d is what GPTQ has changed so far, the other way round.
+/// The column step of [`updated_group`] on the CPU: rounds nothing and stores t. Then d = w − t is the change of the weight by
+/// GPTQ so far, with the opposite sign.
 struct Update<'a> {
-    /// The block's weights, `[count, m]`.
+    /// The weights of the block, `[count, m]`.
     w: &'a [f32],
     m: usize,
+    /// First row of the strip.
     first: usize,
+    /// The updated weights of the strip, one slice per column of the block.
     out: Vec<&'a mut [f32]>,
 }
 
-impl Settle for Update<'_> {
+impl ColumnStep for Update<'_> {
     #[inline(always)]
-    fn settle(&mut self, c: usize, t: &Lanes) -> Lanes {
+    fn finish_column(&mut self, c: usize, t: &Lanes) -> Lanes {
         let w = load(self.w, c * self.m + self.first, self.width());
         let out = &mut self.out[c];
         out.copy_from_slice(&t[..out.len()]);

@@ -1,7 +1,8 @@
-//! Sums over calibration tokens: the Hessian `H = X̂ᵀX̂` of a layer and its error correlation `D = (X − X̂)ᵀX̂`.
+//! Sums over calibration tokens: the hessian `H = X̂ᵀX̂` of a layer, and its error correlation `D = (X − X̂)ᵀX̂`. The shaders are
+//! `gram` and `packed`. On a device with a fast tier, large sums are computed by `cooperative`.
 //!
-//! A symmetric matrix is stored as the tiles of its lower triangle. That takes half the memory of a dense matrix, so the Hessian of
-//! a wide layer still fits one storage binding. On a device with a fast tier large sums go to `cooperative`.
+//! Here the rows of X and X̂ are tokens. A symmetric matrix is in packed storage: only the tiles of its lower triangle are
+//! stored. This takes half the memory of a dense matrix, so that the hessian of a wide layer still fits one storage binding.
 
 use faer::linalg::matmul::matmul as product;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -14,15 +15,15 @@ use crate::ops::matmul::{self, Orientation};
 use crate::ops::{spread, spread_elements};
 use crate::{Error, Result};
 
-/// Rows and columns of a tile.
+/// Number of rows, and of columns, of a tile.
 pub const TILE: usize = 64;
-/// Elements of a tile.
+/// Number of elements of a tile.
 pub(crate) const AREA: usize = TILE * TILE;
 
-/// A symmetric (or lower triangular) `[n, n]` matrix, stored as the tiles of its lower triangle.
+/// A symmetric or lower triangular `[n, n]` matrix in packed storage: the tiles of its lower triangle.
 ///
-/// Tile (I, J), J ≤ I, has index I(I+1)/2 + J. It holds rows from 64·I on and columns from 64·J on, in row-major order. A tile on
-/// the diagonal is stored whole. Elements beyond row or column n are zero.
+/// Tile (I, J), J ≤ I, has index I(I+1)/2 + J. It holds the 64 rows from 64·I on and the 64 columns from 64·J on, in row-major
+/// order. Tiles on the diagonal are stored whole. Elements beyond row or column n are zero.
 #[derive(Debug)]
 pub struct Packed {
     n: usize,
@@ -35,7 +36,7 @@ impl Packed {
         Ok(Self { n, tiles: rec.zeros(&[tile_count(n), AREA])? })
     }
 
-    /// Tiles of undefined contents.
+    /// A matrix of extent n whose elements are undefined.
     pub(crate) fn empty(rec: &mut Recorder, n: usize) -> Result<Self> {
         Ok(Self { n, tiles: rec.empty(&[tile_count(n), AREA])? })
     }
@@ -50,7 +51,7 @@ impl Packed {
         &self.tiles
     }
 
-    /// The tiles, to be changed.
+    /// The tiles, `[tiles, 4096]`, for changing them.
     pub(crate) fn tiles_mut(&mut self) -> &mut Tensor {
         &mut self.tiles
     }
@@ -64,28 +65,28 @@ impl Packed {
     }
 }
 
-/// Number of tiles of a matrix of extent n.
+/// Returns the number of tiles of a matrix of extent n.
 pub(crate) fn tile_count(n: usize) -> usize {
     let rows = n.div_ceil(TILE);
     rows * (rows + 1) / 2
 }
 
-/// Elements of the tiles of a matrix of extent n.
+/// Returns the number of elements of all tiles of a matrix of extent n.
 pub(crate) fn packed_len(n: usize) -> usize {
     tile_count(n) * AREA
 }
 
-/// Index of tile (row, column), column ≤ row.
+/// Returns the index of tile (row, column), column ≤ row.
 pub(crate) fn tile_index(row: usize, column: usize) -> usize {
     row * (row + 1) / 2 + column
 }
 
-/// (row, column) of every tile, in the order of storage.
+/// Returns the tile row and tile column of every tile, in the order of storage.
 pub(crate) fn tile_positions(n: usize) -> Vec<(usize, usize)> {
     (0..n.div_ceil(TILE)).flat_map(|row| (0..=row).map(move |column| (row, column))).collect()
 }
 
-/// Offset of element (row, column), column ≤ row.
+/// Returns the index in packed storage of element (row, column), column ≤ row.
 pub(crate) fn offset(row: usize, column: usize) -> usize {
     tile_index(row / TILE, column / TILE) * AREA + row % TILE * TILE + column % TILE
 }
@@ -111,7 +112,7 @@ uniform! {
     }
 }
 
-/// Dispatches a kernel that converts `count` elements of a matrix of extent n, from row `start` on.
+/// Dispatches a kernel of `packed.wgsl`, which writes `count` elements of a matrix of extent n, from row `start` on.
 fn convert(
     rec: &mut Recorder,
     kernel: &'static str,
@@ -131,19 +132,21 @@ fn convert(
     })
 }
 
-/// Divides tokens into ranges, one per dispatch: short enough for a running sum in f32, and for the watchdog of a slow GPU.
+/// Divides the tokens into ranges `[first, last]`, one per dispatch. A range is short enough for a running sum in f32, and for
+/// the watchdog of a slow GPU.
 fn token_ranges(tokens: usize, n: usize) -> impl Iterator<Item = [u32; 2]> {
     let most = (1e11 / (n as f64).powi(2).max(1.0)).clamp(256.0, 2048.0) as usize;
     (0..tokens).step_by(most).map(move |first| [first as u32, tokens.min(first + most) as u32])
 }
 
-/// The fast shape for a sum over this many tokens, and the most tokens per dispatch. `None` if the portable kernel should be used.
+/// Returns the fast shape for a sum over `tokens` tokens of `n` channels, and the largest number of tokens per dispatch. Returns
+/// `None` if the portable kernel is to be used.
 fn fast_shape(rec: &Recorder, tokens: usize, n: usize) -> Option<(&'static FastShape, usize)> {
     let most = cooperative::largest_depth(n, rec.device().largest_array()).min(2048);
     rec.fast_shape([n, n, tokens]).filter(|_| most >= 256).map(|shape| (shape, most))
 }
 
-/// `H += XᵀX`. `x`: `[T, n]`. Errors: `Error::Shape` if `h` has another extent.
+/// `H += XᵀX`. `x`: `[tokens, n]`. Errors: `Error::Shape` if the extent of `h` is not n.
 pub fn accumulate(rec: &mut Recorder, x: &Tensor, h: &mut Packed) -> Result<()> {
     let [tokens, n] = x.matrix("gram")?;
     if n != h.n {
@@ -185,9 +188,11 @@ pub fn accumulate(rec: &mut Recorder, x: &Tensor, h: &mut Packed) -> Result<()> 
     Ok(())
 }
 
-/// Rows from `start` on of `D += (X − X̂)ᵀX̂`, which has a row per channel of X − X̂. `x`, `x_hat`: `[T, n]`; `d`: `[rows, n]`.
+/// `D += (X − X̂)ᵀX̂`, for the rows of D from `start` on. D has one row for each channel of the error X − X̂, and one column
+/// for each channel of X̂.
 ///
-/// Errors: `Error::Shape` if the shapes do not fit.
+/// `x`, `x_hat`: `[tokens, n]`; `d`: `[rows, n]`, the rows start..start + rows of D. Errors: `Error::Shape` if the shapes do
+/// not match.
 pub fn cross(rec: &mut Recorder, x: &Tensor, x_hat: &Tensor, start: usize, d: &mut Tensor) -> Result<()> {
     let ([tokens, n], [rows, _]) = (x.matrix("cross")?, d.matrix("cross")?);
     x_hat.expect_shape("cross", &[tokens, n])?;
@@ -236,7 +241,7 @@ pub fn cross(rec: &mut Recorder, x: &Tensor, x_hat: &Tensor, start: usize, d: &m
     Ok(())
 }
 
-/// The diagonal, read back.
+/// Reads the diagonal of `h`, n elements. Waits for the GPU.
 pub async fn diagonal(rec: &mut Recorder, h: &Packed) -> Result<Vec<f32>> {
     if rec.is_gpu() {
         let diagonal: Tensor = rec.empty(&[h.n])?;
@@ -247,12 +252,13 @@ pub async fn diagonal(rec: &mut Recorder, h: &Packed) -> Result<Vec<f32>> {
     Ok((0..h.n).map(|i| tiles[offset(i, i)]).collect())
 }
 
-/// The dense symmetric matrix, `[n, n]`.
+/// Returns the dense symmetric matrix, `[n, n]`.
 pub fn unpack(rec: &mut Recorder, h: &Packed) -> Result<Tensor> {
     unpack_rows(rec, h, 0, h.n)
 }
 
-/// Rows `start..start + count` of the dense symmetric matrix, `[count, n]`. Errors: `Error::Shape` if there are no such rows.
+/// Returns the rows `start..start + count` of the dense symmetric matrix, `[count, n]`. Errors: `Error::Shape` if the range
+/// exceeds n.
 pub fn unpack_rows(rec: &mut Recorder, h: &Packed, start: usize, count: usize) -> Result<Tensor> {
     let n = h.n;
     if start + count > n {
@@ -273,9 +279,9 @@ pub fn unpack_rows(rec: &mut Recorder, h: &Packed, start: usize, count: usize) -
     Ok(dense)
 }
 
-/// Packs a dense symmetric matrix `[n, n]`. Only its lower triangle is read.
+/// Converts a dense symmetric matrix `[n, n]` to packed storage. Only its lower triangle is read.
 ///
-/// Errors: `Error::Shape` if it is not square.
+/// Errors: `Error::Shape` if the matrix is not square.
 pub fn pack(rec: &mut Recorder, dense: &Tensor) -> Result<Packed> {
     let [n, columns] = dense.matrix("pack")?;
     dense.expect_shape("pack", &[columns, columns])?;
@@ -289,7 +295,7 @@ pub fn pack(rec: &mut Recorder, dense: &Tensor) -> Result<Packed> {
     Ok(packed)
 }
 
-/// Sets each element of each tile to `value(row, column)`, and those beyond row or column n to zero.
+/// Sets each element of each tile to `value(row, column)`. Sets elements beyond row or column n to zero.
 pub(crate) fn fill_tiles(tiles: &mut [f32], n: usize, value: impl Fn(usize, usize) -> f32 + Sync) {
     tiles.par_chunks_mut(AREA).zip(tile_positions(n)).for_each(|(tile, (tile_row, tile_column))| {
         for (i, row) in tile.chunks_mut(TILE).enumerate() {
@@ -301,19 +307,22 @@ pub(crate) fn fill_tiles(tiles: &mut [f32], n: usize, value: impl Fn(usize, usiz
     });
 }
 
-/// A block of tiles that the CPU twin computes as one product: a rectangle below the diagonal or a square on it.
+/// A block of tiles that the CPU twin computes as one product. It is a rectangle below the diagonal or a square on it.
 #[derive(Debug, Clone, Copy)]
 struct Block {
+    /// First tile row, and the tile row after the last; then the same for tile columns.
     rows: [usize; 2],
     columns: [usize; 2],
 }
 
-/// Squares on the diagonal have at most this many tiles each way. They are computed whole, though the upper half is not used.
+/// The largest number of tile rows of a square on the diagonal. Such a square is computed whole, although its upper half is not
+/// used.
 const DIAGONAL_TILES: usize = 2;
-/// Rows and columns of the largest rectangle, in tiles: large enough that packing the operands costs little.
+/// Numbers of tile rows and tile columns of the largest rectangle. They are large enough that packing the operands costs little.
 const BLOCK_TILES: [usize; 2] = [8, 16];
 
-/// Covers tile rows lo..hi of the triangle with blocks: each half by recursion, the square below the first half by rectangles.
+/// Covers the triangle of tile rows and tile columns lo..hi with blocks. The two halves of the diagonal are covered by recursion,
+/// and the square to the left of the second half by rectangles.
 fn cover(lo: usize, hi: usize, out: &mut Vec<Block>) {
     if hi - lo <= DIAGONAL_TILES {
         out.push(Block { rows: [lo, hi], columns: [lo, hi] });
@@ -330,7 +339,7 @@ fn cover(lo: usize, hi: usize, out: &mut Vec<Block>) {
     cover(middle, hi, out);
 }
 
-/// The CPU twin: computes blocks of the lower triangle on all cores and adds them to their tiles.
+/// The CPU twin of [`accumulate`]: computes the blocks of the lower triangle on all cores and adds them to their tiles.
 fn accumulate_cpu(x: MatRef<'_, f32>, tiles: &mut [f32]) {
     let n = x.ncols();
     if n == 0 {
@@ -353,7 +362,7 @@ fn accumulate_cpu(x: MatRef<'_, f32>, tiles: &mut [f32]) {
     tasks.into_par_iter().for_each(|(block, own)| add_products(x, block, own));
 }
 
-/// Adds a block of XᵀX to its tiles, which are given with their rows and columns.
+/// Adds a block of XᵀX to its tiles. `tiles`: tile row, tile column and elements of each tile.
 fn add_products(x: MatRef<'_, f32>, block: Block, tiles: Vec<(usize, usize, &mut [f32])>) {
     let n = x.ncols();
     let [r0, r1] = block.rows.map(|tile| n.min(tile * TILE));

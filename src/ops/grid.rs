@@ -1,4 +1,5 @@
-//! Scales and zero points: per row, or per group of consecutive columns of a row.
+//! The choice of scales and zero points, per row or per group of consecutive columns of a row. RTN, GPTQ and AWQ use it. QuIP
+//! sets its grid itself. The shader is `grid`.
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -7,81 +8,84 @@ use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::{bounded, spread};
 use crate::{Error, Result};
 
-/// Whether the grid has a zero point of its own.
+/// Whether the grid is symmetric around zero or has a zero point that fits the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Symmetry {
-    /// Range ±max|w|, zero point 2^(b−1).
+    /// The range is ±max|w|, and the zero point is 2^(b−1).
     Symmetric,
-    /// Range [min, max], which includes 0.
+    /// The range is [min, max], extended to include 0.
     Asymmetric,
 }
 
-/// How the range is found.
+/// The search for the range.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Search {
-    /// The extremes of the weights.
+    /// No search: the range given by the extremes of the weights.
     MinMax,
-    /// The best of 80 shrunken ranges, by `Σ|w − ŵ|^2.4`.
+    /// The one of 80 shrunken ranges with the least `Σ|w − ŵ|^2.4`.
     Mse,
-    /// The best of 80 shrunken ranges, by `Σ weight_j·(w − ŵ)²`.
+    /// The one of 80 shrunken ranges with the least `Σ weight_j·(w − ŵ)²`, where column j has weight_j.
     #[serde(rename = "hessian")]
     Weighted,
 }
 
-/// The type in which a checkpoint will store the scales, to which they are rounded before anything else.
+/// The type in which the checkpoint stores the scales. A scale is rounded to this type before the zero point and the codes are
+/// computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ScaleType {
-    /// As computed.
+    /// f32: the scales are not rounded.
     F32,
-    /// Rounded to f16, between the smallest positive one and the largest finite one.
+    /// f16: the scales are rounded, and stay between the smallest positive f16 and the largest finite f16.
     F16,
 }
 
-/// What kind of grid to find.
+/// The kind of grid that is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct GridSpec {
-    /// Bits of a code, 1 to 8.
+    /// Bits per code, 1 to 8.
     pub bits: u32,
-    /// Columns of a group, the last of which may have fewer; n for one group per row.
+    /// Group size: the number of columns per group, of which the last group may have fewer. It is n for one group per row.
     pub group_size: usize,
-    /// Zero point or none.
+    /// Symmetric or asymmetric grid.
     pub symmetry: Symmetry,
-    /// How the range is found.
+    /// The search for the range.
     pub search: Search,
     /// Type of the stored scales.
     pub scale_type: ScaleType,
 }
 
-/// A grid per row and group: `w ≈ s(q − z)`.
+/// The grids of a weight, one per row and group: `w ≈ s·(q − z)`.
 #[derive(Debug)]
 pub struct Grid {
-    /// s: `[m, groups]`, positive.
+    /// The scales s, `[m, groups]`, positive.
     pub scales: Tensor,
-    /// z: `[m, groups]`, integers in [0, 2^b − 1].
+    /// The zero points z, `[m, groups]`, integers in [0, 2^b − 1].
     pub zeros: Tensor,
 }
 
-/// Number of shrink factors of the MSE search: 1.00, 0.99, … 0.21.
+/// Number of shrink factors that a search compares: 1.00, 0.99, … 0.21.
 const FACTORS: usize = 80;
-/// The range as it is, in percent.
+/// The whole range, in percent.
 const WHOLE: usize = 100;
 
-/// Finds the grid of every group of `w`.
+/// Chooses the grid of every group of `w`.
 ///
-/// With [lo, hi] the range, `s = (hi − lo) / (2^b − 1)` and `z = round(−lo / s)`. `w`: `[m, n]`. A group of zeros gets
-/// the range [−1, 1]. `weights`: `[n, 1]`, not negative, for [`Search::Weighted`] and for no other.
+/// For the range [lo, hi], `s = (hi − lo) / (2^b − 1)` and `z = round(−lo / s)`. A group of zeros gets the range [−1, 1].
+/// `w`: `[m, n]`; `weights`: `[n, 1]`, not negative, for [`Search::Weighted`] only.
 ///
-/// Errors: `Error::Shape` if there are no columns per group, not 1 to 8 bits, or weights where none belong or none where they do.
+/// Errors: `Error::Shape` if the group size is 0, if the bits are not 1 to 8, or if `weights` is missing for
+/// [`Search::Weighted`] or given for another search.
 pub fn search(rec: &mut Recorder, w: &Tensor, weights: Option<&Tensor>, spec: &GridSpec) -> Result<Grid> {
     find(rec, w, weights, spec, WHOLE)
 }
 
-/// The grid of every group of `w` whose range is the extremes shrunk to `percent`, 1 to 100, of what they are.
+/// Returns the grid of every group of `w` with the range [min, max] or ±max|w| shrunk to `percent` percent, 1 to 100. AWQ uses
+/// it to compare clipping ranges.
 ///
-/// Otherwise as [`search`], whatever `spec.search` says.
+/// Ignores `spec.search`. All else is as for [`search`].
 pub fn shrunk(rec: &mut Recorder, w: &Tensor, spec: &GridSpec, percent: usize) -> Result<Grid> {
     if !(1..=WHOLE).contains(&percent) {
         return Err(Error::shape("grid", format!("a range shrunk to {percent} %")));
@@ -89,7 +93,7 @@ pub fn shrunk(rec: &mut Recorder, w: &Tensor, spec: &GridSpec, percent: usize) -
     find(rec, w, None, &GridSpec { search: Search::MinMax, ..*spec }, percent)
 }
 
-/// The best of the candidates from `percent` of the range on down.
+/// Chooses the best candidate, starting with `percent` percent of the range.
 fn find(rec: &mut Recorder, w: &Tensor, weights: Option<&Tensor>, spec: &GridSpec, percent: usize) -> Result<Grid> {
     let [m, n] = w.matrix("grid")?;
     let weighted = spec.search == Search::Weighted;
@@ -121,7 +125,7 @@ fn find(rec: &mut Recorder, w: &Tensor, weights: Option<&Tensor>, spec: &GridSpe
     Ok(grid)
 }
 
-/// The weights of each group, with zeros up to a multiple of [`LANES`].
+/// Returns the column weights of each group, padded with zeros to a multiple of [`LANES`].
 fn padded_groups(weights: &[f32], group_size: usize) -> Vec<Vec<f32>> {
     let padded = |group: &[f32]| {
         let mut group = group.to_vec();
@@ -146,6 +150,7 @@ uniform! {
     }
 }
 
+/// Dispatches [`find`] on a GPU.
 fn find_gpu(
     rec: &mut Recorder,
     w: &Tensor,
@@ -177,19 +182,20 @@ fn find_gpu(
     })
 }
 
-/// Lanes of the vectorised loops.
+/// Number of lanes of the vectorised loops.
 const LANES: usize = 16;
-/// Elements after which a losing candidate may be given up.
+/// Number of elements after which the search may give up a candidate that is already worse than the best.
 const STRETCH: usize = 128;
 
-/// [`search_group`] as pulp compiles it for each instruction set.
+/// [`search_group`], in the form that pulp compiles for each instruction set.
 struct SearchGroup<'a> {
     w: &'a [f32],
-    /// As long as `padded` will be.
+    /// The column weights, padded to a multiple of [`LANES`].
     weights: Option<&'a [f32]>,
     spec: &'a GridSpec,
-    /// The factor to start with, by number.
+    /// Number of the first shrink factor.
     first: usize,
+    /// Scratch memory.
     padded: &'a mut Vec<f32>,
 }
 
@@ -202,7 +208,8 @@ impl pulp::NullaryFnOnce for SearchGroup<'_> {
     }
 }
 
-/// The twin for one group. `padded` is scratch.
+/// The CPU twin for one group of one row. Returns the scale and the zero point. `first`: number of the first shrink factor;
+/// `padded`: scratch memory.
 #[inline(always)]
 fn search_group(
     w: &[f32],
@@ -217,10 +224,10 @@ fn search_group(
     }
     padded.clear();
     padded.extend_from_slice(w);
-    // A zero is on every grid, so padding adds no loss.
+    // Every grid contains zero, so the padding adds no loss.
     padded.resize(w.len().next_multiple_of(LANES), 0.0);
     let top = ((1u32 << spec.bits) - 1) as f32;
-    // All candidates first: their divisions and roundings run in vectors too.
+    // All candidates are computed first, so that their divisions and roundings are vectorised too.
     let (mut scales, mut zeros, mut inverses) = ([0.0; FACTORS], [0.0; FACTORS], [0.0; FACTORS]);
     for i in 0..FACTORS {
         (scales[i], zeros[i]) = quantizer(range, factor(i), spec);
@@ -240,13 +247,13 @@ fn search_group(
     (scales[best], zeros[best])
 }
 
-/// Shrink factor number i.
+/// Returns shrink factor number i.
 #[inline(always)]
 fn factor(i: usize) -> f32 {
     (WHOLE - i) as f32 / WHOLE as f32
 }
 
-/// The range of the weights, never empty, always with 0 inside.
+/// Returns the range of the weights. It is never empty and always includes 0.
 #[inline(always)]
 fn range(w: &[f32], symmetry: Symmetry) -> [f32; 2] {
     let (mut low, mut high) = ([0.0f32; LANES], [0.0f32; LANES]);
@@ -267,13 +274,14 @@ fn range(w: &[f32], symmetry: Symmetry) -> [f32; 2] {
     }
 }
 
-/// Scale and zero point of the range shrunk by `factor`.
+/// Returns the scale and the zero point of the range shrunk by `factor`.
 #[inline(always)]
 fn quantizer([low, high]: [f32; 2], factor: f32, spec: &GridSpec) -> (f32, f32) {
     let top = ((1u32 << spec.bits) - 1) as f32;
     let (low, high) = (low * factor, high * factor);
     let exact = ((high - low) / top).max(f32::MIN_POSITIVE);
-    // Before rounding. Without s where s is not rounded: so a half, as in [−1, 1], stays one.
+    // This zero point is not rounded yet. If s is not rounded, z is computed without s. This keeps exact halves exact, as for the
+    // range [−1, 1].
     let (scale, zero) = match spec.scale_type {
         ScaleType::F32 => (exact, (0.0 - low) / (high - low) * top),
         ScaleType::F16 => {
@@ -288,7 +296,8 @@ fn quantizer([low, high]: [f32; 2], factor: f32, spec: &GridSpec) -> (f32, f32) 
     (scale, zero)
 }
 
-/// The nearest f16, between the smallest positive one and the largest finite one; for x ≥ 0.
+/// Returns the f16 nearest to x ≥ 0, as f32; ties go to even. The result lies between the smallest positive f16 and the largest
+/// finite f16.
 #[inline(always)]
 pub(super) fn to_half(x: f32) -> f32 {
     const SMALLEST_NORMAL: f32 = 6.103_515_6e-5;
@@ -299,8 +308,8 @@ pub(super) fn to_half(x: f32) -> f32 {
     if x < SMALLEST_NORMAL { subnormal } else { normal }
 }
 
-/// `Σ|w − ŵ|^2.4`, or something larger than `limit` once it exceeds that. The length of `w` is a multiple of [`LANES`];
-/// `levels` are the lowest and highest of q − z.
+/// Returns `Σ|w − ŵ|^2.4`. If the sum exceeds `limit`, the result may be any partial sum above `limit`. `w` has a multiple of
+/// [`LANES`] elements; `[scale, inverse]`: s and 1/s; `levels`: the least and the largest value of q − z.
 #[inline(always)]
 fn loss(w: &[f32], [scale, inverse]: [f32; 2], levels: [f32; 2], limit: f32) -> f32 {
     let mut total = 0.0;
@@ -321,7 +330,7 @@ fn loss(w: &[f32], [scale, inverse]: [f32; 2], levels: [f32; 2], limit: f32) -> 
     total
 }
 
-/// `Σ weight·(w − ŵ)²`, arguments as for [`loss`].
+/// Returns `Σ weight·(w − ŵ)²`. The arguments are those of [`loss`], and one weight per element of `w`.
 #[inline(always)]
 fn weighted_loss(w: &[f32], weights: &[f32], [scale, inverse]: [f32; 2], levels: [f32; 2]) -> f32 {
     let mut sums = [0.0f32; LANES];
@@ -335,7 +344,8 @@ fn weighted_loss(w: &[f32], weights: &[f32], [scale, inverse]: [f32; 2], levels:
     across(sums)
 }
 
-/// The sum of the lanes, by halves: a plain sum would be one long chain of dependent additions.
+/// Returns the sum of the lanes. It adds one half to the other repeatedly, because a plain sum would be one long chain of
+/// dependent additions.
 #[inline(always)]
 fn across(mut lanes: [f32; LANES]) -> f32 {
     for half in [8, 4, 2, 1] {
@@ -346,17 +356,19 @@ fn across(mut lanes: [f32; LANES]) -> f32 {
     lanes[0]
 }
 
-/// Rounds half to even; for |x| < 2^22. (Adding 1.5·2^23 leaves no fraction bits.)
+/// Rounds to the nearest integer, ties to even; for |x| < 2^22. Adding 1.5·2^23 leaves no bits for a fraction.
 #[inline(always)]
 fn nearest(x: f32) -> f32 {
     const SHIFT: f32 = 12_582_912.0;
     (x + SHIFT) - SHIFT
 }
 
-/// `a^1.2` for a ≥ 0, relative error below 1e-6: `r ≈ a^(−1/5)` from the exponent bits, two cubic steps, then `(a·r²)²`.
+/// Returns `a^1.2` for a ≥ 0, with a relative error below 1e-6. It estimates `r ≈ a^(−1/5)` from the bits of a, refines it by two
+/// steps of cubic convergence, and returns `(a·r²)²`.
 #[inline(always)]
 fn power(a: f32) -> f32 {
-    // log2 a ≈ bits / 2^23 − 127, hence bits of r ≈ 127·2^23·6/5 − bits / 5; the constant also balances the error.
+    // log2 a ≈ bits / 2^23 − 127. Hence the bits of r are about 127·2^23·6/5 − bits / 5. The constant also balances the error of
+    // this estimate.
     let mut r = f32::from_bits(1_277_924_678 - (a.to_bits() >> 16) * 13_107);
     for _ in 0..2 {
         let square = r * r;

@@ -1,5 +1,6 @@
-//! A product with the diagonal blocks of a square matrix: what each group of columns contributes to a quadratic form
-//! when the others are left out.
+//! The product of a matrix with the diagonal blocks of a square matrix. AWQ multiplies the error E of a weight by the diagonal
+//! blocks of the hessian. This gives the output error of each group of columns, without the terms between groups. The shader is
+//! `grouped_product`.
 
 use faer::linalg::matmul::matmul as product;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -8,9 +9,9 @@ use rayon::prelude::*;
 use crate::device::{Dispatch, Recorder, Tensor};
 use crate::{Error, Result};
 
-/// Rows that one task of the twin computes.
+/// Number of rows that one task of the CPU twin computes.
 const ROWS: usize = 96;
-/// Rows and columns of the tile of a workgroup.
+/// Number of rows, and of columns, of the tile that one workgroup computes.
 const TILE: usize = 64;
 
 uniform! {
@@ -21,10 +22,11 @@ uniform! {
     }
 }
 
-/// `out[r, j] = Σ a[r, i]·b[i, j]` over the i that are in the same group as j.
+/// Computes `out[r, j] = Σ a[r, i]·b[i, j]`, where i runs over the columns in the group of j.
 ///
-/// `a`: `[m, n]`; `b`: `[n, n]`; groups of `group_size` consecutive columns, the last perhaps shorter. With one group this is
-/// the plain product. Costs 2·m·n·`group_size` operations. Errors: `Error::Shape`.
+/// `a`: `[m, n]`; `b`: `[n, n]`; `group_size`: columns per group, of which the last group may have fewer. The result is
+/// `[m, n]`. With a single group this is the plain product. It costs 2·m·n·`group_size` operations. Errors: `Error::Shape` if
+/// the shapes do not match or the group size is 0.
 pub fn grouped_product(rec: &mut Recorder, a: &Tensor, b: &Tensor, group_size: usize) -> Result<Tensor> {
     let [m, n] = a.matrix("grouped_product")?;
     b.expect_shape("grouped_product", &[n, n])?;
@@ -34,7 +36,7 @@ pub fn grouped_product(rec: &mut Recorder, a: &Tensor, b: &Tensor, group_size: u
     let mut out = rec.empty(&[m, n])?;
     if rec.is_gpu() {
         let params = Params { m: m as u32, n: n as u32, group_size: group_size.min(n) as u32 };
-        // A tile computes with all groups that it touches.
+        // The depth of a tile covers all groups that the tile touches.
         let depth = (group_size + TILE).min(n);
         rec.dispatch(Dispatch {
             kernel: "grouped_product",

@@ -1,4 +1,5 @@
-//! Kullback–Leibler divergence of two models' next-token distributions, over logits that come slab by slab.
+//! The Kullback–Leibler divergence between the next-token distributions of two models. The logits come in slabs of the
+//! vocabulary, and each token keeps a running state. The shader is `kl`.
 
 use rayon::prelude::*;
 
@@ -8,7 +9,7 @@ use crate::ops::math::{exp, maximum, sum, vectorised};
 use crate::ops::nll::SENTINEL;
 use crate::ops::spread;
 
-/// Floats per token of a running state.
+/// Number of floats in the state of a token.
 const STATE: usize = 3;
 
 uniform! {
@@ -19,16 +20,17 @@ uniform! {
     }
 }
 
-/// The running state of `tokens` tokens that have seen no logits: `[tokens, 3]`, a row holding the maximum of p,
-/// `Σ exp(p − maximum)` and `Σ exp(p − maximum)·(p − q)`.
+/// Returns the state of `tokens` tokens before the first slab, `[tokens, 3]`. A row holds the maximum of p,
+/// `Σ exp(p − maximum)`, and `Σ exp(p − maximum)·(p − q)`, where p are the logits of the reference and q those of the other
+/// model.
 pub fn start(rec: &mut Recorder, tokens: usize) -> Result<Tensor> {
     rec.upload(&[tokens, STATE], [SENTINEL, 0.0, 0.0].repeat(tokens))
 }
 
-/// Folds a slab of the vocabulary into `state`.
+/// Adds one slab of the vocabulary to `state`.
 ///
-/// `p_logits`, `q_logits`: `[tokens, entries]`, the same entries of the reference and of the other model; `state`:
-/// `[tokens, 3]` from [`start`]. Errors: `Error::Shape` if they do not fit.
+/// `p_logits`, `q_logits`: `[tokens, entries]`, the logits of the reference and of the other model for the same vocabulary
+/// entries; `state`: `[tokens, 3]`, from [`start`]. Errors: `Error::Shape` if the shapes do not match.
 pub fn accumulate(rec: &mut Recorder, p_logits: &Tensor, q_logits: &Tensor, state: &mut Tensor) -> Result<()> {
     let [tokens, entries] = p_logits.matrix("kl")?;
     q_logits.expect_shape("kl", p_logits.shape())?;
@@ -53,6 +55,7 @@ pub fn accumulate(rec: &mut Recorder, p_logits: &Tensor, q_logits: &Tensor, stat
     })
 }
 
+/// The CPU twin for one token.
 fn fold(p: &[f32], q: &[f32], state: &mut [f32]) {
     let (max, added, weighted) = vectorised(
         #[inline(always)]
@@ -68,11 +71,11 @@ fn fold(p: &[f32], q: &[f32], state: &mut [f32]) {
     state[0] = max;
 }
 
-/// KL(P ‖ Q) of each token, in nats: `Σ_i P_i·(p_i − q_i) − lse_p + lse_q`.
+/// Returns KL(P ‖ Q) of each token, in nats: `Σ_i P_i·(p_i − q_i) − lse_p + lse_q`.
 ///
-/// `state`: `[tokens, 3]` after the whole vocabulary went in; `lse_p`, `lse_q`: `[tokens]`, the log-sum-exp of each
-/// model's logits, from [`super::nll::finish`]. Exact zero is not to be expected of equal models: rounding leaves about
-/// 10⁻⁷ times the logits.
+/// `state`: `[tokens, 3]`, after all slabs of the vocabulary; `lse_p`, `lse_q`: `[tokens]`, the log-sum-exp of the logits of
+/// each model, from [`super::nll::finish`]. For equal models the result is not exactly zero. Rounding leaves about 10⁻⁷ times
+/// the logits.
 pub fn finish(state: &[f32], lse_p: &[f64], lse_q: &[f64]) -> Vec<f64> {
     let rows = state.as_chunks::<STATE>().0.iter().zip(lse_p).zip(lse_q);
     rows.map(|((&[_, sum, weighted], lse_p), lse_q)| f64::from(weighted) / f64::from(sum) - lse_p + lse_q).collect()

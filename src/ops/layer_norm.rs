@@ -1,4 +1,5 @@
-//! Layer normalisation: the mean of a token taken off, then a division by its standard deviation, gains and a bias.
+//! Layer normalisation. Each token is centred, divided by its standard deviation, multiplied by the gains, and shifted by the
+//! bias. The shader is `layer_norm`.
 
 use rayon::prelude::*;
 
@@ -15,9 +16,10 @@ uniform! {
     }
 }
 
-/// `out[t, i] = (x[t, i] − m) / √(mean_i (x[t, i] − m)² + ε) · weight[i] + bias[i]`, m = mean_i x[t, i].
+/// Computes `out[t, i] = (x[t, i] − m) / √(mean_i (x[t, i] − m)² + ε) · weight[i] + bias[i]` with m = mean_i x[t, i].
 ///
-/// `x`: `[tokens, width]`; `weight`, `bias`: `[width]`. Errors: `Error::Shape` if they do not fit.
+/// `x` and the result: `[tokens, width]`; `weight`, `bias`: `[width]`; `epsilon`: ε. Errors: `Error::Shape` if the shapes do
+/// not match.
 pub fn layer_norm(rec: &mut Recorder, x: &Tensor, weight: &Tensor, bias: &Tensor, epsilon: f32) -> Result<Tensor> {
     let [tokens, width] = x.matrix("layer_norm")?;
     weight.expect_shape("layer_norm", &[width])?;
@@ -40,6 +42,7 @@ pub fn layer_norm(rec: &mut Recorder, x: &Tensor, weight: &Tensor, bias: &Tensor
     Ok(out)
 }
 
+/// The CPU twin.
 fn cpu(x: &[f32], [weight, bias]: [&[f32]; 2], epsilon: f32, out: &mut [f32]) {
     let width = weight.len();
     out.par_chunks_mut(width).zip(x.par_chunks(width)).with_min_len(64).for_each(|(out, x)| {

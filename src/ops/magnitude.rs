@@ -1,13 +1,14 @@
-//! How strong each channel is: sums of absolute values over tokens.
+//! The magnitude of each input channel: the sum of absolute values over tokens. AWQ derives the scales of its inputs from it. The
+//! shader is `magnitude`.
 
 use rayon::prelude::*;
 
 use crate::Result;
 use crate::device::{Dispatch, Recorder, Tensor};
 
-/// Tokens of one dispatch, and of one running sum.
+/// Number of tokens of one dispatch, and of one running sum.
 const TOKENS: usize = 2048;
-/// Channels of a workgroup.
+/// Number of channels that one workgroup handles.
 const CHANNELS: usize = 32;
 
 uniform! {
@@ -18,7 +19,7 @@ uniform! {
     }
 }
 
-/// `sums[i] += Σ |x[t, i]|` over all t. `x`: `[tokens, n]`; `sums`: `[n]`. Errors: `Error::Shape`.
+/// `sums[i] += Σ_t |x[t, i]|`. `x`: `[tokens, n]`; `sums`: `[n]`. Errors: `Error::Shape` if the shapes do not match.
 pub fn accumulate(rec: &mut Recorder, x: &Tensor, sums: &mut Tensor) -> Result<()> {
     let [tokens, n] = x.matrix("magnitude")?;
     sums.expect_shape("magnitude", &[n])?;
@@ -45,6 +46,7 @@ pub fn accumulate(rec: &mut Recorder, x: &Tensor, sums: &mut Tensor) -> Result<(
     Ok(())
 }
 
+/// Returns the sums of absolute values over some tokens, n elements.
 fn partial_sums(tokens: &[f32], n: usize) -> Vec<f32> {
     let mut sums = vec![0.0; n];
     for token in tokens.chunks(n) {

@@ -1,25 +1,28 @@
-//! Arithmetic that several CPU twins share, written so that the compiler turns it into vector instructions.
+//! Arithmetic that several CPU twins share: the exponential, maximum and sum. The loops are written so that the compiler turns
+//! them into vector instructions. No shader belongs to this file.
 
-/// Elements that the reductions carry side by side: two vectors of AVX-512, eight of NEON.
+/// Number of partial results that the reductions keep side by side: two vectors of AVX-512, or eight of NEON.
 const LANES: usize = 32;
-/// Elements added up in f32 before the sum goes on in f64.
+/// Number of elements that are summed in f32. The sums of such runs are then added in f64.
 const RUN: usize = 32 * LANES;
 
-/// Runs `body` compiled for the widest vectors of this machine. Write `#[inline(always)]` before the closure, or it is
-/// compiled for the narrowest.
+/// Runs `body` as compiled for the widest vectors of this machine. The closure needs `#[inline(always)]`. Without it, the closure
+/// is compiled for the narrowest vectors only.
 #[inline(always)]
 pub(crate) fn vectorised<R>(body: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(body)
 }
 
-/// eˣ with a relative error below 2·10⁻⁷: 0 below −87, e⁸⁸ above 88, NaN for NaN.
+/// Returns eˣ with a relative error below 2·10⁻⁷. The result is 0 for x below −87, e⁸⁸ for x above 88, and NaN for NaN.
 ///
-/// x = n·ln 2 + r with |r| ≤ ln 2 / 2, where the eighth term of the series is below 10⁻⁸.
+/// The argument is split into x = n·ln 2 + r with |r| ≤ ln 2 / 2. In this range the eighth term of the series of eʳ is below
+/// 10⁻⁸.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
-    // Adding it leaves a float of unit spacing: the sum is rounded to an integer, which stands in the low bits.
+    // Adding this number gives a sum that is rounded to an integer, because floats of that size are one apart. The integer is in
+    // the low bits of the sum.
     const ROUND: f32 = 12_582_912.0;
-    // The upper part has 9 bits, so that its product with n is exact.
+    // ln 2 in two parts. The first part has 9 bits, so that its product with n is exact.
     const LN_2_HIGH: f32 = 0.693_359_4;
     const LN_2_LOW: f32 = -2.121_944_4e-4;
     let bounded = if x > 88.0 { 88.0 } else { x };
@@ -32,7 +35,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { series * power }
 }
 
-/// The largest value, or −∞ if there is none. A NaN does not count.
+/// Returns the largest value, or −∞ if there is none. It ignores NaNs.
 #[inline(always)]
 pub(crate) fn maximum(values: &[f32]) -> f32 {
     let larger = |a: f32, b: f32| if b > a { b } else { a };
@@ -46,7 +49,7 @@ pub(crate) fn maximum(values: &[f32]) -> f32 {
     lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |a, &b| larger(a, b))
 }
 
-/// `Σ term(a_i, b_i)`: f32 lanes over short runs, f64 over the runs.
+/// Returns `Σ term(a_i, b_i)`. Runs of [`RUN`] elements are summed in f32, and the sums of the runs in f64.
 #[inline(always)]
 pub(crate) fn sum(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f64 {
     let mut total = 0.0;
@@ -64,7 +67,7 @@ pub(crate) fn sum(a: &[f32], b: &[f32], term: impl Fn(f32, f32) -> f32) -> f64 {
     total
 }
 
-/// How `faer` spreads one factorisation or solve: over rayon's threads where there are threads.
+/// The parallelism of one factorisation or solve by `faer`: all of rayon's threads, or none in a browser.
 pub(super) fn parallelism() -> faer::Par {
     #[cfg(target_arch = "wasm32")]
     return faer::Par::Seq;

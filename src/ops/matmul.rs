@@ -1,7 +1,8 @@
-//! Matrix products in the three orientations that the pipeline needs.
+//! Matrix products in f32, in the three orientations that the pipeline needs. The shader is `matmul`. On a device with a fast
+//! tier, large products are computed by `cooperative`.
 //!
 //! NT is the forward pass of a linear layer (`Y = X·Wᵀ`). NN multiplies a weight by the error correlation (`W·D`). TN sums outer
-//! products over tokens (`δᵀ·X̂`) and does the lazy update of GPTQ. On a device with a fast tier large products go to `cooperative`.
+//! products over tokens (`δᵀ·X̂`), and computes the lazy update of GPTQ.
 
 use faer::linalg::matmul::matmul as product;
 use faer::{Accum, MatMut, MatRef, Par};
@@ -11,7 +12,7 @@ use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::cooperative::{self, Operand, Output};
 use crate::{Error, Result};
 
-/// Which operand is read transposed: one letter for A, one for B, N for no and T for transposed.
+/// Which operands are transposed. The first letter stands for A and the second for B; N means not transposed, T means transposed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Orientation {
     /// `C = A·Bᵀ`, A `[m, k]`, B `[n, k]`.
@@ -39,6 +40,7 @@ impl<'a> Rows<'a> {
         Self { tensor, start: 0, count: tensor.shape()[0] }
     }
 
+    /// Returns the numbers of rows and columns. Errors: `Error::Shape` if the matrix does not have these rows.
     fn checked(self) -> Result<[usize; 2]> {
         let [rows, columns] = self.tensor.matrix("matmul")?;
         if self.start + self.count > rows {
@@ -48,18 +50,19 @@ impl<'a> Rows<'a> {
         Ok([self.count, columns])
     }
 
-    /// These rows as an operand for matrix units.
+    /// Returns these rows as an operand for `cooperative`.
     fn rows(self, rows: usize, depth: usize) -> Operand<'a> {
         let stride = self.tensor.shape()[1];
         Operand { rows, depth, start: self.start * stride, ..cooperative::rows_of(self.tensor) }
     }
 
-    /// The columns of these rows as an operand for matrix units.
+    /// Returns the columns of these rows as an operand for `cooperative`.
     fn columns(self, rows: usize, depth: usize) -> Operand<'a> {
         let stride = self.tensor.shape()[1];
         Operand { rows, depth, start: self.start * stride, ..cooperative::columns_of(self.tensor) }
     }
 
+    /// Returns these rows of a matrix in host memory, as faer takes them.
     fn view(&self) -> MatRef<'a, f32> {
         let columns = self.tensor.shape()[1];
         let slice = &self.tensor.host()[self.start * columns..(self.start + self.count) * columns];
@@ -81,7 +84,7 @@ uniform! {
     }
 }
 
-/// The product as a new matrix `[m, n]`. Errors: `Error::Shape` if the inner extents differ.
+/// Returns the product as a new matrix `[m, n]`. Errors: `Error::Shape` if the inner extents differ.
 pub fn matmul(rec: &mut Recorder, orientation: Orientation, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let [m, n, _] = extents(orientation, Rows::all(a), Rows::all(b))?;
     let mut c = rec.empty(&[m, n])?;
@@ -89,9 +92,9 @@ pub fn matmul(rec: &mut Recorder, orientation: Orientation, a: &Tensor, b: &Tens
     Ok(c)
 }
 
-/// Adds the product to rows `c_start..c_start + m` of `c`, a matrix of n columns.
+/// Adds the product `[m, n]` to the rows `c_start..c_start + m` of `c`, a matrix with n columns.
 ///
-/// Errors: `Error::Shape` if the extents do not fit.
+/// Errors: `Error::Shape` if the extents do not match.
 pub fn accumulate(
     rec: &mut Recorder,
     orientation: Orientation,
@@ -103,9 +106,10 @@ pub fn accumulate(
     run(rec, orientation, a, b, c, c_start, true)
 }
 
-/// Adds A's columns `first..first + k` times B to C. `a`: `[m, n]`, `b`: `[k, w]`, `c`: `[m, w]`.
+/// Multiplies the columns `first..first + k` of A by B and adds the product to C. `a`: `[m, n]`; `b`: `[k, width]`; `c`:
+/// `[m, width]`.
 ///
-/// Errors: `Error::Shape` if the extents do not fit.
+/// Errors: `Error::Shape` if the extents do not match.
 pub fn accumulate_columns(rec: &mut Recorder, a: &Tensor, first: usize, b: &Tensor, c: &mut Tensor) -> Result<()> {
     let ([m, columns], [k, width]) = (a.matrix("matmul")?, b.matrix("matmul")?);
     c.expect_shape("matmul", &[m, width])?;
@@ -137,6 +141,7 @@ pub fn accumulate_columns(rec: &mut Recorder, a: &Tensor, first: usize, b: &Tens
     dispatch(rec, Orientation::Nn, params, [a, b], c)
 }
 
+/// Returns m, n and k of a product. Errors: `Error::Shape` if the inner extents differ.
 fn extents(orientation: Orientation, a: Rows<'_>, b: Rows<'_>) -> Result<[usize; 3]> {
     let ([a0, a1], [b0, b1]) = (a.checked()?, b.checked()?);
     let ((m, k), (n, k_b)) = match orientation {
@@ -150,6 +155,8 @@ fn extents(orientation: Orientation, a: Rows<'_>, b: Rows<'_>) -> Result<[usize;
     Ok([m, n, k])
 }
 
+/// Computes a product on the device of `rec`: adds it to the rows of `c` from `c_start` on if `accumulate`, otherwise replaces
+/// them.
 fn run(
     rec: &mut Recorder,
     orientation: Orientation,
@@ -190,6 +197,7 @@ fn run(
     dispatch(rec, orientation, params, [a.tensor, b.tensor], c)
 }
 
+/// Dispatches the portable kernel.
 fn dispatch(
     rec: &mut Recorder,
     orientation: Orientation,
@@ -212,9 +220,9 @@ fn dispatch(
     })
 }
 
-/// The CPU twin: replaces `c`, row-major `[m, n]`, by the product, or adds the product to it.
+/// The CPU twin: replaces `c` by the product or adds the product to it, as `accum` says. `c`: `[m, n]`, row-major.
 ///
-/// Each core gets a few pieces of C's rows, so that a slow core does not hold up the others.
+/// Each core gets several pieces of the rows of C, so that a slow core does not delay the others.
 pub(crate) fn cpu(orientation: Orientation, a: MatRef<'_, f32>, b: MatRef<'_, f32>, c: &mut [f32], accum: Accum) {
     let a = if orientation == Orientation::Tn { a.transpose() } else { a };
     let b = if orientation == Orientation::Nt { b.transpose() } else { b };

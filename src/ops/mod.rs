@@ -1,9 +1,13 @@
-//! The kernels: one file each, with the checks of shapes, the dispatch of the shader of the same name, and the CPU twin.
+//! The ops: the computations that the engine, the methods and the evaluation are made of.
 //!
-//! An op takes the recorder first. On the CPU it computes at once. On a GPU it records a dispatch. Ops know no model. `tier` opens a
-//! device and decides which kernels it uses.
+//! Each file holds one op or a few related ones. It checks the shapes, dispatches the shaders of its kernels in `shaders/`, and
+//! has the CPU twin, which computes the same result on the CPU. Every op takes the recorder as its first argument. On a GPU it
+//! records a dispatch. On the CPU it computes at once. No op knows a model family.
+//!
+//! Four files hold no kernel of their own: `uniform` describes the uniform blocks, `math` and `walk` hold code that several CPU
+//! twins share, and `pieces` holds a large matrix in several tensors. `tier` opens a device and decides which kernels it uses.
 
-// Its macro declares the uniform blocks of the modules after it.
+// `uniform` comes first, because the modules after it use its macro.
 #[macro_use]
 pub mod uniform;
 
@@ -39,48 +43,52 @@ pub mod tier;
 mod walk;
 pub mod widen;
 
-/// Where tokens stand: in sequences of `seq_len` tokens, the first of each at position `first`.
+/// The positions of the tokens of a matrix `[tokens, width]`. The tokens form sequences of `seq_len` tokens, and the first
+/// token of each sequence has position `first`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Positions {
-    /// Tokens that a sequence has before those in hand: 0 unless it is computed in pieces.
+    /// Number of earlier tokens of each sequence, whose keys and values are in a cache. It is 0 for whole sequences.
     pub first: usize,
-    /// Tokens per sequence.
+    /// Number of tokens per sequence in the matrix.
     pub seq_len: usize,
 }
 
 impl Positions {
-    /// Sequences of `seq_len` tokens from their beginning.
+    /// The positions of whole sequences of `seq_len` tokens, which start at position 0.
     pub fn whole(seq_len: usize) -> Self {
         Self { first: 0, seq_len }
     }
 
-    /// The position after the last token.
+    /// The position after the last token of each sequence.
     pub fn end(&self) -> usize {
         self.first + self.seq_len
     }
 }
 
-/// Spreads `count` workgroups over two axes, since one axis may hold only 65535: `[x, y, 1]` with `x·y ≥ count`.
-/// The shader gets `x` and ignores indices of `count` and above: a short x leaves few of them.
+/// Spreads `count` workgroups over two axes, because WebGPU allows at most 65535 along one axis. Returns `[x, y, 1]` with
+/// `x·y ≥ count`. The shader is given `x` and ignores indices from `count` on. A small `x` keeps their number low.
 pub(crate) fn spread(count: usize) -> [usize; 3] {
     let x = count.clamp(1, 4096);
     [x, count.div_ceil(x), 1]
 }
 
-/// As [`spread`], for workgroups of 256 that have one invocation per element; also the invocations along x.
+/// Spreads one invocation per element over workgroups of 256 invocations, like [`spread`]. Returns the numbers of workgroups, and
+/// the number of invocations along x.
 pub(crate) fn spread_elements(count: usize) -> ([usize; 3], u32) {
     let workgroups = spread(count.div_ceil(256));
     (workgroups, (workgroups[0] * 256) as u32)
 }
 
-/// `x` between the bounds, which must be in order. Unlike `f32::clamp` this is two instructions in a vectorised loop.
+/// Clamps `x` to the range from `low` to `high`; `low ≤ high`. In a vectorised loop this takes two instructions, which
+/// `f32::clamp` does not.
 #[inline(always)]
 pub(crate) fn bounded(x: f32, low: f32, high: f32) -> f32 {
     let x = if x > low { x } else { low };
     if x < high { x } else { high }
 }
 
-/// An integer from 0 to 255 as `u32`: one addition and one mask in a vectorised loop, where `as` also saturates.
+/// Converts a code, an integer from 0 to 255 in f32, to `u32`. In a vectorised loop this takes one addition and one mask. The
+/// operator `as` would also saturate.
 #[inline(always)]
 pub(crate) fn code(level: f32) -> u32 {
     (level + 8_388_608.0).to_bits() & 0xff

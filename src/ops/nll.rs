@@ -1,4 +1,5 @@
-//! Next-token scores over a vocabulary whose logits come slab by slab: log-softmax as a running maximum and sum.
+//! The negative log-likelihood of the next token. The logits come in slabs of the vocabulary. So log-softmax is computed with a
+//! running maximum and a running sum, the state of a token. The shader is `nll`.
 
 use rayon::prelude::*;
 
@@ -7,20 +8,20 @@ use crate::ops::math::{exp, maximum, sum, vectorised};
 use crate::ops::spread;
 use crate::{Error, Result};
 
-/// Stands for "nothing seen yet" where a logit goes. Finite, because shaders may not rely on infinities.
+/// The logit in a state that has seen none. It is below every logit, and finite because shaders may not rely on infinities.
 pub(crate) const SENTINEL: f32 = -1e30;
 
-/// Floats per token of a running state.
+/// Number of floats in the state of a token.
 const STATE: usize = 4;
 
-/// What one token scores against its target.
+/// The score of one token against its target.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TokenScore {
-    /// `log_sum_exp` − the target's logit; NaN if the target was in no slab.
+    /// The negative log-likelihood in nats: `log_sum_exp` − the logit of the target. NaN if the target was in no slab.
     pub nll: f64,
     /// `ln Σ_i exp(logit_i)` over the vocabulary.
     pub log_sum_exp: f64,
-    /// The entry of the largest logit, the first if several are equal.
+    /// The vocabulary entry with the largest logit, the first one if several are equal.
     pub argmax: u32,
 }
 
@@ -33,17 +34,18 @@ uniform! {
     }
 }
 
-/// The running state of `tokens` tokens that have seen no logits: `[tokens, 4]`, a row holding the maximum,
-/// `Σ exp(logit − maximum)`, the target's logit, and the entry of the maximum.
+/// Returns the state of `tokens` tokens before the first slab, `[tokens, 4]`. A row holds the maximum,
+/// `Σ exp(logit − maximum)`, the logit of the target, and the vocabulary entry of the maximum.
 pub fn start(rec: &mut Recorder, tokens: usize) -> Result<Tensor> {
     rec.upload(&[tokens, STATE], [SENTINEL, 0.0, SENTINEL, 0.0].repeat(tokens))
 }
 
-/// Folds a slab of the vocabulary into `state`.
+/// Adds one slab of the vocabulary to `state`.
 ///
-/// `logits`: `[tokens, entries]`, its first column being vocabulary entry `first`; `targets`: `[tokens]`, where an entry
-/// outside the vocabulary means that there is no target; `state`: `[tokens, 4]` from [`start`]. Each entry of the
-/// vocabulary goes in once, lower ones first. Errors: `Error::Shape` if they do not fit, or beyond entry 2²⁴.
+/// `logits`: `[tokens, entries]`, whose first column is vocabulary entry `first`; `targets`: `[tokens]`, the target of each
+/// token, or a number outside the vocabulary for a token without a target; `state`: `[tokens, 4]`, from [`start`]. Pass each
+/// vocabulary entry once, in ascending order. Errors: `Error::Shape` if the shapes do not match, or for vocabulary entries
+/// beyond 2²⁴.
 pub fn accumulate(
     rec: &mut Recorder,
     logits: &Tensor,
@@ -54,7 +56,7 @@ pub fn accumulate(
     let [tokens, entries] = logits.matrix("nll")?;
     targets.expect_shape("nll", &[tokens])?;
     state.expect_shape("nll", &[tokens, STATE])?;
-    // Entries are kept as f32 in the state.
+    // The state holds vocabulary entries as f32.
     if first + entries > 1 << 24 {
         return Err(Error::shape("nll", format!("vocabulary entries up to {}", first + entries)));
     }
@@ -79,6 +81,7 @@ pub fn accumulate(
     })
 }
 
+/// The CPU twin for one token.
 fn fold(logits: &[f32], first: usize, target: usize, state: &mut [f32]) {
     let here = vectorised(
         #[inline(always)]
@@ -101,7 +104,7 @@ fn fold(logits: &[f32], first: usize, target: usize, state: &mut [f32]) {
     state[0] = max;
 }
 
-/// The scores that a state holds once the whole vocabulary went in, in the order of the tokens.
+/// Returns the score of each token. `state`: `[tokens, 4]`, after all slabs of the vocabulary.
 pub fn finish(state: &[f32]) -> Vec<TokenScore> {
     let score = |&[max, sum, target, argmax]: &[f32; STATE]| {
         let log_sum_exp = f64::from(max) + f64::from(sum).ln();

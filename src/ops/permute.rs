@@ -1,15 +1,17 @@
-//! Between a weight as a checkpoint stores it, `[out, in]`, and the layout of the column loop: `[column][row]` in
-//! processing order.
+//! Conversion between a weight as a checkpoint stores it, `[out, in]`, and the layout of the column loop: the columns, in
+//! processing order (act order or the stored order), along the first axis. The shader is `permute`.
 
 use rayon::prelude::*;
 
 use crate::Result;
 use crate::device::{Buffer, Dispatch, Element, Recorder, Tensor};
 
-/// Rows that are moved together: one cache line of each column.
+/// Number of rows of the weight that are moved together: one cache line of each column.
 const STRIP: usize = 16;
 
-/// `out[i, r] = w[r, order[i]]`. `w`: `[m, n]`; `order`: `[n]`, a permutation. Returns `[n, m]`. Errors: `Error::Shape`.
+/// Computes `out[i, r] = w[r, order[i]]`, `[n, m]`.
+///
+/// `w`: `[m, n]`; `order`: `[n]`, a permutation. Errors: `Error::Shape` if the shapes do not match.
 pub fn to_columns<T: Element>(rec: &mut Recorder, w: &Tensor<T>, order: &Tensor<u32>) -> Result<Tensor<T>> {
     let [m, n] = w.matrix("to_columns")?;
     order.expect_shape("to_columns", &[n])?;
@@ -24,9 +26,9 @@ pub fn to_columns<T: Element>(rec: &mut Recorder, w: &Tensor<T>, order: &Tensor<
     Ok(out)
 }
 
-/// `out[r, order[i]] = x[i, r]`, the inverse of [`to_columns`].
+/// Computes `out[r, order[i]] = x[i, r]`, `[m, n]`. This is the inverse of [`to_columns`].
 ///
-/// `x`: `[n, m]`; `order`: `[n]`, a permutation. Returns `[m, n]`. Errors: `Error::Shape`.
+/// `x`: `[n, m]`; `order`: `[n]`, a permutation. Errors: `Error::Shape` if the shapes do not match.
 pub fn from_columns<T: Element>(rec: &mut Recorder, x: &Tensor<T>, order: &Tensor<u32>) -> Result<Tensor<T>> {
     let [n, m] = x.matrix("from_columns")?;
     order.expect_shape("from_columns", &[n])?;
@@ -48,6 +50,7 @@ uniform! {
     }
 }
 
+/// Dispatches either conversion on a GPU. `[m, n]`: the shape of the weight as stored.
 fn permute_gpu(
     rec: &mut Recorder,
     kernel: &'static str,
@@ -66,7 +69,7 @@ fn permute_gpu(
     })
 }
 
-/// Strips of rows, so that the gathered part of `w` stays in cache whatever the order.
+/// The CPU twin of [`to_columns`]. It takes strips of rows, so that the part of `w` that it reads stays in cache for any order.
 fn to_columns_cpu<T: Element>(w: &[T], order: &[u32], m: usize, out: &mut [T]) {
     let n = order.len();
     let share = n.div_ceil(rayon::current_num_threads());
@@ -82,6 +85,7 @@ fn to_columns_cpu<T: Element>(w: &[T], order: &[u32], m: usize, out: &mut [T]) {
     });
 }
 
+/// The CPU twin of [`from_columns`].
 fn from_columns_cpu<T: Element>(x: &[T], order: &[u32], m: usize, out: &mut [T]) {
     let n = order.len();
     out.par_chunks_mut(STRIP * n).enumerate().for_each(|(strip, out)| {

@@ -1,4 +1,5 @@
-//! Sums over all elements, as at most 256 partial sums that the host adds up in f64.
+//! Sums over all elements of one or two tensors. The device computes at most 256 partial sums, and the host adds them in f64. The
+//! shader is `reduce`.
 
 use rayon::prelude::*;
 
@@ -6,9 +7,9 @@ use crate::Result;
 use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::math::{sum, vectorised};
 
-/// Partial sums at most.
+/// The largest number of partial sums.
 const PARTIALS: usize = 256;
-/// Elements per partial sum at least.
+/// The least number of elements per partial sum.
 const SHORTEST: usize = 4096;
 
 uniform! {
@@ -18,35 +19,38 @@ uniform! {
     }
 }
 
-/// What is added up.
+/// The term that is summed.
 #[derive(Debug, Clone, Copy)]
 enum Term {
     Product,
     SquaredDifference,
 }
 
-/// Partial sums of `Σ a_i·b_i`, for [`total`]. Both of one shape. Errors: `Error::Shape` if the shapes differ.
+/// Returns the partial sums of `Σ a_i·b_i`, which [`total`] adds. `a` and `b` have the same shape. Errors: `Error::Shape` if the
+/// shapes differ.
 pub fn dot(rec: &mut Recorder, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     b.expect_shape("dot", a.shape())?;
     partials(rec, Term::Product, a, b)
 }
 
-/// Partial sums of `Σ (a_i − b_i)²`, for [`total`]. Both of one shape. Errors: `Error::Shape` if the shapes differ.
+/// Returns the partial sums of `Σ (a_i − b_i)²`, which [`total`] adds. `a` and `b` have the same shape. Errors: `Error::Shape`
+/// if the shapes differ.
 pub fn squared_difference(rec: &mut Recorder, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     b.expect_shape("squared_difference", a.shape())?;
     partials(rec, Term::SquaredDifference, a, b)
 }
 
-/// Partial sums of `Σ a_i²`, for [`total`].
+/// Returns the partial sums of `Σ a_i²`, which [`total`] adds.
 pub fn sum_squares(rec: &mut Recorder, a: &Tensor) -> Result<Tensor> {
     partials(rec, Term::Product, a, a)
 }
 
-/// Waits for the partial sums and adds them up.
+/// Reads the partial sums and returns their sum. Waits for the GPU.
 pub async fn total(rec: &mut Recorder, partials: &Tensor) -> Result<f64> {
     Ok(rec.read(partials).await?.iter().map(|&partial| f64::from(partial)).sum())
 }
 
+/// Returns the partial sums over consecutive chunks.
 fn partials(rec: &mut Recorder, term: Term, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let chunk = a.len().div_ceil(PARTIALS).max(SHORTEST);
     let mut out = rec.empty(&[a.len().div_ceil(chunk)])?;

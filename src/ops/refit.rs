@@ -1,7 +1,9 @@
-//! The scale of a group for given codes, by least squares.
+//! The least-squares fit of the scale of a group to its codes. The passes of coordinate descent (`quant::descent`) alternate it
+//! with moves of the codes. The shader is `refit`.
 //!
-//! With ŵ = s·(q − z) over the group and e = w − ŵ, the loss e·(H + λI)·eᵀ of a row is least, while all else stands, at
-//! `s + s·⟨ŵ, e·(H + λI)⟩ / ⟨ŵ, ŵ·(H + λI)⟩`. Matrices are laid out `[column][row]`, columns as stored.
+//! The loss of a row is e·(H + λI)·eᵀ, where e is the error of the whole row. Let ŵ be s·(q − z) in the group and 0 outside it.
+//! Over the scale of the group alone, the loss is least at `s + s·⟨ŵ, e·(H + λI)⟩ / ⟨ŵ, ŵ·(H + λI)⟩`. Matrices `[n, m]` have
+//! the columns of the weight, in stored order, along the first axis, and its rows along the second.
 
 use rayon::prelude::*;
 
@@ -10,29 +12,31 @@ use crate::ops::grid::{Grid, ScaleType, to_half};
 use crate::ops::walk::{LANES, Lanes, load, strips};
 use crate::{Error, Result};
 
-/// The group whose scale is to be found, in every row.
+/// A group of columns whose scales are fitted, one scale for each row.
 #[derive(Debug, Clone, Copy)]
 pub struct Group<'a> {
-    /// W*, `[n, m]`.
+    /// The corrected weight W*, `[n, m]`.
     pub w: &'a Tensor,
-    /// q, `[n, m]`.
+    /// The codes q, `[n, m]`.
     pub codes: &'a Tensor<u32>,
-    /// `[count, m]`: rows start..start + count of H·E.
+    /// Rows start..start + count of H·E, `[count, m]`, where count is the number of columns of this group.
     pub g: &'a Tensor,
-    /// `[n, m]`: H·Ŵ with Ŵ zero outside the group.
+    /// H·Ŵ, `[n, m]`, with Ŵ zero outside the group.
     pub v: &'a Tensor,
-    /// λ.
+    /// The damping λ.
     pub ridge: f32,
     /// First column of the group, a multiple of `size`.
     pub start: usize,
-    /// Columns of every group but the last, which may have fewer.
+    /// Group size: the number of columns per group, of which the last group may have fewer.
     pub size: usize,
-    /// To which type the scale is rounded.
+    /// The type that the scale is rounded to.
     pub scale_type: ScaleType,
 }
 
-/// Sets the group's scales in `grid` and its rows of `errors`, W* − Ŵ `[n, m]`. A row whose levels in the group are all 0, or
-/// whose best scale is not positive, stays as it is. Errors: `Error::Shape`.
+/// Fits the scales of the group, one for each row of the weight, and updates the errors of its columns.
+///
+/// `grid`: scales and zero points, `[m, groups]`; `errors`: W* − Ŵ, `[n, m]`. A row of the weight keeps its scale if all its
+/// levels q − z in the group are 0, or if the best scale is not positive. Errors: `Error::Shape` if the shapes do not match.
 pub fn refit(rec: &mut Recorder, group: Group<'_>, grid: &mut Grid, errors: &mut Tensor) -> Result<()> {
     let [n, m] = errors.matrix("refit")?;
     if group.size == 0 || group.start >= n || !group.start.is_multiple_of(group.size) {
@@ -73,6 +77,7 @@ uniform! {
     }
 }
 
+/// Dispatches [`refit`] on a GPU.
 fn refit_gpu(rec: &mut Recorder, group: Group<'_>, grid: &Grid, errors: &Tensor) -> Result<()> {
     let [m, groups] = grid.scales.matrix("refit")?;
     let count = group.g.shape()[0];
@@ -96,13 +101,17 @@ fn refit_gpu(rec: &mut Recorder, group: Group<'_>, grid: &Grid, errors: &Tensor)
     })
 }
 
-/// The twin, for a strip of rows.
+/// The CPU twin for a strip of rows of the weight.
 struct Fit<'a> {
     group: &'a Group<'a>,
     m: usize,
+    /// First row of the strip.
     first: usize,
+    /// Scale of the group in each row of the strip.
     scale: Vec<&'a mut f32>,
+    /// Zero point of the group in each row of the strip.
     zero: Vec<f32>,
+    /// Errors of the strip, one slice per column of the group.
     errors: Vec<&'a mut [f32]>,
 }
 

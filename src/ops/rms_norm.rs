@@ -1,4 +1,5 @@
-//! Root-mean-square normalisation, before attention, before the MLP, at the end, and per head in Qwen3.
+//! Root-mean-square normalisation. A model uses it before attention, before the MLP and before the output head. Qwen3 also uses
+//! it for each head of the queries and keys. The shader is `rms_norm`.
 
 use crate::Result;
 use crate::device::{Dispatch, Recorder, Tensor};
@@ -14,9 +15,9 @@ uniform! {
     }
 }
 
-/// `out[t, i] = x[t, i] / √(mean_i x[t, i]² + ε) · weight[i]`.
+/// Computes `out[t, i] = x[t, i] / √(mean_i x[t, i]² + ε) · weight[i]`.
 ///
-/// `x`: `[tokens, width]`; `weight`: `[width]`. Errors: `Error::Shape` if they do not fit.
+/// `x` and the result: `[tokens, width]`; `weight`: `[width]`; `epsilon`: ε. Errors: `Error::Shape` if the shapes do not match.
 pub fn rms_norm(rec: &mut Recorder, x: &Tensor, weight: &Tensor, epsilon: f32) -> Result<Tensor> {
     let [tokens, width] = x.matrix("rms_norm")?;
     weight.expect_shape("rms_norm", &[width])?;
@@ -38,6 +39,7 @@ pub fn rms_norm(rec: &mut Recorder, x: &Tensor, weight: &Tensor, epsilon: f32) -
     Ok(out)
 }
 
+/// The CPU twin.
 fn cpu(x: &[f32], weight: &[f32], epsilon: f32, out: &mut [f32]) {
     let width = weight.len();
     out.par_chunks_mut(width).zip(x.par_chunks(width)).with_min_len(64).for_each(|(out, x)| {

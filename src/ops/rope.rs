@@ -1,4 +1,4 @@
-//! Rotary position embedding of queries and keys, in the half-split form of Hugging Face checkpoints.
+//! Rotary position embedding of queries and keys, in the half-split form of Hugging Face checkpoints. The shader is `rope`.
 
 use rayon::prelude::*;
 
@@ -20,11 +20,12 @@ uniform! {
 
 /// Rotates the first columns of every head of every token by the angles of the token's position, in place.
 ///
-/// With h half of the columns that turn, position p and 0 ≤ i < h:
+/// The first 2·h columns of a head are rotated. For position p and 0 ≤ i < h, with the old values on the right:
 /// `x[i] ← x[i]·cos[p, i] − x[i + h]·sin[p, i]`, `x[i + h] ← x[i + h]·cos[p, i] + x[i]·sin[p, i]`.
 ///
-/// `x`: `[tokens, heads·head_dim]`, where token t stands at position `first + t mod seq_len`. `table`: `[longest, 2·h]`, each row
-/// the h cosines and then the h sines of a position; 2·h is at most head_dim. Errors: `Error::Shape` if they do not fit.
+/// `x`: `[tokens, heads·head_dim]`, where token t has position `first + t mod seq_len`. `table`: `[longest, 2·h]`, where row p
+/// holds the h cosines and then the h sines of position p. 2·h is at most head_dim. Errors: `Error::Shape` if the shapes do not
+/// match, or if a position is not in the table.
 pub fn rope(rec: &mut Recorder, x: &mut Tensor, table: &Tensor, head_dim: usize, positions: Positions) -> Result<()> {
     let [tokens, width] = x.matrix("rope")?;
     let [longest, rotated] = table.matrix("rope")?;
@@ -64,6 +65,7 @@ pub fn rope(rec: &mut Recorder, x: &mut Tensor, table: &Tensor, head_dim: usize,
     })
 }
 
+/// The CPU twin. `rotated`: number of rotated columns per head, 2·h.
 fn cpu(x: &mut [f32], [width, head_dim]: [usize; 2], (table, rotated): (&[f32], usize), positions: Positions) {
     x.par_chunks_mut(width).enumerate().with_min_len(64).for_each(|(token, x)| {
         let position = positions.first + token % positions.seq_len;

@@ -1,4 +1,5 @@
-//! Rounding to the nearest code of a given grid.
+//! Rounding to the nearest code of a given grid, one weight at a time. The methods RTN and AWQ round with it. The shader is
+//! `rtn`.
 
 use rayon::prelude::*;
 
@@ -18,9 +19,11 @@ uniform! {
     }
 }
 
-/// `q = clamp(round_half_even(w / s) + z, 0, 2^b − 1)`; returns the codes and `s(q − z)`, both `[m, n]`.
+/// Computes `q = clamp(round_half_even(w / s) + z, 0, 2^b − 1)`. Returns the codes q and the rounded weights `s·(q − z)`, both
+/// `[m, n]`.
 ///
-/// `w`: `[m, n]`; `grid`: of groups of `group_size` columns, the last perhaps shorter. Errors: `Error::Shape`.
+/// `w`: `[m, n]`; `grid`: s and z, `[m, groups]`; `group_size`: columns per group, of which the last group may have fewer;
+/// `bits`: b, 1 to 8. Errors: `Error::Shape` if the shapes do not match, or if `bits` or `group_size` is out of range.
 pub fn round(
     rec: &mut Recorder,
     w: &Tensor,
@@ -67,7 +70,7 @@ pub fn round(
     Ok((codes, values))
 }
 
-/// One group of one row, as pulp compiles it for each instruction set.
+/// The CPU twin for one group of one row, in the form that pulp compiles for each instruction set.
 struct RoundGroup<'a> {
     w: &'a [f32],
     scale: f32,
@@ -82,7 +85,8 @@ impl pulp::NullaryFnOnce for RoundGroup<'_> {
 
     #[inline(always)]
     fn call(self) {
-        // Divided, not multiplied by 1 / s: the ends of a symmetric range are exact ties, and a quotient keeps them so.
+        // This divides by s instead of multiplying by 1/s. The ends of a symmetric range are exact ties, and the quotient keeps
+        // them exact.
         for ((w, code), value) in self.w.iter().zip(self.codes).zip(self.values) {
             let level = bounded(w / self.scale, -self.zero, self.top - self.zero).round_ties_even();
             *code = ops::code(level + self.zero);

@@ -1,4 +1,5 @@
-//! Columns of a matrix times a factor each: diagonal scalings, and inputs that are taken out.
+//! Multiplication of each column of a matrix by a factor. It serves for the diagonal scalings of AWQ and QuIP, and for setting
+//! the columns of dead inputs to zero. The shader is `scale_columns`.
 
 use rayon::prelude::*;
 
@@ -14,7 +15,7 @@ uniform! {
     }
 }
 
-/// `w[r, i] *= factors[i]`. `w`: `[m, n]`; `factors`: `[n]`. Errors: `Error::Shape`.
+/// `w[r, i] *= factors[i]`. `w`: `[m, n]`; `factors`: `[n]`. Errors: `Error::Shape` if the shapes do not match.
 pub fn scale_columns(rec: &mut Recorder, w: &mut Tensor, factors: &Tensor) -> Result<()> {
     let [_, n] = w.matrix("scale_columns")?;
     factors.expect_shape("scale_columns", &[n])?;

@@ -1,4 +1,4 @@
-//! The gate of the MLP: SiLU of one projection times the other.
+//! The gated activation of the MLP: SiLU of the gate projection, times the up projection. The shader is `silu_mul`.
 
 use rayon::prelude::*;
 
@@ -14,9 +14,9 @@ uniform! {
     }
 }
 
-/// `out[t, i] = gate[t, i]·σ(gate[t, i])·up[t, i]`, σ(x) = 1 / (1 + e⁻ˣ).
+/// Computes `out[t, i] = gate[t, i]·σ(gate[t, i])·up[t, i]` with σ(x) = 1 / (1 + e⁻ˣ).
 ///
-/// `gate`, `up` and the result: `[tokens, width]`. Errors: `Error::Shape` if they differ.
+/// `gate`, `up` and the result: `[tokens, width]`. Errors: `Error::Shape` if the shapes differ.
 pub fn silu_mul(rec: &mut Recorder, gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gate.matrix("silu_mul")?;
     up.expect_shape("silu_mul", gate.shape())?;
@@ -38,6 +38,7 @@ pub fn silu_mul(rec: &mut Recorder, gate: &Tensor, up: &Tensor) -> Result<Tensor
     Ok(out)
 }
 
+/// The CPU twin.
 fn cpu(gate: &[f32], up: &[f32], out: &mut [f32]) {
     const CHUNK: usize = 1 << 14;
     out.par_chunks_mut(CHUNK).zip(gate.par_chunks(CHUNK)).zip(up.par_chunks(CHUNK)).for_each(|((out, gate), up)| {

@@ -1,4 +1,5 @@
-//! Solves with a factored Hessian, for the correction `W* = W + α·W·D·(H + λI)⁻¹`.
+//! Triangular solves with the Cholesky factor of the damped hessian, for the correction `W* = W + α·W·D·(H + λI)⁻¹` of QEP. The
+//! shaders are `solve` and `solve_order`.
 
 use faer::linalg::triangular_solve::{solve_lower_triangular_in_place, solve_upper_triangular_in_place};
 use faer::{MatMut, MatRef};
@@ -11,7 +12,8 @@ use crate::ops::gram::{self, TILE};
 use crate::ops::math::parallelism;
 use crate::ops::spread_elements;
 
-/// `B·(H + λI)⁻¹`. `b`: `[m, n]`, its columns in the original order. Errors: `Error::Shape` if n differs.
+/// Returns `B·(H + λI)⁻¹`, `[m, n]`. `b`: `[m, n]`, with its columns in the original order. Errors: `Error::Shape` if the
+/// factor has another extent than n.
 pub fn solve_rows(rec: &mut Recorder, factor: &Factor, b: Tensor) -> Result<Tensor> {
     let [m, n] = b.matrix("solve_rows")?;
     b.expect_shape("solve_rows", &[m, factor.n()])?;
@@ -46,10 +48,11 @@ uniform! {
     }
 }
 
-/// Tile columns that are solved before the columns after them are brought up to date, in one large product.
+/// Number of tile columns that are solved in one run. After a run, one large product updates all columns that are not solved yet.
 const RUN: usize = 8;
 
-/// Two triangular solves on a copy of B in the order of M.
+/// Solves on a GPU: copies B with its columns in the order of M, runs two triangular solves on the copy, and writes the result
+/// to B.
 fn solve_gpu(rec: &mut Recorder, factor: &Factor, b: &Tensor) -> Result<()> {
     let (m, n) = (b.shape()[0], factor.n());
     let tiles = n.div_ceil(TILE);
@@ -85,7 +88,8 @@ fn solve_gpu(rec: &mut Recorder, factor: &Factor, b: &Tensor) -> Result<()> {
     reorder(rec, "solve_scatter", &y, b)
 }
 
-/// Takes the product of the tile columns `solved` off the tile columns `of`, and solves those if `finish`.
+/// Subtracts the product of the solved tile columns `solved` with M from the tile columns `of`. If `finish`, it also solves the
+/// tile columns `of`. Both are ranges: the first tile column, and the one after the last.
 fn step(
     rec: &mut Recorder,
     kernel: &'static str,
@@ -116,7 +120,8 @@ fn step(
     })
 }
 
-/// The twin. With F the order and the flip together, `B·(H + λI)⁻¹ = (B·Fᵀ)·M⁻ᵀ·M⁻¹·F`; rows of B are columns to faer.
+/// The CPU twin. Let F be the permutation to the reversed processing order. Then `B·(H + λI)⁻¹ = (B·Fᵀ)·M⁻ᵀ·M⁻¹·F`. The rows of B
+/// are passed to faer as columns.
 fn solve_cpu(factor: &Factor, b: &mut [f32]) {
     let n = factor.n();
     let reversed: Vec<usize> = factor.order().host().iter().rev().map(|&i| i as usize).collect();

@@ -1,10 +1,11 @@
-//! Opening a device, and the choice between its fast and its portable kernels.
+//! Opens a device, and chooses between its fast and its portable matrix products.
 //!
-//! wgpu calls cooperative matrices experimental, so no device uses them untested. Whoever opens a device does it here: each shape
-//! of the fast kernels is compared with products in f64, and the quickest of those that are right becomes the device's fast tier.
-//! If none is right, or if the portable kernel is quicker, the device stays with the portable kernels and can say why.
+//! The fast products (`cooperative`) use matrix units through cooperative matrices. wgpu calls these experimental, so each
+//! device is checked when it is opened. Each shape of the fast kernels is compared with products in f64. The fastest shape that
+//! passes becomes the fast tier of the device. If no shape passes, or if the portable kernel (`matmul`) is faster, the device
+//! uses the portable kernels, and [`Gpu::tier`] gives the reason.
 //!
-//! The library has no clock and no place for files. A program that has them lends them through [`FrontEnd`].
+//! The library has no clock and writes no files. A program that has a clock or a cache provides them through [`FrontEnd`].
 
 use std::sync::Arc;
 
@@ -17,30 +18,33 @@ use crate::device::{
 };
 use crate::error::{Phrase, phrase};
 
-/// What the program around the library lends to a device that it opens. By default it lends nothing.
+/// What a program provides when it opens a device: a clock, and a memory for the chosen shape. The default methods provide
+/// neither.
 pub trait FrontEnd {
-    /// A clock, by which submissions to a GPU are given a length in seconds and the shapes of the fast tier are timed. Without one
-    /// all submissions have the same work, and the first shape that is right is used.
+    /// A clock. With it, submissions to a GPU are sized to a duration in seconds, and the shapes of the fast tier are timed.
+    /// Without it, all submissions have the same amount of work, and the device uses the first shape that passes the check.
     fn clock(&self) -> Option<Clock> {
         None
     }
 
-    /// The shape that was last passed to [`FrontEnd::remember_shape`] for this key. Such a shape is checked and not timed again.
+    /// Returns the shape that was last passed to [`FrontEnd::remember_shape`] for this key. Such a shape is checked but not
+    /// timed.
     fn remembered_shape(&self, _key: &str) -> Option<String> {
         None
     }
 
-    /// Keeps the name of the quickest shape. `key` names the adapter, its driver and the version of the kernels.
+    /// Stores the name of the fastest shape. `key` names the adapter, its driver and the version of the kernels.
     fn remember_shape(&self, _key: &str, _shape: &str) {}
 }
 
-/// Lends nothing.
+/// Provides neither a clock nor a memory.
 impl FrontEnd for () {}
 
-/// Opens the device that `choice` asks for. With [`Precision::Fast`] its fast kernels are checked, and used if they are right.
+/// Opens the device that `choice` asks for. With [`Precision::Fast`], it checks the fast kernels and uses them if they pass.
 ///
-/// Returns the device, and why it was chosen, as a phrase. Errors: `Error::Input` if no device fits the choice, `Error::Gpu` if
-/// it cannot be opened. Fast kernels that fail are no error: [`Gpu::tier`] says what was wrong.
+/// Returns the device, and the reason for the choice as a phrase. Errors: `Error::Input` if no device fits the choice,
+/// `Error::Gpu` if the device cannot be opened. It is no error if the fast kernels fail their check. [`Gpu::tier`] then gives
+/// the reason.
 pub async fn open(choice: &Choice, precision: Precision, front_end: &dyn FrontEnd) -> Result<(Device, Phrase)> {
     let (device, reason) = device::open(choice, precision, front_end.clock()).await?;
     if let Device::Gpu(gpu) = &device {
@@ -49,7 +53,8 @@ pub async fn open(choice: &Choice, precision: Precision, front_end: &dyn FrontEn
     Ok((device, reason))
 }
 
-/// All adapters that [`Choice`] can name. Those with matrix units are opened, so that their `tier` tells how the check went.
+/// Lists all adapters that [`Choice`] can name. Adapters with matrix units are opened and checked, and `tier` in their summary
+/// gives the outcome.
 pub async fn adapters(front_end: &dyn FrontEnd) -> Vec<AdapterSummary> {
     let mut summaries = Vec::new();
     for (index, adapter) in device::compute_adapters().await.iter().enumerate() {
@@ -76,8 +81,8 @@ async fn set_fast_tier(gpu: &Arc<Gpu>, front_end: &dyn FrontEnd) {
     }
 }
 
-/// The shape that the front end remembers, if it is right, or else the quickest that is. Errors: a phrase that says why none is
-/// used.
+/// Returns the shape that the front end remembers, if it passes the check, or else the fastest shape that passes. Errors: a
+/// phrase that says why the device uses no fast kernels.
 async fn choose(gpu: &Arc<Gpu>, shapes: &[&'static FastShape], front_end: &dyn FrontEnd) -> Result<FastTier, Phrase> {
     let mut rec = Recorder::new(&Device::Gpu(gpu.clone()));
     let key = format!("{} | aquatint {}", gpu.driver(), env!("CARGO_PKG_VERSION"));
@@ -90,7 +95,7 @@ async fn choose(gpu: &Arc<Gpu>, shapes: &[&'static FastShape], front_end: &dyn F
     let right = right_shapes(&mut rec, shapes).await?;
     let Some(clock) = front_end.clock() else { return Ok(right[0]) };
     let (tier, seconds) = quickest(&mut rec, &right, clock).await?;
-    // An emulated adapter is there for tests, which want the fast kernels however slow they are.
+    // Software adapters serve tests. Tests need the fast kernels even if they are slower.
     if !gpu.is_software() {
         let portable = product_seconds(&mut rec, None, clock).await.map_err(|error| error.phrase())?;
         if portable <= seconds {
@@ -103,8 +108,8 @@ async fn choose(gpu: &Arc<Gpu>, shapes: &[&'static FastShape], front_end: &dyn F
     Ok(tier)
 }
 
-/// The shapes that pass the check and agree in every bit, at least one. They must agree because another may be the quickest
-/// tomorrow, which must not change a result. Errors: what is wrong with them, as a phrase.
+/// Returns the shapes that pass the check and agree in every bit; there is at least one. They must agree, because on another day
+/// another of them may be the fastest, and results must not depend on that. Errors: a phrase that says why no shape passes.
 async fn right_shapes(rec: &mut Recorder, shapes: &[&'static FastShape]) -> Result<Vec<FastTier>, Phrase> {
     let mut right = Vec::new();
     let mut bits: Option<Vec<u32>> = None;
@@ -121,7 +126,8 @@ async fn right_shapes(rec: &mut Recorder, shapes: &[&'static FastShape]) -> Resu
     if right.is_empty() { Err(trouble) } else { Ok(right) }
 }
 
-/// The quickest of some shapes, with the seconds of its product. Errors: why none of them could be timed, as a phrase.
+/// Returns the fastest of some shapes, and the time of its product in seconds. Errors: a phrase that says why no shape could be
+/// timed.
 async fn quickest(rec: &mut Recorder, tiers: &[FastTier], clock: Clock) -> Result<(FastTier, f64), Phrase> {
     let mut best: Option<(FastTier, f64)> = None;
     let mut trouble = Phrase::default();
@@ -135,13 +141,13 @@ async fn quickest(rec: &mut Recorder, tiers: &[FastTier], clock: Clock) -> Resul
     best.ok_or(trouble)
 }
 
-/// Repetitions of a timed product. The first only warms up the device.
+/// Number of repetitions of a timed product. The first one only warms up the device.
 const TIMED: usize = 4;
 
-/// The least seconds of a product, by the fast kernels in `shape` or by the portable kernel.
+/// Returns the shortest time of a product in seconds: with the fast kernels of `shape`, or with the portable kernel for `None`.
 async fn product_seconds(rec: &mut Recorder, shape: Option<&FastShape>, clock: Clock) -> Result<f64> {
     let software = matches!(rec.device(), Device::Gpu(gpu) if gpu.is_software());
-    // Several products at a time, so that those on hardware are long beside a wait.
+    // On hardware, several products are timed together, so that their time is long compared with the wait for the GPU.
     let (extent, products) = if software { (256, 1) } else { (2048, 4) };
     let [a, b, mut c] = [rec.zeros(&[extent; 2])?, rec.zeros(&[extent; 2])?, rec.zeros(&[extent; 2])?];
     let mut least = f64::INFINITY;
@@ -154,7 +160,7 @@ async fn product_seconds(rec: &mut Recorder, shape: Option<&FastShape>, clock: C
                     let out = Output { c: c.buffer(), start: 0, stride: extent, accumulate: true };
                     product(rec, shape, rows_of(&a), rows_of(&b), &out)?;
                 }
-                // The device has no fast tier yet, so this takes the portable kernel.
+                // The device has no fast tier yet, so `matmul` uses the portable kernel.
                 None => matmul::accumulate(rec, Orientation::Nt, Rows::all(&a), Rows::all(&b), &mut c, 0)?,
             }
         }
@@ -166,16 +172,18 @@ async fn product_seconds(rec: &mut Recorder, shape: Option<&FastShape>, clock: C
     Ok(least)
 }
 
-/// The largest error that passes the check: of an element, relative to the norms of the row and the column it comes from. The
-/// error of a product in f32 is about 1e-7.
+/// The largest error that passes the check. The error of an element is relative to the product of the norms of the row and the
+/// column that it is computed from. A product in f32 has an error of about 1e-7.
 const LARGEST_ERROR: f64 = 1e-6;
 
-/// Extents of the products of the check: odd numbers, and more than one block of every shape.
+/// Extents of the products in the check. They are odd and larger than one block of every shape, so that the check covers partial
+/// tiles and several workgroups.
 const ROWS: usize = 197;
 const COLUMNS: usize = 131;
 const DEPTH: usize = 77;
 
-/// Checks a shape. Returns it with its largest error, and the bits of its results. Errors: why it is not right, as a phrase.
+/// Checks a shape. Returns the shape with its largest error, and the bits of its results. Errors: a phrase that says why the
+/// shape fails.
 async fn check(rec: &mut Recorder, shape: &'static FastShape) -> Result<(FastTier, Vec<u32>), Phrase> {
     match errors(rec, shape).await {
         Ok((error, bits)) if error <= LARGEST_ERROR => Ok((FastTier { shape, error }, bits)),
@@ -184,7 +192,7 @@ async fn check(rec: &mut Recorder, shape: &'static FastShape) -> Result<(FastTie
     }
 }
 
-/// Computes `A·Bᵀ`, `(X − Y)ᵀ·Y` and `XᵀX` by the fast kernels. Returns the largest error, and the bits of the results.
+/// Computes `A·Bᵀ`, `(X − Y)ᵀ·Y` and `XᵀX` with the fast kernels. Returns the largest error, and the bits of the results.
 async fn errors(rec: &mut Recorder, shape: &FastShape) -> Result<(f64, Vec<u32>)> {
     let (va, vb) = (values(1, ROWS, DEPTH, true), values(2, COLUMNS, DEPTH, true));
     let (vx, vy) = (values(3, DEPTH, ROWS, false), values(4, DEPTH, ROWS, false));
@@ -218,7 +226,8 @@ async fn errors(rec: &mut Recorder, shape: &FastShape) -> Result<(f64, Vec<u32>)
     Ok((products.max(crosses).max(squares), bits))
 }
 
-/// A matrix of seeded values of either sign. Its rows, or else its columns, have magnitudes from 2^-20 to 2^20.
+/// Returns a seeded random matrix `[rows, columns]`, row-major, with values of both signs. The magnitudes range from 2^-20 to
+/// 2^20: from row to row if `along_depth`, otherwise from column to column.
 fn values(seed: u32, rows: usize, columns: usize, along_depth: bool) -> Vec<f32> {
     let mut state = seed;
     let mut next = || {
@@ -230,8 +239,8 @@ fn values(seed: u32, rows: usize, columns: usize, along_depth: bool) -> Vec<f32>
     (0..rows * columns).map(|index| next() * magnitude(row(index))).collect()
 }
 
-/// The largest |c − p·q| / (‖p‖·‖q‖) over all rows p and q, where `c(row of p, row of q)` is the element to check, if there is one.
-/// An element that is not a number counts as an infinite error.
+/// Returns the largest |c − p·q| / (‖p‖·‖q‖) over all rows p of P and q of Q. `c(i, j)` is the element to check for row i of P
+/// and row j of Q, or `None` if there is none. A NaN counts as an infinite error.
 fn largest_error(c: impl Fn(usize, usize) -> Option<f32>, p: &[Vec<f64>], q: &[Vec<f64>]) -> f64 {
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let norms = |rows: &[Vec<f64>]| rows.iter().map(|row| dot(row, row).sqrt()).collect::<Vec<_>>();

@@ -1,37 +1,39 @@
-//! The small structs that ops hand to their shaders as uniform blocks, with layouts that a test can compare with the WGSL.
+//! The uniform blocks: small structs of parameters that an op passes to its shader.
 //!
-//! A shader declares its block by hand, as the struct `Params`. [`uniform!`] declares the host's struct and records its layout in
-//! [`UNIFORMS`]; the test suite has naga read every shader and compares the two, field by field.
+//! A shader declares its block as the struct `Params`. The macro `uniform!` declares the same struct for the host and describes
+//! its layout, which [`UNIFORMS`] lists. The test suite parses every shader with naga and compares the two layouts field by
+//! field.
 
-/// The layout of a host struct, and the shaders that it is handed to.
+/// The layout of a host struct, and the shaders that receive it.
 #[derive(Debug, Clone, Copy)]
 pub struct Uniform {
-    /// The struct, by its path in this crate.
+    /// Path of the struct in this crate.
     pub host: &'static str,
-    /// The shaders: files below `shaders/`, without extension. All variants of a file have one block.
+    /// The shaders: files in `shaders/`, without the extension. All variants of a file have the same block.
     pub shaders: &'static [&'static str],
-    /// Bytes of the struct.
+    /// Size of the struct in bytes.
     pub size: usize,
-    /// Its fields, in the order of declaration.
+    /// The fields, in the order of their declaration.
     pub fields: &'static [Field],
 }
 
 /// A field of a uniform block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Field {
-    /// Its name.
+    /// Name of the field.
     pub name: &'static str,
-    /// Its type, which Rust and WGSL call the same: `u32` or `f32`.
+    /// Type of the field, `u32` or `f32`. Rust and WGSL use the same names.
     pub scalar: &'static str,
-    /// Bytes from the start of the struct.
+    /// Offset from the start of the struct, in bytes.
     pub offset: usize,
-    /// Bytes of the field.
+    /// Size of the field in bytes.
     pub size: usize,
 }
 
-/// Declares the uniform block of some shaders: `uniform! { struct Params of "file" { count: u32, factor: f32, } }`.
+/// Declares the uniform block of one or more shaders: `uniform! { struct Params of "file" { count: u32, factor: f32, } }`.
 ///
-/// The constant `UNIFORM` holds the layout. It belongs in [`UNIFORMS`]; the compiler warns of one that is not there.
+/// The associated constant `UNIFORM` describes the layout. Add it to [`UNIFORMS`]. If it is missing there, the compiler warns
+/// of an unused constant.
 macro_rules! uniform {
     (struct $name:ident of $($shader:literal),+ { $($field:ident: $scalar:ident,)+ }) => {
         #[repr(C)]

@@ -1,12 +1,17 @@
-//! The twin of shaders/shared/walk.wgsl: the columns of a block in order, each after what those before it add to it.
+//! The CPU twin of `shaders/shared/walk.wgsl`: the column loop that GPTQ (`gptq`) and coordinate descent (`descent`) share.
+//!
+//! The loop processes the columns of a block in order. It adds the terms of all earlier columns to a column before it finishes
+//! the column. Matrices are `[columns, m]`, so that a column of the weight is a row of the matrix, with its m rows side by
+//! side.
 
 use crate::device::Element;
 use crate::ops::grid::Grid;
 
-/// Rows that are taken at a time: their block of settled values stays in the first-level cache.
+/// Number of rows of the weight that one task processes: a strip. The finished values of a block and a strip fit the first-level
+/// cache.
 pub(super) const LANES: usize = 64;
 
-/// A matrix of m columns as strips of [`LANES`] columns, each a list of row pieces.
+/// Divides a matrix `[columns, m]` into strips of [`LANES`] rows of the weight. Each strip holds one slice for each column.
 pub(super) fn strips<T: Element>(matrix: &mut [T], m: usize) -> Vec<Vec<&mut [T]>> {
     let mut strips: Vec<Vec<&mut [T]>> = (0..m.div_ceil(LANES)).map(|_| Vec::new()).collect();
     for row in matrix.chunks_mut(m.max(1)) {
@@ -17,59 +22,68 @@ pub(super) fn strips<T: Element>(matrix: &mut [T], m: usize) -> Vec<Vec<&mut [T]
     strips
 }
 
-/// One value per row of a strip.
+/// One value for each row of a strip.
 pub(super) type Lanes = [f32; LANES];
 
-/// What happens to a column whose t is complete.
-pub(super) trait Settle {
-    /// Takes t of column c for the rows of the strip, stores what is wanted, and returns what later columns take up.
-    fn settle(&mut self, c: usize, t: &Lanes) -> Lanes;
-    /// Rows of the strip.
+/// The step that finishes a column for the rows of one strip, for example by rounding it.
+pub(super) trait ColumnStep {
+    /// Takes the complete t_c of column c, stores its results, and returns x_c, which later columns add to their t.
+    fn finish_column(&mut self, c: usize, t: &Lanes) -> Lanes;
+    /// Number of rows of the strip, at most [`LANES`].
     fn width(&self) -> usize;
 }
 
-/// `t_c += Σ_{j<c} coefficients[c·count + j]·x_j`, then `x_c = settle(c, t_c)`, for the rows from `first` on.
+/// The loop over the columns of a block for one strip, whose first row is `first`. For each column c in order, it computes
+/// `t_c += Σ_{j<c} coefficients[c·count + j]·x_j`, and then `x_c = step.finish_column(c, t_c)`.
 pub(super) struct Walk<'a, S> {
-    /// `[count, m]`.
+    /// t before the loop, `[count, m]`.
     pub t: &'a [f32],
-    /// `[count, count]`, what column c needs lying together.
+    /// `[count, count]`: row c holds the coefficients for column c.
     pub coefficients: &'a [f32],
+    /// Number of rows of the weight.
     pub m: usize,
+    /// First row of the strip.
     pub first: usize,
-    pub settle: S,
+    /// The step that finishes a column.
+    pub step: S,
 }
 
-impl<S: Settle> pulp::NullaryFnOnce for Walk<'_, S> {
+impl<S: ColumnStep> pulp::NullaryFnOnce for Walk<'_, S> {
     type Output = ();
 
     #[inline(always)]
     fn call(mut self) {
-        let (count, width) = (self.t.len() / self.m, self.settle.width());
-        let mut settled: Vec<Lanes> = Vec::with_capacity(count);
+        let (count, width) = (self.t.len() / self.m, self.step.width());
+        let mut finished: Vec<Lanes> = Vec::with_capacity(count);
         for c in 0..count {
             let from = c * self.m + self.first;
             let mut t = load(self.t, from, width);
-            add_products(&mut t, &settled, &self.coefficients[c * count..]);
-            settled.push(self.settle.settle(c, &t));
+            add_products(&mut t, &finished, &self.coefficients[c * count..]);
+            finished.push(self.step.finish_column(c, &t));
         }
     }
 }
 
-/// The grids of a strip of rows in the group of the current column.
-pub(super) struct Levels {
+/// Scales and zero points of the rows of a strip, in the group of the current column.
+pub(super) struct StripGrid {
+    /// The group that is loaded.
     group: Option<u32>,
+    /// s.
     pub scale: Lanes,
+    /// 1/s.
     pub inverse: Lanes,
+    /// z.
     pub zero: Lanes,
 }
 
-impl Default for Levels {
+impl Default for StripGrid {
     fn default() -> Self {
         Self { group: None, scale: [1.0; LANES], inverse: [1.0; LANES], zero: [0.0; LANES] }
     }
 }
 
-impl Levels {
+impl StripGrid {
+    /// Loads the scales and zero points of `group` for the `width` rows from `first` on, unless they are loaded already.
     #[inline(always)]
     pub(super) fn load(&mut self, grid: &Grid, group: u32, first: usize, width: usize) {
         if self.group == Some(group) {
@@ -86,7 +100,7 @@ impl Levels {
     }
 }
 
-/// `width` elements, then zeros.
+/// Returns `width` elements of `values` from index `from` on, followed by zeros.
 #[inline(always)]
 pub(super) fn load(values: &[f32], from: usize, width: usize) -> Lanes {
     let mut lanes = [0.0; LANES];

@@ -1,4 +1,4 @@
-//! Elements as a checkpoint stores them, to f32.
+//! Conversion of the elements of a checkpoint to f32. The shader is `widen`.
 
 use std::ops::Range;
 
@@ -9,17 +9,17 @@ use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::spread_elements;
 use crate::{Error, Result};
 
-/// Elements that one thread converts at a time.
+/// Number of elements that one thread converts at a time.
 const STRETCH: usize = 1 << 16;
 
-/// How a tensor's elements are stored: little-endian, one after the other.
+/// The type of the stored elements of a tensor. They are little-endian and contiguous.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
     /// IEEE 754 binary32.
     F32,
     /// IEEE 754 binary16.
     F16,
-    /// The upper half of a binary32.
+    /// bfloat16: the upper half of a binary32.
     Bf16,
 }
 
@@ -32,10 +32,11 @@ uniform! {
     }
 }
 
-/// `out[i] = the stored element as f32`, exactly, for the elements `i` in `range` of `out`, whatever its shape.
+/// Converts stored elements to f32, exactly, and writes them to the elements `range` of `out`, which may have any shape.
 ///
-/// `words`: as [`Recorder::upload_bytes`] makes them, holding the elements of `range` and nothing else. `flag`: `[1]`,
-/// becomes 1 if one of them is a NaN or an infinity and stays as it is otherwise. Errors: `Error::Shape` if they do not fit.
+/// `words`: the stored elements for `range` and nothing else, as [`Recorder::upload_bytes`] arranges them. `flag`: `[1]`; it
+/// becomes 1 if one of the elements is a NaN or an infinity, and is not changed otherwise. Errors: `Error::Shape` if the shapes
+/// do not match.
 pub fn widen(
     rec: &mut Recorder,
     encoding: Encoding,
@@ -81,6 +82,7 @@ impl Encoding {
         }
     }
 
+    /// Name of the kernel that converts this encoding.
     fn kernel(self) -> &'static str {
         match self {
             Self::F32 => "widen_f32",
@@ -89,7 +91,8 @@ impl Encoding {
         }
     }
 
-    /// Converts stored elements to `out`, which has one place for each. Returns whether all of them are finite.
+    /// The CPU twin: converts the stored elements and writes them to `out`, which has the same number of elements. Returns
+    /// whether all elements are finite.
     pub(crate) fn decode(self, stored: &[u8], out: &mut [f32]) -> bool {
         let pieces = stored.par_chunks(STRETCH * self.size()).zip(out.par_chunks_mut(STRETCH));
         let finite = pieces.map(|(stored, out)| match self {
@@ -101,6 +104,7 @@ impl Encoding {
     }
 }
 
+/// Converts elements of SIZE bytes with `element`. Returns whether all of them are finite.
 fn convert<const SIZE: usize>(stored: &[u8], out: &mut [f32], element: impl Fn([u8; SIZE]) -> f32) -> bool {
     let mut finite = true;
     for (out, &stored) in out.iter_mut().zip(stored.as_chunks().0) {
