@@ -83,7 +83,7 @@ impl PageOptions {
 
     /// How layers are stored. Errors: `Error::Input` if there is no such format.
     pub fn format(&self) -> Result<&'static dyn Format> {
-        formats::named(&self.format).ok_or_else(|| unknown("the format", &self.format))
+        formats::named(&self.format).ok_or_else(|| unknown(Setting::Format, &self.format))
     }
 }
 

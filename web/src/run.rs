@@ -237,7 +237,7 @@ async fn evaluate_one(
 }
 
 fn layers(report: &Report) -> Vec<Layer> {
-    let layer = |layer: &aquatint::report::LayerReport| Layer {
+    let layer = |layer: &aquatint::record::LayerReport| Layer {
         name: layer.name.clone(),
         alpha: layer.alpha,
         alpha_optimal: layer.alpha_optimal,
