@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Multiple-choice questions from any plain text, for machines that cannot fetch ARC, PIQA or StoryCloze.
+"""Makes multiple-choice questions from any plain text, for machines that cannot fetch ARC, PIQA or StoryCloze.
 
     benches/cloze.py TEXT [QUESTIONS] > cloze.jsonl
 
-A question is two consecutive sentences of a paragraph and four ways to go on: the sentence that really follows, and three from the
-paragraphs around that are about as long. The file has the form of docs/tasks.md. Same text, same questions: nothing is random
-but a seeded shuffle.
+A question has a context, two consecutive sentences of a paragraph, and four choices: the sentence that follows, and three sentences
+of nearby paragraphs with a similar length. The output has the format of docs/tasks.md. The shuffle is seeded, so the same text
+gives the same questions.
 """
 
 import json

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Takes a plot out of a report, as an SVG file of its own.
+"""Extracts a plot from a report as an SVG file.
 
     benches/figure.py REPORT.html [NUMBER] > plot.svg
 
-NUMBER counts the plots of the page from 0. The page's style comes along, so the file follows the reader's theme where it is shown
-as a document, and is light elsewhere.
+NUMBER is the plot's place on the page, from 0. The file includes the page's style. Shown as a document, it follows the reader's
+theme; elsewhere it is light.
 """
 
 import re

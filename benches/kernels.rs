@@ -1,8 +1,8 @@
-//! Each kernel at the shapes of SmolLM2-135M, next to what the machine can do: `cargo bench --bench kernels -- --device NAME`.
+//! Measures each kernel at the shapes of SmolLM2-135M: `cargo bench --bench kernels -- --device NAME`.
 //!
-//! Arithmetic is held against a large matrix product, traffic against a large copy, both measured first in the same
-//! run. Bytes are those that must move, each operand read or written once; a small operand may stay in a cache, so
-//! more than 100 % of the copy rate is possible. A grid search is bound by neither and stands as weights per second.
+//! Rates are compared with the machine's limits, which are measured first in the same run: a large matrix product for arithmetic,
+//! and a large copy for traffic. Traffic counts each operand once. A small operand may stay in a cache, so more than 100 % of the
+//! copy rate is possible. A grid search is limited by neither, so its rate is in weights per second.
 
 mod support;
 
@@ -34,7 +34,7 @@ use support::{Table, duration, percent, tensor};
 
 /// SmolLM2-135M: width of the hidden state.
 const HIDDEN: usize = 576;
-/// Width inside the MLP.
+/// Width of the MLP.
 const INNER: usize = 1536;
 /// Columns of k and of v.
 const KV: usize = 192;
@@ -60,18 +60,18 @@ struct Arguments {
     bench: bool,
 }
 
-/// What a kernel does in one call.
+/// The work of one call of a kernel.
 #[derive(Debug, Clone, Copy)]
 enum Work {
     /// Floating-point operations.
     Flops(f64),
     /// Bytes that must be read or written.
     Bytes(f64),
-    /// Weights.
+    /// Weights that are processed.
     Weights(f64),
 }
 
-/// A run in progress.
+/// The state of a run of this bench.
 struct Bench {
     rec: Recorder,
     table: Table<5>,
@@ -79,7 +79,7 @@ struct Bench {
     bytes_limit: f64,
     /// Tokens of one call.
     tokens: usize,
-    /// Extent of the larger square shape.
+    /// Rows and columns of the larger square shape.
     square: usize,
 }
 
@@ -112,16 +112,16 @@ fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Rows, and columns, of a product whose elements are compared with f64.
+/// The number of rows and of columns of a product whose elements are compared with f64.
 const SAMPLES: usize = 32;
 
-/// Bytes of that many f32 or u32.
+/// Returns the bytes of `elements` numbers of 32 bits.
 fn bytes(elements: usize) -> Work {
     Work::Bytes(4.0 * elements as f64)
 }
 
 impl Bench {
-    /// Times `op` and adds a row.
+    /// Times `op` and adds a row to the table.
     fn measure(
         &mut self,
         kernel: &str,
@@ -141,7 +141,7 @@ impl Bench {
         Ok(())
     }
 
-    /// The three orientations: forward, `W·D`, and the outer products of the GPTQ loop.
+    /// Matrix products in the three orientations: forward, `W·D`, and the outer products of the GPTQ loop.
     fn products(&mut self) -> Result<()> {
         let (tokens, square) = (self.tokens, self.square);
         let cases = [
@@ -170,7 +170,7 @@ impl Bench {
         Ok(())
     }
 
-    /// H, half of whose products are not needed, and D.
+    /// The sums H and D. H is symmetric, so half of its products are not computed.
     fn statistics(&mut self) -> Result<()> {
         for (tokens, n) in [(self.tokens, HIDDEN), (self.tokens, INNER), (self.square, self.square)] {
             let x = tensor(&mut self.rec, &[tokens, n], 1.0)?;
@@ -187,7 +187,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Products, cross terms and Gram matrices by the fast kernels next to the portable ones.
+    /// Compares the fast kernels with the portable ones, for products, cross terms and Gram matrices.
     fn tiers(&mut self) -> Result<Table<6>> {
         let headings = ["kernel", "shape", "portable", "fast", "error, portable", "error, fast"];
         let mut table = Table::new(headings, 2);
@@ -195,7 +195,7 @@ impl Bench {
         let shapes = [[tokens, INNER, HIDDEN], [tokens, HIDDEN, INNER], [square; 3]];
         for kernel in ["matmul nt", "gram cross", "gram accumulate"] {
             for [m, n, k] in shapes {
-                // Sums over tokens have n channels.
+                // The sums over tokens are n × n.
                 let [m, n, k] = if kernel == "matmul nt" { [m, n, k] } else { [n, n, m] };
                 let (shape, flops) = (format!("m {m}, n {n}, k {k}"), 2.0 * (m * n * k) as f64);
                 let flops = if kernel == "gram accumulate" { flops / 2.0 } else { flops };
@@ -215,7 +215,7 @@ impl Bench {
         Ok(table)
     }
 
-    /// Seconds of one such product, and its largest error.
+    /// Returns the seconds of one such product and its largest error.
     fn tier(&mut self, kernel: &str, [m, n, k]: [usize; 3]) -> Result<(f64, f64)> {
         let along_depth = kernel == "matmul nt";
         let shapes = if along_depth { [[m, k], [n, k]] } else { [[k, m], [k, n]] };
@@ -277,10 +277,10 @@ impl Bench {
         Ok((seconds, worst))
     }
 
-    /// The factor of a damped Hessian and the solves with it.
+    /// The Cholesky factor of a damped Hessian, and the solves with it.
     fn factorisations(&mut self) -> Result<()> {
         for n in [HIDDEN, INNER, self.square] {
-            // Near the identity, so that solving for the same matrix again and again neither grows nor vanishes.
+            // The damped matrix is near the identity, so that repeated solves neither grow nor vanish.
             let h = hessian(&mut self.rec, n, 1e-3)?;
             let order: Vec<u32> = (0..n as u32).collect();
             let cube = (n * n * n) as f64;
@@ -299,7 +299,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Grids, RTN, and GPTQ with min–max grids, so that the column loop is what is timed.
+    /// Grid searches, RTN, and GPTQ. GPTQ uses min–max grids, so that its time is that of the column loop.
     fn rounding(&mut self) -> Result<()> {
         for [m, n] in [[INNER, HIDDEN], [HIDDEN, INNER]] {
             let w = tensor(&mut self.rec, &[m, n], 1.0)?;
@@ -314,7 +314,7 @@ impl Bench {
                 }
             }
             let per_channel = grid::search(&mut self.rec, &w, None, &spec(n, Search::MinMax))?;
-            // Weights in, codes and values out.
+            // Reads weights, writes codes and values.
             let traffic = bytes(3 * m * n);
             self.measure("rtn", shape.clone(), traffic, |rec| rtn::round(rec, &w, &per_channel, n, BITS).map(drop))?;
             let options = gptq_options();
@@ -325,14 +325,14 @@ impl Bench {
             let gptq = options.method.quantizer();
             let rounder = block_on(gptq.prepare(&mut self.rec, input, ScaleSearch::default()))?;
             let layer = Layer { name: "bench", grid: options.grid_spec(n, BITS) };
-            // Each pair of columns meets once per row.
+            // One multiplication and one addition for each row and each pair of columns.
             let work = Work::Flops((m * n * n) as f64);
             self.measure("gptq", shape, work, |rec| block_on(rounder.round(rec, layer, &w)).map(drop))?;
         }
         Ok(())
     }
 
-    /// What a block does between its products.
+    /// The operations of a block other than its matrix products.
     fn block(&mut self) -> Result<()> {
         let tokens = self.tokens;
         let mut x = tensor(&mut self.rec, &[tokens, HIDDEN], 1.0)?;
@@ -350,7 +350,7 @@ impl Bench {
         for seq_len in [512, 2048].into_iter().filter(|&seq_len| seq_len <= tokens) {
             let heads = HIDDEN / HEAD_DIM;
             let causal = Heads { heads, kv_heads: KV / HEAD_DIM, head_dim: HEAD_DIM, window: None };
-            // q·k and the sum over v, for each pair of a query and a key that it sees.
+            // q·k and the sum over v, for each pair of a query and a visible key.
             let pairs = tokens * (seq_len + 1) / 2;
             let work = Work::Flops(4.0 * (heads * HEAD_DIM * pairs) as f64);
             let shape = format!("T {tokens}, 9/3 heads of 64, length {seq_len}");
@@ -367,7 +367,7 @@ impl Bench {
         self.measure("silu_mul", shape, traffic, |rec| silu_mul(rec, &gate, &up).map(drop))
     }
 
-    /// The embedding, and the scores of a slab of the vocabulary.
+    /// The embedding, and the log-likelihoods over a slab of the vocabulary.
     fn network_ends(&mut self) -> Result<()> {
         let (tokens, rows) = (self.tokens, 2 * self.tokens);
         let ids = (0..tokens).map(|token| (token * 7919 % rows) as u32).collect();
@@ -385,7 +385,7 @@ impl Bench {
     }
 }
 
-/// XᵀX of 2n random tokens, its diagonal about `scale`.
+/// Returns XᵀX of 2n random tokens. Its diagonal is about `scale`.
 fn hessian(rec: &mut Recorder, n: usize, scale: f32) -> Result<Packed> {
     let tokens = 2 * n;
     let x = tensor(rec, &[tokens, n], (3.0 * scale / tokens as f32).sqrt())?;
@@ -394,7 +394,7 @@ fn hessian(rec: &mut Recorder, n: usize, scale: f32) -> Result<Packed> {
     Ok(h)
 }
 
-/// An asymmetric grid with scales as a checkpoint stores them.
+/// Returns an asymmetric grid whose scales have the type of a checkpoint's.
 fn spec(group_size: usize, search: Search) -> GridSpec {
     GridSpec { bits: BITS, group_size, symmetry: Symmetry::Asymmetric, search, scale_type: ScaleType::F16 }
 }

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The experiments of the paper on QEP (arXiv 2504.09629), on a model of any size:
+# Runs the experiments of the QEP paper (arXiv 2504.09629) on a model of any size:
 #
 #     [VARIABLE=VALUE …] benches/paper.sh MODEL OUT [--quick]
 #
-# MODEL is a Hugging Face directory. Each experiment leaves a directory or a CSV file below OUT, and all go into OUT/paper.html.
-# Stopped, it goes on where it was when it is started again with the same variables. --quick has sizes for two CPU cores.
+# MODEL is a Hugging Face directory. Each experiment writes a directory or a CSV file below OUT. OUT/paper.html reports all of them.
+# If it was stopped, start it again with the same variables, and it continues. --quick uses sizes for two CPU cores.
 set -euo pipefail
 
 if [[ $# -lt 2 || $# -gt 3 || ${3:---quick} != --quick ]]; then
@@ -13,7 +13,7 @@ if [[ $# -lt 2 || $# -gt 3 || ${3:---quick} != --quick ]]; then
 fi
 model=$1 out=$2
 
-# Files. Several evaluation texts or tasks are separated by colons. Left empty: the bundled texts, no tasks, no other domain.
+# Files. Colons separate several evaluation texts or tasks. Empty variables stand for the bundled texts, no tasks, no other domain.
 CALIBRATION=${CALIBRATION-}
 OTHER_CALIBRATION=${OTHER_CALIBRATION-}
 EVALUATION=${EVALUATION-}
@@ -27,7 +27,7 @@ else
     : "${METHODS:=rtn,gptq}" "${BITS:=4,3,2}" "${GROUP_SIZES:=-1,64}" "${SEEDS:=0,1,2}" "${BLOCKS:=10}"
     : "${SAMPLES:=128}" "${SAMPLE_COUNTS:=32 128 512}" "${SEQ_LEN:=512}" "${EVAL_SEQ_LEN:=1024}" "${LONGER:=512,1024,2048}" "${WINDOWS:=}"
 fi
-# The ablations and the error growth use one setting of the table.
+# The ablations and the error growth use one of the table's settings.
 : "${ABLATION_BITS:=3}" "${ABLATION_GROUP_SIZE:=-1}" "${DEVICE:=auto}" "${TOGETHER:=4}" "${AQUATINT:=target/release/aquatint}"
 
 calibration=(--device "$DEVICE" --seq-len "$SEQ_LEN")
@@ -42,7 +42,7 @@ ablation=(--methods gptq --bits "$ABLATION_BITS" --group-sizes "$ABLATION_GROUP_
 strengths=(--alphas off,0.5,1,auto --seeds "$SEEDS")
 documents=()
 
-# sweep NAME OPTION…: a directory of that name, and its record for the page.
+# sweep NAME OPTION…: runs a sweep into the directory NAME, and adds its record to the report.
 sweep() {
     printf '\n== %s\n' "$1"
     "$AQUATINT" sweep "$model" --out "$out/$1" "${evaluation[@]}" "${@:2}"
@@ -52,10 +52,10 @@ sweep() {
 
 mkdir -p "$out"
 
-# Tables of perplexity and of accuracy: every method, with and without propagation.
+# The tables of perplexity and accuracy: every method, with and without propagation.
 sweep table "${calibration[@]}" "${table[@]}" --samples "$SAMPLES" --eval-seq-len "$EVAL_SEQ_LEN"
 
-# Figure 2: the error of the first blocks on its way through the model.
+# Figure 2: how the error of the first blocks grows through the model.
 growth=$out/error-growth
 if [[ ! -e $growth.json ]]; then
     printf '\n== error growth, the first %s blocks quantized\n' "$BLOCKS"
@@ -64,7 +64,7 @@ if [[ ! -e $growth.json ]]; then
 fi
 documents+=("$growth.json")
 
-# Ablations: propagation strength, amount of calibration text, its domain, and sequences longer than the calibration windows.
+# The ablations: propagation strength, amount and domain of the calibration text, and sequences longer than the calibration windows.
 sweep alpha "${calibration[@]}" "${ablation[@]}" "${strengths[@]}" --samples "$SAMPLES" --eval-seq-len "$EVAL_SEQ_LEN"
 for samples in $SAMPLE_COUNTS; do
     sweep "samples-$samples" "${calibration[@]}" "${ablation[@]}" --alphas off,auto --samples "$samples" --eval-seq-len "$EVAL_SEQ_LEN"

@@ -1,7 +1,7 @@
-//! A whole run on random weights of the shape of SmolLM2-135M: `cargo bench --bench pipeline -- --device NAME`.
+//! Measures a whole run on random weights with the shape of SmolLM2-135M: `cargo bench --bench pipeline -- --device NAME`.
 //!
-//! Time does not depend on the values of the weights, and every block costs the same, so a few blocks stand for 30.
-//! Rates are held against a large matrix product measured in the same run.
+//! The time does not depend on the values of the weights, and every block takes the same time. So a few blocks represent all 30.
+//! Rates are compared with a large matrix product, which is measured in the same run.
 
 mod support;
 
@@ -25,9 +25,9 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 use support::{Table, percent};
 
-/// Tokens that the model knows: few, for the embedding is no part of what is measured.
+/// The size of the vocabulary. It is small, because the embedding is not measured.
 const VOCABULARY: usize = 1024;
-/// A phase at this share of the matmul limit counts as running well.
+/// A phase that reaches this share of the matmul limit is efficient.
 const GOOD_SHARE: f64 = 0.6;
 
 /// Quantizes random weights of SmolLM2's shape to 3 bits per channel, automatic α, and says where the time goes.
@@ -56,7 +56,7 @@ struct Arguments {
     bench: bool,
 }
 
-/// A clock.
+/// An observer with a clock, which prints a line after each block.
 struct Clock(Instant);
 
 impl Observer for Clock {
@@ -129,21 +129,22 @@ fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// Floating-point operations of a phase over the run, where they are almost all matrix products.
+/// Returns the floating-point operations of a phase over the run; `None` for phases that are not mostly matrix products.
 ///
-/// Forward: both streams through linears and causal attention. Statistics: half of X̂ᵀX̂, and δᵀX̂. Nothing else counts.
+/// Forward: both streams through the linears and causal attention. Statistics: half of X̂ᵀX̂, and δᵀX̂. Other operations are not
+/// counted.
 fn flops(config: &ModelConfig, phase: Phase, samples: usize, seq_len: usize) -> Option<f64> {
     let tokens = (samples * seq_len) as f64;
     let linears = config.block_linears(0);
     let per_block = match phase {
         Phase::Forward => {
             let weights: usize = linears.iter().map(|linear| linear.rows * linear.columns).sum();
-            // Rows of q are heads × head_dim; a query sees (length + 1) / 2 keys on average.
+            // q has heads × head_dim rows. A query sees (length + 1) / 2 keys on average.
             let attention = 2.0 * linears[0].rows as f64 * (seq_len + 1) as f64;
             2.0 * tokens * (2.0 * weights as f64 + attention)
         }
         Phase::Statistics => {
-            // The inputs of q, o, gate and down, one of each group.
+            // The inputs of q, o, gate and down: one linear of each group.
             let squares: usize = [0, 3, 4, 6].iter().map(|&i| linears[i].columns.pow(2)).sum();
             3.0 * tokens * squares as f64
         }
@@ -152,13 +153,13 @@ fn flops(config: &ModelConfig, phase: Phase, samples: usize, seq_len: usize) -> 
     Some(per_block * config.blocks.len() as f64)
 }
 
-/// Windows of random tokens.
+/// Returns windows of random tokens.
 fn windows(samples: usize, seq_len: usize) -> Vec<Vec<u32>> {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     (0..samples).map(|_| (0..seq_len).map(|_| rng.random_range(0..VOCABULARY as u32)).collect()).collect()
 }
 
-/// A checkpoint in memory, in bf16, whose activations neither vanish nor overflow.
+/// Returns a random checkpoint in memory, in bf16. Its activations neither vanish nor overflow.
 async fn random_checkpoint(blocks: usize, seq_len: usize) -> Result<Checkpoint> {
     let config = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536,
@@ -172,7 +173,7 @@ async fn random_checkpoint(blocks: usize, seq_len: usize) -> Result<Checkpoint> 
     {
         let (start, len) = (data.len(), shape.iter().product());
         let values = match shape[..] {
-            // Of unit variance over a row; norms are left at 1.
+            // An input of unit variance gives products of unit variance. Norms are 1.
             [_, columns] => support::random(seed as u64, len, (3.0 / columns as f32).sqrt()),
             _ => vec![1.0; len],
         };
@@ -186,7 +187,7 @@ async fn random_checkpoint(blocks: usize, seq_len: usize) -> Result<Checkpoint> 
     Checkpoint::from_sources("random weights", files.into_iter().map(source).collect()).await
 }
 
-/// The most memory that this process ever held, where the system keeps count.
+/// Returns the peak memory of this process in bytes, if the system tells it.
 fn peak_bytes() -> Option<f64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -1,4 +1,5 @@
-# To be sourced: TARGETS, those that the arguments name or all, built into PROGRAMS unless that says where they lie already.
+# Sourced by run.sh and save.sh. Sets TARGETS to the targets that the arguments name, or to all. Builds them and sets PROGRAMS to
+# the folder of the programs, unless PROGRAMS names the folder of programs that are built already.
 cd "$(dirname "${BASH_SOURCE[0]}")"
 TARGETS=${*:-$(cargo +nightly fuzz list)}
 if [ -z "${PROGRAMS:-}" ]; then

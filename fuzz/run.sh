@@ -1,6 +1,6 @@
 #!/bin/bash
-# ./run.sh SECONDS [TARGET…]: fuzzes each target for so long, one after the other, and prints a row of a table for each.
-# A finding ends libFuzzer; it is started again until the time is over.
+# ./run.sh SECONDS [TARGET…]: fuzzes each target for SECONDS, one after the other, and prints a table with a row for each.
+# libFuzzer stops at a finding. It is started again until the time is over.
 set -u
 seconds=$1
 shift
@@ -22,7 +22,7 @@ for target in $TARGETS; do
         [ "${covered:-0}" -gt "$edges" ] && edges=$covered
         if [ $found = 1 ]; then
             grep -A 1 -E 'panicked at src|ERROR|SUMMARY|Test unit written' "$log" >&2
-            # It did not come as far as the first file.
+            # Without this number, the target failed before its first file.
             [ -n "$done" ] || { tail -5 "$log" >&2; break; }
         fi
     done

@@ -1,6 +1,6 @@
 #!/bin/bash
-# ./save.sh [TARGET…]: copies 30 small files of corpus/TARGET that together reach most of what it reaches to corpus-saved/TARGET.
-# What has a name there, not a hash, stays.
+# ./save.sh [TARGET…]: copies 30 small files of corpus/TARGET to corpus-saved/TARGET. Together they cover most of the code that the
+# corpus covers. Files there with a name, not a hash, are kept.
 set -eu
 . "$(dirname "$0")/programs.sh"
 for target in $TARGETS; do
@@ -11,7 +11,7 @@ for target in $TARGETS; do
     saved=corpus-saved/$target
     mkdir -p "$saved"
     find "$saved" -type f -regextype egrep -regex '.*/[0-9a-f]{40}' -delete
-    # libFuzzer writes the file that adds most first.
+    # libFuzzer writes the file with the most new coverage first.
     ls -tr "$few" | head -30 | sed "s|^|$few/|" | xargs cp -t "$saved"
     echo "$target: $(find "$saved" -type f | wc -l) files, $(cat "$saved"/* | wc -c) bytes"
     rm -r "$few" "$few.log" "$small"

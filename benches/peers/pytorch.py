@@ -1,14 +1,14 @@
 #!/usr/bin/env python3
-"""GPTQ with quantization error propagation in plain PyTorch: the peer that aquatint's speed is compared with.
+"""Runs GPTQ with quantization error propagation in plain PyTorch, for a comparison with aquatint's speed.
 
     benches/peers/pytorch.py MODEL --calibration TEXT [--samples N] [--seq-len N] [--bits B] [--alpha A|off]
                              [--evaluate TEXT --windows N --eval-seq-len N] [--device cpu|cuda]
     benches/peers/pytorch.py --shape llama-2-7b --blocks N [the same, without texts]
 
-Written as the public implementations of GPTQ and QEP (arXiv 2210.17323, 2504.09629) go about it: the model is a Hugging
-Face module; blocks are run one window at a time with hooks on the linears of a group, once with the original weights and once with
-what is quantized so far; H and D add up in f32; weights are corrected with a Cholesky solve and rounded column by column
-in blocks of 128, by falling activation, on one min-max grid per row. The same run by aquatint:
+The script follows the public implementations of GPTQ and QEP (arXiv 2210.17323, 2504.09629). The model is a Hugging Face module.
+Blocks run one window at a time with hooks on the linears of a group, once with the original weights and once with the weights
+quantized so far. H and D are summed in f32. Weights are corrected by a Cholesky solve. They are rounded column by column in blocks
+of 128, in descending order of activation, on one min-max grid per row. The same run with aquatint:
 
     aquatint quantize MODEL --out OUT --calibration TEXT --sampling sequential --samples N --seq-len N --bits B --asym \\
         --group-size -1 --alpha A --grid minmax --descent 0
@@ -66,7 +66,7 @@ def real_model(args):
 
 
 def first_inputs(model, tokens, device):
-    """What enters the first block, window by window, and the arguments that every block gets beside it."""
+    """Returns the inputs of the first block, one per window, and the other arguments of every block."""
     inputs, rest = [], {}
 
     def catch(module, args, kwargs):
@@ -90,7 +90,7 @@ def run_block(block, hidden, rest):
 
 
 def input_of(block, name, hidden, rest):
-    """What the linear `name` reads when the block gets `hidden`."""
+    """Returns the input of the linear `name` when the block's input is `hidden`."""
     caught = []
 
     def catch(module, args):

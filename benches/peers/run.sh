@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# aquatint beside the plain PyTorch script, on the same tokens with the same options, one after the other:
+# Runs the plain PyTorch script and then aquatint on the same tokens with the same options, and prints a table of their times:
 #
 #     [VARIABLE=VALUE …] benches/peers/run.sh MODEL CALIBRATION EVALUATION OUT
 #     [VARIABLE=VALUE …] benches/peers/run.sh --shape SHAPE OUT
 #
-# MODEL is a Hugging Face directory, the texts are plain text, OUT a directory for the records. SHAPE is one of bench-model's, of
-# which BLOCKS blocks (2) of random weights get as many random tokens. Makes a virtual environment for PyTorch below OUT unless
-# PYTHON names an interpreter that has torch and transformers.
+# MODEL is a Hugging Face directory, the texts are plain text, and OUT is a directory for the records. SHAPE is a shape of
+# bench-model: BLOCKS blocks (2) with random weights, on random tokens. A virtual environment for PyTorch is made below OUT, unless
+# PYTHON names an interpreter with torch and transformers.
 set -euo pipefail
 shape= model= calibration= evaluation=
 case $# in

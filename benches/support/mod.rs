@@ -1,7 +1,7 @@
-//! What the benches share: the device to measure, its limits, a stopwatch that waits for a GPU, and a Markdown table.
+//! The common code of the benches: opening a device, measuring its limits, timing an operation, and printing a Markdown table.
 //!
-//! A rate alone says little, so each run first measures what the machine can do, and every rate stands next to that.
-#![allow(dead_code)] // each bench uses a part of this
+//! Each run first measures the machine's limits, so that every rate can be compared with a limit.
+#![allow(dead_code)] // no bench uses all of it
 
 use std::process::ExitCode;
 use std::sync::LazyLock;
@@ -18,16 +18,16 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
-/// Repetitions between two looks at the clock last this long, so that waiting for a GPU does not count.
+/// Seconds of one batch of repetitions. It is long enough that the wait for the GPU at its end does not matter.
 const BATCH_SECONDS: f64 = 0.1;
-/// Batches at most, of which the fastest counts.
+/// The most batches of a measurement. The fastest one counts.
 const BATCHES: usize = 7;
-/// No further batch is begun after this long.
+/// No batch is started after this many seconds.
 const BUDGET_SECONDS: f64 = 1.0;
-/// Bytes copied to measure the copy rate: more than any cache holds.
+/// The bytes of the copy that measures the copy rate. No cache is as large.
 const COPY_BYTES: usize = 256 << 20;
 
-/// A bench as a front end: it has a clock, and times the shapes of the fast tier each time.
+/// The front end of a bench. It has a clock, and it remembers no shapes of the fast tier, so they are timed in every run.
 struct Bench;
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -38,7 +38,7 @@ impl FrontEnd for Bench {
     }
 }
 
-/// Opens the device called `name` with these kernels, and prints what it is.
+/// Opens the device called `name` with the kernels of `precision`, and prints its description. Errors: as [`tier::open`].
 pub fn open(name: &str, precision: Precision) -> Result<Device> {
     let Ok(choice) = name.parse::<Choice>();
     let (device, _) = block_on(tier::open(&choice, precision, &Bench))?;
@@ -55,7 +55,7 @@ pub fn open(name: &str, precision: Precision) -> Result<Device> {
     Ok(device)
 }
 
-/// Ends a bench: an error goes to standard error as its sentence.
+/// Returns the exit code of a bench. An error is printed to standard error.
 pub fn exit(outcome: Result<()>) -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -66,19 +66,19 @@ pub fn exit(outcome: Result<()>) -> ExitCode {
     }
 }
 
-/// Seeded values, uniform in [-scale, scale).
+/// Returns seeded random values, uniform in [-scale, scale).
 pub fn random(seed: u64, len: usize, scale: f32) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..len).map(|_| rng.random_range(-scale..scale)).collect()
 }
 
-/// A random tensor on the device.
+/// Uploads a random tensor, uniform in [-scale, scale).
 pub fn tensor(rec: &mut Recorder, shape: &[usize], scale: f32) -> Result<Tensor> {
     let len = shape.iter().product();
     rec.upload(shape, random(len as u64, len, scale))
 }
 
-/// Seconds that one call of `op` takes: warmed up, in batches, the fastest batch.
+/// Returns the seconds of one call of `op`: the mean of the fastest batch of calls, after a warm-up call.
 pub fn seconds(rec: &mut Recorder, mut op: impl FnMut(&mut Recorder) -> Result<()>) -> Result<f64> {
     op(rec)?;
     block_on(rec.finish())?;
@@ -102,7 +102,7 @@ pub fn seconds(rec: &mut Recorder, mut op: impl FnMut(&mut Recorder) -> Result<(
     Ok(best)
 }
 
-/// Floating-point operations per second of a large product: of faer on the CPU, of our own kernel on a GPU.
+/// Measures the floating-point operations per second of a large product, with faer on the CPU and with our own kernel on a GPU.
 pub fn matmul_limit(rec: &mut Recorder, quick: bool) -> Result<f64> {
     let shapes = match (rec.device(), quick) {
         (Device::Cpu, false) => vec![[2048, 2048, 2048], [4096, 4096, 1024]],
@@ -134,7 +134,7 @@ pub fn matmul_limit(rec: &mut Recorder, quick: bool) -> Result<f64> {
     Ok(best)
 }
 
-/// Bytes per second of a large copy, those read and those written both counted.
+/// Measures the bytes per second of a large copy. Bytes that are read and bytes that are written both count.
 pub fn copy_limit(rec: &mut Recorder, quick: bool) -> Result<f64> {
     let wanted = if quick { COPY_BYTES / 4 } else { COPY_BYTES };
     let bytes = rec.device().largest_array().min(wanted as u64) as usize;
@@ -155,7 +155,7 @@ pub fn copy_limit(rec: &mut Recorder, quick: bool) -> Result<f64> {
     Ok(2.0 * bytes as f64 / taken)
 }
 
-/// `1.23 ms` and the like.
+/// Formats a duration: `1.23 ms`.
 pub fn duration(seconds: f64) -> String {
     match seconds {
         s if s < 1e-3 => format!("{:.1} µs", s * 1e6),
@@ -164,19 +164,19 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// A quotient in percent.
+/// Formats a quotient in percent.
 pub fn percent(share: f64) -> String {
     format!("{:.0} %", share * 100.0)
 }
 
-/// Rows of text, printed as a Markdown table: words to the left, numbers to the right.
+/// A Markdown table. Columns of words are aligned left, columns of numbers right.
 pub struct Table<const COLUMNS: usize> {
     rows: Vec<[String; COLUMNS]>,
     labels: usize,
 }
 
 impl<const COLUMNS: usize> Table<COLUMNS> {
-    /// A table with these headings, whose first `labels` columns are words and whose others are numbers.
+    /// Creates a table with these headings. The first `labels` columns are words, the others are numbers.
     pub fn new(headings: [&str; COLUMNS], labels: usize) -> Self {
         Self { rows: vec![headings.map(str::to_owned)], labels }
     }

@@ -1,4 +1,5 @@
-//! What the fuzz targets do, most of it shared with the tests of mutants (tests/suite/mutations).
+//! The common code of the fuzz targets. It shares the parsers, the seeds and the memory limit with the test suite
+//! (tests/suite/mutations). The targets are in `fuzz/targets`, one file each.
 
 #[path = "../../tests/suite/mutations/allocation.rs"]
 mod allocation;
@@ -14,17 +15,18 @@ use std::path::PathBuf;
 
 use serde::de::IgnoredAny;
 
-/// Feeds a file to a parser. Panics if that does, or takes more memory than the file warrants.
+/// Feeds a file to a parser. Panics if the parser panics or holds more memory than allowed for a file of this size.
 pub fn feed(parser: fn(&[u8]), bytes: &[u8]) {
     if let Err(found) = allocation::check(parser, bytes) {
         panic!("{found}");
     }
 }
 
-/// Gets ready for [`feed`]: what is made once and kept is not the file's, and a panic that the parser catches is none. Writes
-/// the good files to start from to the directory SEEDS, if that is set.
+/// Prepares a process for [`feed`]. It runs the parser once, so that values which are made once and kept are not counted as memory
+/// of a file. It replaces the panic hook, so that a panic which the parser catches does not end the process. If the variable SEEDS
+/// is set, it writes the seeds, valid files to start from, to that directory.
 pub fn prepare(name: &str, parser: fn(&[u8])) {
-    // libfuzzer-sys ends the process at every panic. A backtrace of each would take most of the time.
+    // The hook of libfuzzer-sys ends the process at every panic. This one prints no backtrace, which would take most of the time.
     std::panic::set_hook(Box::new(|panic| eprintln!("{panic}")));
     parser(&[]);
     let Some(directory) = std::env::var_os("SEEDS").map(PathBuf::from) else { return };
@@ -33,8 +35,8 @@ pub fn prepare(name: &str, parser: fn(&[u8])) {
     }
 }
 
-/// Writes the length of a safetensors header where it belongs, if the header is JSON: a mutation that changes the one but not
-/// the other tests nothing but that. `weights` is the whole file.
+/// Corrects the length field of a safetensors file if its header is JSON. A mutation that changes the header but not the length
+/// would only test the check of the length. `weights` is the whole file.
 pub fn mend_length(weights: &mut [u8]) {
     let Some((length, rest)) = weights.split_first_chunk_mut::<8>() else { return };
     let mut header = serde_json::Deserializer::from_slice(rest).into_iter::<IgnoredAny>();
@@ -43,7 +45,8 @@ pub fn mend_length(weights: &mut [u8]) {
     }
 }
 
-/// The fuzz target for the parser of that name. `weights after`: where safetensors bytes begin in the file.
+/// Defines the fuzz target of a parser in [`targets`]. `weights after`: a function that returns the byte at which the safetensors
+/// part of the file begins.
 #[macro_export]
 macro_rules! target {
     ($name:ident) => {
@@ -57,7 +60,7 @@ macro_rules! target {
         libfuzzer_sys::fuzz_mutator!(|data: &mut [u8], size: usize, max_size: usize, seed: u32| {
             let size = libfuzzer_sys::fuzzer_mutate(data, size, max_size);
             let start: fn(&[u8]) -> usize = $start;
-            // Now and then the length may be wrong.
+            // One mutation in eight keeps a wrong length.
             if !seed.is_multiple_of(8) {
                 let start = start(&data[..size]);
                 $crate::mend_length(&mut data[start..size]);

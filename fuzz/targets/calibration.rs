@@ -1,4 +1,4 @@
-//! A text, plain or in lines of JSON.
+//! Fuzz target: a calibration text, plain or in lines of JSON.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! A whole checkpoint, ordinary or GPTQ: config.json, a line break, and one safetensors file.
+//! Fuzz target: a checkpoint, ordinary or GPTQ. The input is config.json, a line break, and one safetensors file.
 
 #![no_main]
 

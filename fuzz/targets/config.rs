@@ -1,4 +1,4 @@
-//! config.json.
+//! Fuzz target: config.json.
 
 #![no_main]
 

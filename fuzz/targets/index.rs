@@ -1,4 +1,4 @@
-//! model.safetensors.index.json.
+//! Fuzz target: model.safetensors.index.json.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! The record of a finished block, for --resume.
+//! Fuzz target: the record of a finished block, which `--resume` reads.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! What --json or --report wrote.
+//! Fuzz target: a report, written by `--json` or `--report`.
 
 #![no_main]
 

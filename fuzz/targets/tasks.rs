@@ -1,4 +1,4 @@
-//! Multiple-choice questions in lines of JSON.
+//! Fuzz target: multiple-choice questions in lines of JSON.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! tokenizer.json.
+//! Fuzz target: tokenizer.json.
 
 #![no_main]
 

@@ -1,4 +1,5 @@
-//! A prompt continued by the original or by the quantized model, told piece by piece.
+//! Text generation for the page. The original or the quantized model continues a prompt, and each new piece of text is sent to
+//! the page as an event. [`crate::session`] calls it.
 
 use std::cell::Cell;
 
@@ -11,18 +12,18 @@ use wasm_bindgen::JsValue;
 use crate::failure::to_js;
 use crate::progress::seconds;
 
-/// What the page asks for.
+/// The page's request for a continuation.
 #[derive(Deserialize)]
 pub struct Request {
     prompt: String,
-    /// `original` or `quantized`.
+    /// The model to use: `original` or `quantized`.
     pub which: String,
     tokens: usize,
     temperature: f64,
     seed: u64,
 }
 
-/// All of the text, and how long it took.
+/// The answer to a [`Request`]: the generated text, its number of tokens, and the time taken.
 #[derive(Serialize)]
 pub struct Continuation {
     text: String,
@@ -38,7 +39,10 @@ struct Piece<'a> {
 }
 
 impl Request {
-    /// Continues the prompt with `model`. The model is loaded for this one text and let go, as both would fill a small GPU.
+    /// Continues the prompt with `model`. The model is loaded for this text and freed afterwards, because a small GPU cannot hold
+    /// the original and the quantized model at once.
+    ///
+    /// Errors: invalid options, a text that does not fit the model, a failure of the device, or `Error::Cancelled`.
     pub async fn run(
         self,
         rec: &mut Recorder,
@@ -60,7 +64,7 @@ impl Request {
                 return Err(Error::Cancelled);
             }
             text.push_str(&piece);
-            // The page's handler does not throw; if it did, there would be nobody to tell.
+            // The page's handler does not throw. If it did, the error could not be reported anywhere.
             let _ = page.call1(&JsValue::NULL, &to_js(&Piece { event: "token", which: &which, text: &text }));
         }
         let tokens = generator.generated().len();

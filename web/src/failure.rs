@@ -1,4 +1,5 @@
-//! Errors on their way to the page: a kind to act on and a sentence to show, in the page's words.
+//! Errors as the page receives them: a kind, which the page acts on, and a sentence in the page's words, which it shows. The
+//! conversions between Rust values and plain JavaScript objects are here too.
 
 use aquatint::Error;
 use serde::Serialize;
@@ -6,7 +7,7 @@ use wasm_bindgen::JsValue;
 
 use crate::names::PageNames;
 
-/// What the worker's promise rejects with.
+/// The object that a rejected promise of the worker carries.
 #[derive(Serialize)]
 pub struct Failure {
     kind: &'static str,
@@ -29,7 +30,7 @@ impl From<Error> for Failure {
 }
 
 impl Failure {
-    /// The sentence alone.
+    /// Returns the sentence without the kind.
     pub fn into_message(self) -> String {
         self.message
     }
@@ -41,13 +42,15 @@ impl From<Failure> for JsValue {
     }
 }
 
-/// A value of ours as a plain object of JavaScript.
+/// Converts a value to a plain JavaScript object.
 pub fn to_js(value: &impl Serialize) -> JsValue {
     let serializer = serde_wasm_bindgen::Serializer::json_compatible();
     value.serialize(&serializer).unwrap_or_else(|error| JsValue::from_str(&error.to_string()))
 }
 
-/// A plain object of JavaScript as a value of ours. The page made it, so a misfit is a bug, not a user's mistake.
+/// Converts a plain JavaScript object to a value. `what` names the call for the message.
+///
+/// Errors: an object of another shape. The page made the object, so this is a bug and not a user's mistake.
 pub fn from_js<T: serde::de::DeserializeOwned>(value: JsValue, what: &'static str) -> Result<T, Failure> {
     serde_wasm_bindgen::from_value(value)
         .map_err(|error| Failure { kind: "internal", message: format!("{what}: {error}; please report this") })

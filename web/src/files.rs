@@ -1,5 +1,5 @@
-//! Files of the browser as the library's sources and sinks. JavaScript holds them (`static/sources.js`,
-//! `static/storage.js`); only the ranges in hand are ever in wasm memory.
+//! The browser's files as the library's sources and sinks. JavaScript holds the files (`static/worker-models.js`,
+//! `static/worker-storage.js`). Only the byte ranges in use are in wasm memory.
 
 use std::borrow::Cow;
 use std::io;
@@ -14,7 +14,7 @@ use wasm_bindgen::prelude::*;
 
 #[wasm_bindgen]
 extern "C" {
-    /// A file that can be read by ranges: on disk, behind HTTP, or in the private file system.
+    /// A file that can be read by byte ranges. It is on disk, behind HTTP, or in the private file system.
     pub type JsFile;
     #[wasm_bindgen(method, getter)]
     fn name(this: &JsFile) -> String;
@@ -23,21 +23,21 @@ extern "C" {
     #[wasm_bindgen(method, catch)]
     async fn read(this: &JsFile, start: f64, end: f64) -> std::result::Result<JsValue, JsValue>;
 
-    /// The part of the private file system that belongs to this page.
+    /// This page's part of the browser's private file system.
     pub type JsStorage;
-    /// Starts a folder, replacing one of that name.
+    /// Creates a folder and replaces an older one of the same name.
     #[wasm_bindgen(method, catch)]
     async fn create(this: &JsStorage, folder: &str) -> std::result::Result<JsValue, JsValue>;
-    /// The files of a committed folder.
+    /// Lists the files of a committed folder.
     #[wasm_bindgen(method, catch)]
     async fn files(this: &JsStorage, folder: &str) -> std::result::Result<JsValue, JsValue>;
-    /// Removes a folder, if it is there.
+    /// Removes a folder if it exists.
     #[wasm_bindgen(method, catch)]
     async fn remove(this: &JsStorage, folder: &str) -> std::result::Result<JsValue, JsValue>;
 
-    /// A folder being written.
+    /// A folder that is being written.
     type JsFolder;
-    /// Bytes left, NaN where unknown.
+    /// The bytes that are still free; NaN if unknown.
     #[wasm_bindgen(method, getter)]
     fn available(this: &JsFolder) -> f64;
     #[wasm_bindgen(method, js_name = create, catch)]
@@ -56,7 +56,7 @@ extern "C" {
     fn message(this: &JsError) -> Option<String>;
 }
 
-/// What JavaScript threw, as an error of input and output.
+/// Converts a value that JavaScript threw to an I/O error.
 fn thrown(value: JsValue) -> io::Error {
     let error: JsError = value.unchecked_into();
     let message = error.message().unwrap_or_else(|| "no reason was given".to_owned());
@@ -101,7 +101,9 @@ impl RangeSource {
     }
 }
 
-/// Opens the checkpoint that `files` hold; others among them are left alone. `place` names it in messages.
+/// Opens the checkpoint in `files`. Files that do not belong to a checkpoint are ignored. `place` names it in messages.
+///
+/// Errors: a file that is missing, cannot be read, or does not describe a supported model.
 pub async fn open_checkpoint(place: &str, files: Vec<JsFile>) -> Result<Checkpoint> {
     let sources = files
         .into_iter()
@@ -142,24 +144,24 @@ impl Sink for FolderSink {
     }
 }
 
-/// A sink that writes to a new folder.
+/// Creates a folder in `storage` and returns a sink that writes to it. Errors: the browser refuses the folder.
 pub async fn create_folder(storage: &JsStorage, folder: &str) -> Result<Box<dyn Sink>> {
     let folder = storage.create(folder).await.map_err(|e| storage_error("create a folder in", e))?;
     Ok(Box::new(FolderSink { folder: folder.unchecked_into() }))
 }
 
-/// The files of a folder that was written.
+/// Returns the files of a committed folder. Errors: the folder cannot be listed.
 pub async fn written_files(storage: &JsStorage, folder: &str) -> Result<Vec<JsFile>> {
     let files = storage.files(folder).await.map_err(|e| storage_error("list", e))?;
     Ok(files.unchecked_into::<Array>().iter().map(JsCast::unchecked_into).collect())
 }
 
-/// Names and sizes of such files.
+/// Returns the name and the size in bytes of each file.
 pub fn listing(files: &[JsFile]) -> Vec<(String, u64)> {
     files.iter().map(|file| (file.name(), file.size() as u64)).collect()
 }
 
-/// Removes a folder, if it is there.
+/// Removes a folder if it exists. Errors: the browser refuses to remove it.
 pub async fn remove_folder(storage: &JsStorage, folder: &str) -> Result<()> {
     storage.remove(folder).await.map(drop).map_err(|e| storage_error("remove a folder of", e))
 }

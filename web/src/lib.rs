@@ -1,8 +1,8 @@
-//! Aquatint in a web page: what the worker (`static/worker.js`) calls. Empty on every target but wasm32.
+//! Aquatint in a web page. The page's worker (`static/worker.js`) calls this crate, which is empty on every target but wasm32.
 //!
-//! The library does the work; here are only its ends: files that come from the page by byte ranges ([`files`]), files that go
-//! to the browser's private file system ([`files`] again), the page's words for options ([`options`], [`names`]),
-//! and progress ([`progress`]). [`session`] ties them together.
+//! The library does the work, and this crate connects it to the page. [`files`] reads models by byte ranges and writes results to
+//! the browser's private file system. [`options`] and [`names`] translate the page's options and their names. [`progress`] sends
+//! progress. [`session`] has the calls of the page; [`run`] and [`continuation`] carry out the two long ones.
 
 #![cfg(target_arch = "wasm32")]
 

@@ -1,9 +1,9 @@
-//! What the page calls the settings that the library's messages speak of. Most are labels of its form; what it does not offer
-//! can be set on the command line alone, and its name says so.
+//! The page's names for the settings in the library's messages. Most names are labels of the page's form. A setting that the page
+//! does not offer exists on the command line only, and its name says so.
 
 use aquatint::error::{Advice, Names, Setting};
 
-/// The words of the page.
+/// The page's table of names.
 pub struct PageNames;
 
 impl Names for PageNames {

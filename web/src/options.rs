@@ -1,4 +1,4 @@
-//! The page's options, and the library's that they stand for.
+//! The options as the page sends them, and their conversion to the library's options.
 
 use aquatint::checkpoint::{Checkpoint, Format, formats};
 use aquatint::error::Setting;
@@ -9,7 +9,7 @@ use aquatint::quant::{ActivationOrder, Alpha, AlphaPolicy, GroupSize, QuantizeOp
 use aquatint::{Error, Result};
 use serde::Deserialize;
 
-/// A word, or a value.
+/// An option that is either a value or a word.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(untagged)]
 pub enum Choice<T> {
@@ -19,7 +19,7 @@ pub enum Choice<T> {
     Word(String),
 }
 
-/// As the page sends them.
+/// The options of a run as the page sends them. `static/options.js` builds this object.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PageOptions {
@@ -38,7 +38,7 @@ pub struct PageOptions {
 }
 
 impl PageOptions {
-    /// The library's options. Errors: `Error::Input` for a value that cannot be used with `model`.
+    /// Converts to the library's options. Errors: `Error::Input` for a value that cannot be used with `model`.
     pub fn resolve(&self, model: &Checkpoint) -> Result<QuantizeOptions> {
         let options = QuantizeOptions {
             method: self.method.parse().map_err(|_| unknown(Setting::Method, &self.method))?,
@@ -81,9 +81,9 @@ impl PageOptions {
         }
     }
 
-    /// How layers are stored. Errors: `Error::Input` if there is no such format.
+    /// Returns the checkpoint format of the result. Errors: `Error::Input` if there is no such format.
     pub fn format(&self) -> Result<&'static dyn Format> {
-        formats::named(&self.format).ok_or_else(|| unknown("the format", &self.format))
+        formats::named(&self.format).ok_or_else(|| unknown(Setting::Format, &self.format))
     }
 }
 

@@ -1,4 +1,5 @@
-//! What a run tells the page while it goes on: the step in hand, how far it is, when it may end, and the error so far.
+//! Progress of a run, sent to the page as events: the current step, the share that is done, the remaining time, and the error
+//! after each block. [`crate::run`] uses it as the library's observer; `static/progress.js` shows it.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -17,28 +18,28 @@ extern "C" {
     fn milliseconds() -> f64;
 }
 
-/// Seconds since the worker started.
+/// Returns the seconds since the worker started.
 pub fn seconds() -> f64 {
     milliseconds() / 1000.0
 }
 
-/// The share of an evaluation that its blocks take; the rest is the head.
+/// The share of an evaluation's time that the blocks take. The head takes the rest.
 const BLOCKS_OF_EVALUATION: f64 = 0.7;
-/// No end is foretold before this much of the whole is done.
+/// The remaining time is estimated once this share of the whole run is done.
 const FORETELL_FROM: f64 = 0.03;
 
-/// One part of a run.
+/// One step of a run.
 #[derive(Debug, Clone, Copy)]
 pub struct Step {
-    /// What the page calls it.
+    /// The page's name for it.
     pub name: &'static str,
-    /// Which curve its block errors belong to, if any.
+    /// The curve that its block errors belong to, if any.
     pub series: Option<&'static str>,
-    /// Its share of the work, in any unit.
+    /// The amount of work, in a unit that all steps share.
     pub work: f64,
 }
 
-/// The observer of all steps.
+/// The observer of all steps of a run.
 pub struct Progress {
     page: Function,
     stop: Rc<Cell<bool>>,
@@ -60,12 +61,12 @@ enum Message<'a> {
 }
 
 impl Progress {
-    /// Before the first step. `stop` is set from outside to cancel.
+    /// Creates the observer before the first step. The session sets `stop` to cancel the run.
     pub fn new(page: Function, stop: Rc<Cell<bool>>, steps: Vec<Step>) -> Self {
         Self { page, stop, steps, current: 0, started: seconds(), blocks: 0, block: 0, done: 0.0, phase: "" }
     }
 
-    /// Begins the step of this name.
+    /// Begins the step called `name`.
     pub fn begin(&mut self, name: &str) {
         self.current = self.steps.iter().position(|step| step.name == name).unwrap_or(self.current);
         (self.done, self.block, self.phase) = (0.0, 0, "load");
@@ -74,7 +75,7 @@ impl Progress {
     }
 
     fn send(&self, message: &Message<'_>) {
-        // The page's handler does not throw; if it did, there would be nobody to tell.
+        // The page's handler does not throw. If it did, the error could not be reported anywhere.
         let _ = self.page.call1(&JsValue::NULL, &to_js(message));
     }
 
@@ -108,7 +109,7 @@ impl Observer for Progress {
             }
             Event::Group(ref group) => self.at(group, 1.0),
             Event::Write { .. } => self.phase = Phase::Write.label(),
-            // The page does not offer to quantize the output matrix, and makes one attempt.
+            // The page does not offer to quantize the output matrix, and a run on it makes one attempt only.
             Event::Head | Event::Retry { .. } => {}
             Event::Block { block, ref errors } => {
                 if let (Some(series), &[error]) = (self.steps[self.current].series, errors.as_slice()) {

@@ -1,4 +1,5 @@
-//! A run: quantize into the private file system, once more without correction if asked, and measure all of them.
+//! A run of the page. It quantizes the model into the private file system, quantizes it again without correction if the page asks
+//! for the comparison, and measures the perplexity of each model. [`crate::session`] calls it.
 
 use aquatint::checkpoint::Checkpoint;
 use aquatint::device::Recorder;
@@ -17,12 +18,12 @@ use crate::progress::{Progress, Step, seconds};
 use crate::summary::{FileSize, file_sizes};
 use crate::text::{TextArgs, Texts};
 
-/// The folder of the result.
+/// The folder of the quantized model.
 pub const QUANTIZED: &str = "quantized";
-/// The folder of the comparison, which is removed at the end.
+/// The folder of the model without correction. It is removed at the end of the run.
 const UNCORRECTED: &str = "uncorrected";
 
-/// What the page asks for.
+/// The page's request for a run.
 #[derive(Deserialize)]
 pub struct Request {
     options: PageOptions,
@@ -30,7 +31,7 @@ pub struct Request {
     compare: bool,
 }
 
-/// What it gets.
+/// The answer to a [`Request`].
 #[derive(Serialize)]
 pub struct Outcome {
     perplexity: Perplexity,
@@ -40,7 +41,7 @@ pub struct Outcome {
     layers: Vec<Layer>,
     memory: Memory,
     files: Vec<FileSize>,
-    /// JSON text to save.
+    /// The report as JSON text, for the user to save.
     report: String,
 }
 
@@ -83,7 +84,7 @@ struct Memory {
     device_estimate: u64,
 }
 
-/// The file that the page offers to save: the library's report, and what was measured here.
+/// The report file that the page offers to save: the library's report with the page's own measurements.
 #[derive(Serialize)]
 struct SavedReport<'a> {
     #[serde(flatten)]
@@ -92,25 +93,25 @@ struct SavedReport<'a> {
     perplexity: Perplexity,
     bytes: Bytes,
     memory: Memory,
-    /// The run without correction.
+    /// The report of the run without correction.
     #[serde(skip_serializing_if = "Option::is_none")]
     uncorrected: Option<&'a Report>,
 }
 
-/// Where a run takes place.
+/// The device, model, storage and observer of a run.
 pub struct Place<'a> {
-    /// The recorder of the GPU.
+    /// The recorder of the GPU's work.
     pub rec: &'a mut Recorder,
-    /// The original.
+    /// The original model.
     pub model: &'a Checkpoint,
-    /// Where results go.
+    /// The storage for the results.
     pub storage: &'a JsStorage,
-    /// Who is told.
+    /// The observer.
     pub progress: &'a mut Progress,
 }
 
-/// The steps of a run, each with its work: tokens times what one takes beside one that is measured on, as seen with the
-/// bundled model.
+/// Returns the steps of a run and their work. The unit is the time to evaluate one token; the factors for quantized tokens were
+/// measured with the bundled model. `tokens`: calibration tokens. `measured`: evaluation tokens.
 pub fn steps(request: &Request, tokens: usize, measured: usize) -> Vec<Step> {
     let step = |name, series, work: f64| Step { name, series, work };
     let measure = measured as f64;
@@ -126,24 +127,24 @@ pub fn steps(request: &Request, tokens: usize, measured: usize) -> Vec<Step> {
 }
 
 impl Request {
-    /// The library's options for `model`.
+    /// Returns the library's options for `model`. Errors: as [`PageOptions::resolve`].
     pub fn options(&self, model: &Checkpoint) -> aquatint::Result<QuantizeOptions> {
         self.options.resolve(model)
     }
 
-    /// Takes the text out and tokenizes it.
+    /// Takes the calibration text out of the request and tokenizes it. Errors: a text without tokens, or an unusable tokenizer.
     pub async fn texts(&mut self, model: &Checkpoint) -> aquatint::Result<Texts> {
         std::mem::take(&mut self.calibration).tokenize(model).await
     }
 }
 
 impl Place<'_> {
-    /// All steps. Whatever fails, nothing half-made stays behind.
+    /// Runs all steps. If one fails, the folders of the run are removed.
     pub async fn run(&mut self, request: &Request, texts: &Texts) -> Result<Outcome, Failure> {
         let outcome = self.try_run(request, texts).await;
         let _ = remove_folder(self.storage, UNCORRECTED).await;
         if outcome.is_err() {
-            // The first error is the one to tell.
+            // The error of the run is reported, not an error of the clean-up.
             let _ = remove_folder(self.storage, QUANTIZED).await;
         }
         Ok(outcome?)
@@ -223,7 +224,7 @@ impl Place<'_> {
     }
 }
 
-/// Perplexity and the number of predicted tokens.
+/// Returns the perplexity of `model` and the number of predicted tokens.
 async fn evaluate_one(
     rec: &mut Recorder,
     model: &Checkpoint,
@@ -237,7 +238,7 @@ async fn evaluate_one(
 }
 
 fn layers(report: &Report) -> Vec<Layer> {
-    let layer = |layer: &aquatint::report::LayerReport| Layer {
+    let layer = |layer: &aquatint::record::LayerReport| Layer {
         name: layer.name.clone(),
         alpha: layer.alpha,
         alpha_optimal: layer.alpha_optimal,
@@ -249,7 +250,7 @@ fn layers(report: &Report) -> Vec<Layer> {
     report.layers.iter().map(layer).collect()
 }
 
-/// The size of wasm memory, which never shrinks: its peak.
+/// Returns the size of wasm memory in bytes. Wasm memory never shrinks, so this is its peak.
 fn wasm_bytes() -> u64 {
     let memory: js_sys::WebAssembly::Memory = wasm_bindgen::JsCast::unchecked_into(wasm_bindgen::memory());
     let buffer: js_sys::ArrayBuffer = wasm_bindgen::JsCast::unchecked_into(memory.buffer());

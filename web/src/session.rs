@@ -1,4 +1,5 @@
-//! What the worker calls, one method per call of the page. All state of a page is here: device, model, result.
+//! The worker's entry point, with one method for each call of the page. It holds the page's state: the device, the model and the
+//! storage of results.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -24,13 +25,13 @@ extern "C" {
     fn error(message: &str);
 }
 
-/// A panic is a bug: the browser's console gets its words, and the worker dies of the trap that follows.
+/// Writes the message of a panic to the browser's console. A panic is a bug, and the trap that follows ends the worker.
 #[wasm_bindgen(start)]
 fn announce_panics() {
     std::panic::set_hook(Box::new(|panic| error(&panic.to_string())));
 }
 
-/// One page's work.
+/// The state of one page.
 #[wasm_bindgen]
 pub struct Session {
     page: Function,
@@ -73,19 +74,19 @@ impl From<AdapterSummary> for Gpu {
 
 #[wasm_bindgen]
 impl Session {
-    /// `page` takes events; `storage` is where results go.
+    /// Creates a session. `page` receives the events; `storage` takes the results.
     #[wasm_bindgen(constructor)]
     pub fn new(page: Function, storage: JsStorage) -> Self {
         Self { page, storage, device: RefCell::default(), model: RefCell::default(), stop: Rc::default() }
     }
 
-    /// The version and the GPU, if there is one.
+    /// Returns the version of aquatint and the GPU, if there is one.
     pub async fn start(&self) -> Result<JsValue, JsValue> {
         let gpu = adapters().await.into_iter().next().map(Gpu::from);
         Ok(to_js(&Start { version: env!("CARGO_PKG_VERSION"), gpu }))
     }
 
-    /// Opens a model, whose name in messages is `place`.
+    /// Opens the model in `files` and returns its summary. `place` names it in messages.
     pub async fn open(&self, place: String, files: Vec<JsFile>) -> Result<JsValue, JsValue> {
         self.model.take();
         let sizes = listing(&files);
@@ -96,14 +97,14 @@ impl Session {
         Ok(summary)
     }
 
-    /// What a run with these options would take.
+    /// Plans a run with these options.
     pub fn plan(&self, options: JsValue) -> Result<JsValue, JsValue> {
         let options: PageOptions = from_js(options, "plan")?;
         let model = self.model()?;
         Ok(to_js(&plan(&model, &options, self.device.borrow().as_ref())))
     }
 
-    /// Quantizes, compares and measures.
+    /// Quantizes the model, compares it with an uncorrected one if asked, and measures perplexities.
     pub async fn run(&self, request: JsValue) -> Result<JsValue, JsValue> {
         self.stop.set(false);
         let mut request: Request = from_js(request, "run")?;
@@ -117,13 +118,13 @@ impl Session {
         let mut place = Place { rec: &mut rec, model: &model, storage: &self.storage, progress: &mut progress };
         let outcome = place.run(&request, &texts).await;
         if outcome.is_err() {
-            // A device that failed is not used again; opening one costs little.
+            // A device that failed is not used again. Opening a new one costs little.
             self.device.take();
         }
         Ok(to_js(&outcome?))
     }
 
-    /// Continues a prompt with the original or the quantized model.
+    /// Continues a prompt with the original or with the quantized model.
     pub async fn generate(&self, request: JsValue) -> Result<JsValue, JsValue> {
         self.stop.set(false);
         let request: continuation::Request = from_js(request, "generate")?;
@@ -136,12 +137,12 @@ impl Session {
         Ok(to_js(&continued.map_err(Failure::from)?))
     }
 
-    /// Stops what is going on at the next opportunity.
+    /// Stops the current call at its next check.
     pub fn cancel(&self) {
         self.stop.set(true);
     }
 
-    /// Removes the written checkpoint.
+    /// Removes the quantized checkpoint from the storage.
     pub async fn discard(&self) -> Result<(), JsValue> {
         Ok(remove_folder(&self.storage, QUANTIZED).await.map_err(Failure::from)?)
     }
@@ -155,14 +156,14 @@ impl Session {
             .ok_or_else(|| Failure::from(Error::input("the model", "none", "an opened model", "choose one first")))
     }
 
-    /// The result, as it was written.
+    /// Opens the quantized checkpoint from the storage.
     async fn quantized(&self) -> Result<Checkpoint, Failure> {
         let files = written_files(&self.storage, QUANTIZED).await?;
         Ok(open_checkpoint("the quantized model", files).await?)
     }
 
-    /// The GPU of the browser, which is opened at first use. It may be emulated in software. A page lends it nothing: a
-    /// browser has no fast tier, and its clock is not used for submissions.
+    /// Returns the browser's GPU, which is opened at first use. It may be emulated in software. The page passes no front end to
+    /// it: a browser has no fast tier, and submissions are not timed.
     async fn device(&self) -> Result<Device, Failure> {
         if let Some(device) = self.device.borrow().clone() {
             return Ok(device);

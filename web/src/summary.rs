@@ -1,4 +1,5 @@
-//! What the page shows of a model before any work: what it is, how large, and whether it can be quantized here.
+//! Facts that the page shows before a run: a summary of the opened model, and a plan of the run that the options describe.
+//! Both list the problems that prevent a run.
 
 use aquatint::checkpoint::{Checkpoint, DEFAULT_SHARD_LIMIT, WritePlan};
 use aquatint::device::Device;
@@ -9,7 +10,7 @@ use serde::Serialize;
 use crate::failure::Failure;
 use crate::options::PageOptions;
 
-/// A model, opened.
+/// The summary of an opened model.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ModelSummary {
@@ -28,21 +29,21 @@ pub struct ModelSummary {
     problems: Vec<String>,
 }
 
-/// A file and its size.
+/// The name and the size of a file.
 #[derive(Serialize)]
 pub struct FileSize {
     /// File name.
     pub name: String,
-    /// Bytes.
+    /// Size in bytes.
     pub bytes: u64,
 }
 
-/// Names and sizes as the page reads them.
+/// Converts names and sizes to the form that the page reads.
 pub fn file_sizes(listing: Vec<(String, u64)>) -> Vec<FileSize> {
     listing.into_iter().map(|(name, bytes)| FileSize { name, bytes }).collect()
 }
 
-/// What a run with some options would take.
+/// The memory, output size and tokens of a run with given options, with its problems and warnings.
 #[derive(Serialize, Default)]
 #[serde(rename_all = "camelCase")]
 pub struct RunPlan {
@@ -54,7 +55,7 @@ pub struct RunPlan {
     warnings: Vec<String>,
 }
 
-/// Describes `model`. `device`: where it would run, if there is a GPU.
+/// Describes `model`. `listing`: its files and their sizes. `device`: the GPU, if there is one.
 pub fn describe(model: &Checkpoint, listing: Vec<(String, u64)>, device: Option<&Device>) -> ModelSummary {
     let config = model.config();
     let linears = config.block_linears(0);
@@ -96,7 +97,7 @@ fn too_large(model: &Checkpoint, seq_len: usize, device: &Device) -> Option<Stri
     })
 }
 
-/// What `options` would take with `model`.
+/// Plans a run of `model` with `options`.
 pub fn plan(model: &Checkpoint, options: &PageOptions, device: Option<&Device>) -> RunPlan {
     let sentence = |error| Failure::from(error).into_message();
     let resolved = match options.resolve(model) {

@@ -1,15 +1,15 @@
-//! The texts of a run: what is calibrated on, and what is measured on.
+//! The texts of a run: one for calibration, and one for the evaluation.
 
 use aquatint::calibration::TextFile;
 use aquatint::{Calibration, Checkpoint, Error, Result, Sampling};
 
-/// At most this many windows are measured on.
+/// The most windows that an evaluation uses.
 const MEASURED_WINDOWS: usize = 32;
 
-/// Bytes that are tokenized at once, about.
+/// About how many bytes are tokenized at once.
 const LONGEST_PIECE: usize = 512 << 10;
 
-/// A text as the page sends it. With `evaluation`, that is measured on; else the last tenth of `text`.
+/// A text as the page sends it. The evaluation uses `evaluation` if it is given, else the last tenth of `text`.
 #[derive(Debug, Default, serde::Deserialize)]
 pub struct TextArgs {
     name: String,
@@ -17,16 +17,18 @@ pub struct TextArgs {
     evaluation: Option<String>,
 }
 
-/// Both texts as tokens.
+/// Both texts, tokenized.
 pub struct Texts {
-    /// To calibrate on.
+    /// The calibration text.
     pub calibration: Calibration,
-    /// To measure on.
+    /// The evaluation text.
     pub evaluation: Calibration,
 }
 
 impl TextArgs {
-    /// Tokenizes both parts. A line that straddles the border belongs to the calibration.
+    /// Tokenizes both texts. A line that crosses the border of the last tenth belongs to the calibration text.
+    ///
+    /// Errors: a text without tokens, or an unusable tokenizer.
     pub async fn tokenize(self, model: &Checkpoint) -> Result<Texts> {
         let Self { name, text, evaluation } = self;
         let border = match &evaluation {
@@ -46,7 +48,7 @@ impl TextArgs {
     }
 }
 
-/// Cuts a long text at line breaks: tokenizing takes a hundred times the memory of the text, and wasm memory never shrinks.
+/// Cuts a long text at line breaks. Tokenizing a text takes a hundred times its memory, and wasm memory never shrinks.
 fn pieces(mut text: &str) -> Vec<&str> {
     let mut pieces = Vec::new();
     while let Some(start) = text.as_bytes().get(LONGEST_PIECE..) {
@@ -56,19 +58,21 @@ fn pieces(mut text: &str) -> Vec<&str> {
         text = rest;
     }
     pieces.push(text);
-    // What is left may be a line break and nothing else, which would count as a file without text.
+    // The last piece may be a line break only, which the library would reject as a file without text.
     pieces.retain(|piece| !piece.trim().is_empty());
     pieces
 }
 
-/// Where the last tenth begins: after the first line break in it.
+/// Returns the byte at which the held-out text begins: after the first line break in the last tenth.
 fn held_out_from(text: &str) -> usize {
     let tenth = text.len() - text.len() / 10;
     text.as_bytes()[tenth..].iter().position(|&byte| byte == b'\n').map_or(text.len(), |offset| tenth + offset + 1)
 }
 
 impl Texts {
-    /// The windows to measure on: the first of `seq_len` tokens.
+    /// Returns the evaluation windows: the first ones of the text, of `seq_len` tokens each.
+    ///
+    /// Errors: `Error::Input` if the text is shorter than one window.
     pub fn measured(&self, seq_len: usize) -> Result<Vec<Vec<u32>>> {
         let count = self.evaluation.sequential_windows(seq_len).min(MEASURED_WINDOWS);
         if count == 0 {

@@ -1,15 +1,15 @@
-// The section that chooses the calibration text.
+// The section of the page that chooses the calibration text. page.js creates it and sends its text to the worker.
 
 import { byId } from './dom.js';
 import { whole } from './format.js';
 import { readText } from './sources.js';
 
 export class CalibrationText {
-  /** `onChange` is called when another text is chosen; `message` shows what is wrong with a file. */
+  /** `onChange` is called after every change of the text. `message` shows the errors of a file. */
   constructor({ onChange, message }) {
     this.onChange = onChange;
     this.message = message;
-    this.file = null; // {name, text} once it is read
+    this.file = null; // {name, text, note} after the file was read
     this.reads = 0;
     this.fields = byId('calibration-fields');
     byId('calibration-file-input').addEventListener('change', ({ target }) => this.load(target.files[0]));
@@ -22,7 +22,7 @@ export class CalibrationText {
     return this.fields.querySelector('[name=calibration]:checked').value;
   }
 
-  /** As the protocol wants it, or null where a text is still missing. */
+  /** Returns the text as the worker's `run` takes it, or null if there is no text yet. */
   read() {
     if (this.kind === 'bundled') return { kind: 'bundled' };
     if (this.kind === 'file') return this.file && { kind: 'text', name: this.file.name, text: this.file.text };
@@ -30,12 +30,12 @@ export class CalibrationText {
     return text.trim() === '' ? null : { kind: 'text', name: 'the pasted text', text };
   }
 
-  /** What to do where `read` gives null. */
+  /** A sentence that says what to do when `read` returns null. */
   get missing() {
     return this.kind === 'file' ? 'Choose a calibration file first.' : 'Paste a calibration text first.';
   }
 
-  /** Takes a file from the picker or a drop. */
+  /** Reads a file from the picker or from a drop. */
   async load(file) {
     if (!file) return;
     byId('calibration-file').checked = true;

@@ -1,4 +1,5 @@
-// Small line and dot charts in SVG. Colours, dashes and sizes of type are in style.css (.chart); here is only geometry.
+// Small line and dot charts in SVG, for progress.js and result.js. This file has the geometry. Colours, dashes and font sizes are
+// in style.css (.chart, .series).
 
 import { make } from './dom.js';
 
@@ -8,10 +9,10 @@ const HEIGHT = 260;
 const MARKERS = ['disc', 'square', 'ring', 'cross'];
 
 /**
- * A chart in `container` that redraws itself when its width changes.
+ * A chart in `container`. It is redrawn when the width of its container changes.
  *
- * `spec`: {title, x: {label, min, max}, y: {label, scale: 'linear' | 'log', min?, max?}, empty: what to say without points}.
- * `series` of `draw`: [{name, style: 0..3, line: bool, points: [{x, y, label}]}]. On a log axis, points that are not above 0 are left out.
+ * `spec`: {title, x: {label, min, max}, y: {label, scale: 'linear' | 'log', min?, max?}, empty: the text of a chart without points}.
+ * `series` of `draw`: [{name, style: 0..3, line: bool, points: [{x, y, label}]}]. On a log axis, points at or below 0 are left out.
  */
 export class Chart {
   constructor(container, spec) {
@@ -33,7 +34,7 @@ export class Chart {
 
   render() {
     this.width = Math.floor(this.container.clientWidth);
-    if (this.width === 0) return; // hidden; the observer calls again
+    if (this.width === 0) return; // the chart is hidden; the observer calls again when it is shown
     this.container.replaceChildren(picture(this.spec, this.series, this.width), legend(this.series));
   }
 }
@@ -108,7 +109,7 @@ function legend(series) {
   return make('ul', { className: 'legend' }, ...entries);
 }
 
-/** The whole chart in words, for those who cannot see it; the page has the values as a table as well. */
+/** Describes the chart in words for screen readers. The page also shows the values in a table. */
 function describe(spec, series) {
   const parts = series.filter((one) => one.points.length > 0).map((one) => {
     const values = one.points.map((point) => point.y);
@@ -128,7 +129,7 @@ function linear(from, to, start, end) {
   return (value) => start + ((value - from) / span) * (end - start);
 }
 
-/** {at, ticks} of the vertical axis, wide enough for `values`. */
+/** Returns {at, ticks} of a vertical axis that covers `values`. `at` maps a value to a coordinate. */
 function vertical(axis, values) {
   const [bottom, top] = [HEIGHT - MARGIN.bottom, MARGIN.top];
   if (axis.scale === 'log') {
@@ -145,7 +146,7 @@ function vertical(axis, values) {
   return { at: linear(min, max, bottom, top), ticks };
 }
 
-/** From below the least value to above the greatest: 1, 2 and 5 times powers of ten, or these powers alone where they are many. */
+/** Returns ticks around all values: 1, 2 and 5 times powers of ten, or for a wide range only powers of ten. */
 function logTicks(values) {
   const [least, most] = [Math.min(...values), Math.max(...values)];
   const powers = (from, to) => Array.from({ length: to - from + 1 }, (_, i) => from + i);
@@ -157,7 +158,7 @@ function logTicks(values) {
   return all.slice(first, last + 1);
 }
 
-/** 1, 2 or 5 times a power of ten, at least `least`. */
+/** Returns the least number of the form 1, 2 or 5 times a power of ten that is not below `least`. */
 function niceStep(least) {
   const power = 10 ** Math.floor(Math.log10(least));
   const factor = [1, 2, 5, 10].find((candidate) => candidate * power >= least * (1 - 1e-9));

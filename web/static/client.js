@@ -1,6 +1,6 @@
-// The page's end of the wire to the worker: calls with answers, events, and what happens when the worker dies.
+// The page's connection to the worker (worker.js): calls with answers, events, and the handling of a worker that stops.
 
-/** What went wrong, in one sentence for people. `kind` as in the protocol. */
+/** An error with one sentence for the user. `kind` is that of web/src/failure.rs. */
 export class Failure extends Error {
   constructor(kind, message, cause) {
     super(message, { cause });
@@ -8,7 +8,7 @@ export class Failure extends Error {
   }
 }
 
-/** Calls the worker. `onEvent` gets its events; `onDeath` is told once that it died, with a Failure. */
+/** Calls the worker. `onEvent` receives its events. `onDeath` receives a Failure when the worker stops unexpectedly. */
 export class Client {
   constructor({ onEvent, onDeath }) {
     this.onEvent = onEvent;
@@ -16,10 +16,10 @@ export class Client {
     this.pending = new Map();
     this.lastId = 0;
     this.worker = null;
-    this.page = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`; // so that a new worker finds the old one's result
+    this.page = crypto.randomUUID?.() ?? `${Date.now()}-${Math.random()}`; // a restarted worker finds the results of this page by it
   }
 
-  /** Starts the worker, in place of one that runs already, and resolves with the answer to `start`. */
+  /** Starts the worker and resolves with its answer to `start`. A worker that is already running is stopped first. */
   start() {
     this.stop(new Failure('lost', 'The worker was started anew.'));
     const worker = new Worker(new URL('./worker.js', import.meta.url), { type: 'module' });
@@ -33,7 +33,7 @@ export class Client {
     return this.call('start', { page: this.page });
   }
 
-  /** Resolves with the worker's answer, rejects with a Failure. */
+  /** Sends a call. Resolves with the worker's answer, or rejects with a Failure. */
   call(name, args = {}) {
     return new Promise((resolve, reject) => {
       if (!this.worker) {

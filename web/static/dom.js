@@ -1,13 +1,13 @@
-// The few lines that stand between this page and the DOM.
+// Helpers for the DOM: finding and making elements, and the message box for errors. All sections of the page use them.
 
-/** The element with that id; a missing one is a bug of the page. */
+/** Returns the element with this id. A missing element is a bug of the page. */
 export function byId(id) {
   const element = document.getElementById(id);
   if (!element) throw new Error(`index.html has no element #${id}`);
   return element;
 }
 
-/** A new element with properties and children (nodes or strings). Never parses HTML. */
+/** Makes an element with properties and children (nodes or strings). Strings are never parsed as HTML. */
 export function make(tag, properties = {}, ...children) {
   const element = document.createElement(tag);
   for (const [key, value] of Object.entries(properties)) {
@@ -18,12 +18,12 @@ export function make(tag, properties = {}, ...children) {
   return element;
 }
 
-/** A table row: the first cell heads it. */
+/** Makes a table row. The first cell is its header. */
 export function row(head, ...cells) {
   return make('tr', {}, make('th', { scope: 'row' }, head), ...cells.map((cell) => make('td', {}, cell)));
 }
 
-/** Shows the error of one section of the page, and takes it away again. One at a time, next to what caused it. */
+/** The message box. It shows one error at a time, in the section of the page that caused it. */
 export class Message {
   constructor() {
     this.box = byId('message-box');
@@ -39,7 +39,7 @@ export class Message {
     this.box.scrollIntoView({ block: 'nearest' });
   }
 
-  /** Clears the message, or only one that stands in `slot`. */
+  /** Clears the message. With `slot`, clears it only if it is in that section. */
   clear(slot) {
     if (slot && this.box.parentElement?.dataset.slot !== slot) return;
     this.box.hidden = true;
@@ -50,7 +50,7 @@ export class Message {
 function sentence(error) {
   const text = String(error.message || 'Something failed without saying why.').trim();
   const first = text.split('\n', 1)[0];
-  // A capital only where a plain word begins the sentence: "model.safetensors: found …" begins with a name.
+  // The first letter is capitalized only if the sentence begins with a plain word. "model.safetensors: found …" begins with a name.
   const capital = /^[a-z]+ /.test(first) ? first.charAt(0).toUpperCase() + first.slice(1) : first;
   return /[.!?…]$/.test(capital) ? capital : `${capital}.`;
 }

@@ -1,8 +1,8 @@
-// Numbers as people read them.
+// Formats numbers for the page's texts: sizes, counts, perplexities, errors and durations.
 
 const UNITS = ['bytes', 'kB', 'MB', 'GB', 'TB'];
 
-/** 4518968 → "4.52 MB", always three digits. */
+/** 4518968 → "4.52 MB". Three significant digits above a kilobyte. */
 export function bytes(count) {
   if (count < 1000) return `${count} bytes`;
   let unit = 0;
@@ -31,20 +31,20 @@ export function significant(number) {
   return String(Number(number.toPrecision(3)));
 }
 
-/** A perplexity, to be compared with another. */
+/** A perplexity: two decimals below 1000, else a whole number. */
 export function perplexity(value) {
   if (!Number.isFinite(value)) return '–';
   return value < 1000 ? value.toFixed(2) : whole(value);
 }
 
-/** An error or α for a table cell; null is a dash. */
+/** An error or α in a table cell. Null becomes a dash. */
 export function decimal(value) {
   if (value === null || value === undefined) return '–';
   if (value === 0) return '0';
   return Math.abs(value) < 1e-3 ? value.toExponential(2) : value.toFixed(4);
 }
 
-/** +3.1 %. */
+/** The relative change in percent: "+3.1 %". */
 export function change(from, to) {
   const percent = (to / from - 1) * 100;
   if (!Number.isFinite(percent)) return '–';
@@ -60,7 +60,7 @@ export function duration(seconds) {
   return `${Math.floor(total / 3600)} h ${Math.floor((total % 3600) / 60)} min`;
 }
 
-/** An estimate, no finer than it deserves: "about 2 min". */
+/** A coarse estimate of a duration: "about 2 min". */
 export function about(seconds) {
   if (seconds < 10) return 'a few seconds';
   if (seconds < 60) return `about ${Math.round(seconds / 10) * 10} s`;

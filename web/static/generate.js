@@ -1,11 +1,11 @@
-// The box that lets the original and the quantized model continue the same prompt, one after the other.
+// The text generation section. The original and the quantized model continue the same prompt, one after the other.
 
 import { byId, make } from './dom.js';
 
 const COLUMNS = { original: 'Original', quantized: 'Quantized' };
 
 export class Generate {
-  /** `run(work)` does `work` while the page is busy; it shows what fails. */
+  /** `run(work)` runs `work` with the page's controls disabled, and shows its error. */
   constructor({ client, run }) {
     this.client = client;
     this.texts = {};
@@ -15,11 +15,11 @@ export class Generate {
     });
     byId('stop').addEventListener('click', () => {
       byId('stop').disabled = true;
-      client.call('cancel').catch(() => {}); // what fails shows in the call that was to be stopped
+      client.call('cancel').catch(() => {}); // the cancelled call shows the error
     });
   }
 
-  /** For a new result: empty columns, and no more tokens than the model has positions. */
+  /** Prepares for a new text: clears the columns, and limits the tokens to the model's positions. */
   reset(context) {
     byId('tokens').max = context;
     byId('tokens').value = Math.min(Number(byId('tokens').value) || 64, context);
@@ -64,7 +64,7 @@ export class Generate {
     byId(`head-${which}`).replaceChildren(COLUMNS[which], make('span', { className: 'aside' }, `${tokens} tokens${rate}`));
   }
 
-  /** A piece of text arrived. */
+  /** Takes a `token` event, which has all of the text so far. */
   take({ which, text }) {
     if (this.texts[which]) this.texts[which].textContent = text;
   }

@@ -1,4 +1,4 @@
-// The option form: what it says, what of it holds for a model, and what it adds up to.
+// The form of the options. It checks the entries, offers the group sizes that fit the model, and shows the plan of a run.
 
 import { byId, make } from './dom.js';
 import { bytes, whole } from './format.js';
@@ -18,18 +18,18 @@ export class Options {
     this.settle();
   }
 
-  /** Fields that depend on others. */
+  /** Updates the fields that depend on others. */
   settle() {
     const alpha = byId('alpha').value;
     byId('alpha-value').hidden = alpha !== 'number';
     byId('alpha-value').disabled = alpha !== 'number';
     byId('compare').disabled = alpha === 'off';
     for (const id of ['act-order', 'descent']) byId(id).disabled = byId('method').value === 'rtn';
-    byId('samples').min = alpha === 'auto' ? 2 : 1; // automatic α needs one sample to hold out
+    byId('samples').min = alpha === 'auto' ? 2 : 1; // automatic α holds out one sample
     for (const id of NUMBERS) byId(id).ariaInvalid = byId(id).checkValidity() ? null : 'true';
   }
 
-  /** Offers what `model` can take. */
+  /** Offers the group sizes and lengths that `model` allows. */
   fit(model) {
     const sizes = model.groupSizes.filter((size) => size > 0);
     const automatic = [128, 64, 32].find((size) => sizes.includes(size));
@@ -47,7 +47,7 @@ export class Options {
     this.settle();
   }
 
-  /** The first wrong entry as a sentence, or null. */
+  /** Returns a sentence about the first invalid entry, or null. */
   mistake() {
     const wrong = NUMBERS.map(byId).find((input) => !input.disabled && !input.checkValidity());
     if (!wrong) return null;
@@ -57,7 +57,7 @@ export class Options {
     return `${label} ${found}; give a ${kind} from ${wrong.min} to ${wrong.max}.`;
   }
 
-  /** As the protocol wants them. Only after `mistake` gave null. */
+  /** Returns the options as web/src/options.rs reads them. Call it only after `mistake` returned null. */
   read() {
     const group = byId('group-size').value;
     const symmetric = byId('symmetry').value;
@@ -78,12 +78,12 @@ export class Options {
     };
   }
 
-  /** Whether the run without propagation is wanted, and makes sense. */
+  /** Whether to add a run without propagation: it is chosen, and the main run uses propagation. */
   get compare() {
     return byId('compare').checked && byId('alpha').value !== 'off';
   }
 
-  /** Shows a plan, or with `null` nothing. */
+  /** Shows a plan. With `null`, hides it. */
   showPlan(plan, gpu) {
     this.estimate.hidden = plan === null;
     if (plan === null) return;
@@ -93,14 +93,14 @@ export class Options {
     this.estimate.replaceChildren(make('p', { className: 'figures' }, facts), ...notes(plan));
   }
 
-  /** Shows a wrong entry in place of a plan. */
+  /** Shows a sentence about an invalid entry in place of the plan. */
   showMistake(text) {
     this.estimate.hidden = false;
     this.estimate.replaceChildren(make('p', { className: 'note strong' }, text));
   }
 }
 
-/** Problems and warnings of a plan or a model as paragraphs. */
+/** Makes paragraphs of the problems and warnings of a plan or a model. */
 export function notes({ problems = [], warnings = [] }) {
   return [
     ...problems.map((text) => make('p', { className: 'note strong' }, make('strong', {}, 'Will not work: '), text)),

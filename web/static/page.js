@@ -1,5 +1,5 @@
-// Aquatint's page: what can be done when, and who is told. The work is in the worker (client.js is the wire to it); each section
-// of the page has a module of its own.
+// The main script of Aquatint's page. It keeps the state, enables the controls that can be used, and passes calls and events on.
+// The worker does the work (client.js is the connection to it). Each section of the page has a module of its own.
 
 import { CalibrationText } from './calibration.js';
 import { Client } from './client.js';
@@ -16,12 +16,12 @@ const PLAN_DELAY = 200; // milliseconds after the last edit
 
 const state = {
   started: false, // whether the worker has answered once
-  gpu: undefined, // undefined until the worker said, null where there is none
+  gpu: undefined, // undefined until the worker has answered, null if there is none
   model: null,
-  source: null, // what `model` was opened from
-  plan: null, // for the options as they are; null until it is there
+  source: null, // the source of `model`
+  plan: null, // the plan for the current options; null until the worker has answered
   busy: null, // 'start' | 'open' | 'run' | 'generate'
-  canGenerate: false, // whether the worker has the models of the result
+  canGenerate: false, // whether the worker has the original and the quantized model
 };
 
 const message = new Message();
@@ -37,12 +37,12 @@ function onEvent(event) {
   else progress.take(event);
 }
 
-/** While a call is under way, `start` too, its rejection tells; otherwise this does. */
+/** Shows that the worker stopped. During a call, `start` included, its rejection shows it, and this function does nothing. */
 function onDeath(failure) {
   if (state.started && !state.busy) busyWith('start', 'run', () => Promise.reject(failure));
 }
 
-/** Does `work` with the page's controls off. What fails is shown in `slot`; a worker that fell over is started anew. */
+/** Runs `work` with the page's controls disabled. An error is shown in `slot`. If the worker is broken, it is restarted. */
 async function busyWith(kind, slot, work) {
   if (state.busy) return;
   const focused = document.activeElement;
@@ -61,12 +61,15 @@ async function busyWith(kind, slot, work) {
   }
 }
 
-/** A lost GPU or a broken wasm instance does not come back by itself. Failing to write a text is no reason to lose a result. */
+/**
+ * Tells whether an error needs a new worker. A lost GPU or a broken wasm instance does. A failed text generation does not, because
+ * a restart would lose the result.
+ */
 function needsRestart(kind, error) {
   return !client.worker || error.kind === 'lost' || (error.kind === 'internal' && kind !== 'generate');
 }
 
-/** A new worker, with the model that was open, unless opening it is what failed. */
+/** Starts a new worker and opens the model again, unless opening it caused the failure. */
 async function restart(kind) {
   const { source } = state;
   state.model = null;
@@ -129,7 +132,7 @@ function adopt(model, source) {
   );
 }
 
-/** Opens what `find` gives; what it throws is shown. */
+/** Opens the source that `find` returns, or shows the error that it throws. */
 async function openFound(find, label) {
   let source;
   try {
@@ -148,7 +151,7 @@ function listenForModels() {
   for (const id of ['file-input', 'folder-input']) {
     byId(id).addEventListener('change', async ({ target }) => {
       if (target.files.length > 0) await openFound(() => modelFiles(pickedFiles(target)), 'the files');
-      target.value = ''; // so that the same choice can be made again
+      target.value = ''; // so that the same files can be chosen again
     });
   }
   byId('hub-form').addEventListener('submit', (event) => {
@@ -158,7 +161,7 @@ function listenForModels() {
   });
 }
 
-/** Files may be dropped anywhere: on the calibration section they are a text, elsewhere a model. */
+/** Accepts files that are dropped on the page. In the calibration section they are a text, elsewhere a model. */
 function listenForDrops() {
   const zone = byId('drop-zone');
   const ours = (event) => event.dataTransfer?.types.includes('Files');
@@ -179,7 +182,7 @@ function listenForDrops() {
       calibration.load(event.dataTransfer.files[0]);
       return;
     }
-    const found = droppedFiles(event.dataTransfer); // at once: the drop's items do not outlive the event
+    const found = droppedFiles(event.dataTransfer); // not later: the items are gone after the event
     openFound(async () => modelFiles(await found), 'the files');
   });
 }
@@ -189,7 +192,7 @@ function listenForDrops() {
 let planTimer = 0;
 let plans = 0;
 
-/** Asks the worker what the options add up to, after `delay` milliseconds without another edit. */
+/** Asks the worker for a plan of the options, after `delay` milliseconds without another edit. */
 function planSoon(delay) {
   clearTimeout(planTimer);
   plans += 1;
@@ -249,7 +252,7 @@ async function showResult(value, used) {
   }
 }
 
-/** Whether what is there may go: asks only where a checkpoint was not downloaded. */
+/** Resolves with whether the result may be discarded. Asks the user only if the checkpoint was not downloaded. */
 function mayDiscard() {
   if (!result.unsaved) return Promise.resolve(true);
   const dialog = byId('discard-dialog');
@@ -272,7 +275,7 @@ function listenForRuns() {
   byId('cancel').addEventListener('click', () => {
     byId('cancel').disabled = true;
     byId('progress-text').textContent = 'Cancelling …';
-    client.call('cancel').catch(() => {}); // what fails shows in the run
+    client.call('cancel').catch(() => {}); // the run shows the error
   });
   byId('discard-keep').addEventListener('click', () => byId('discard-dialog').close());
   byId('discard-confirm').addEventListener('click', () => byId('discard-dialog').close('discard'));
@@ -281,7 +284,7 @@ function listenForRuns() {
   });
 }
 
-// What can be done now
+// Controls
 
 function refresh() {
   const idle = state.busy === null;
@@ -293,7 +296,7 @@ function refresh() {
   byId('cancel').disabled = state.busy !== 'run';
 }
 
-/** What keeps a run from starting, as a sentence; empty where nothing does. */
+/** Returns a sentence that says why a run cannot start. Empty if it can. */
 function whyNot() {
   const { gpu, model, plan: planned } = state;
   if (gpu === undefined) return 'Looking for a GPU …';

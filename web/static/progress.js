@@ -1,4 +1,5 @@
-// A run while it goes on: the bar, the line below it, and the plot of the error per block.
+// The progress section of a run: the bar, the line of text below it, and the plot of the error after each block. It shows the
+// events that web/src/progress.rs sends.
 
 import { Chart } from './charts.js';
 import { byId, row } from './dom.js';
@@ -27,7 +28,7 @@ export class Progress {
     this.reset(1, { propagates: true, compare: false });
   }
 
-  /** Before a run of a model with so many blocks. */
+  /** Prepares for a run of a model with `blocks` blocks. */
   begin(blocks, kinds) {
     byId('running').hidden = false;
     this.reset(blocks, kinds);
@@ -44,7 +45,7 @@ export class Progress {
     this.bar.value = 0;
   }
 
-  /** Takes an event of the worker. */
+  /** Shows an event of the worker. */
   take(message) {
     if (message.event === 'step') this.enter(message);
     else if (message.event === 'progress') this.advance(message);
@@ -79,7 +80,7 @@ export class Progress {
     this.draw();
   }
 
-  /** After a run, however it ended. */
+  /** Shows how the run ended. Also called after an error. */
   end(text) {
     document.title = 'Aquatint';
     byId('progress-text').textContent = text;

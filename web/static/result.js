@@ -1,4 +1,4 @@
-// What came of a run: numbers, plots, tables, and the ways to take the checkpoint home.
+// The result section of a run: numbers, plots, tables, and the downloads of the checkpoint and the report.
 
 import { Chart } from './charts.js';
 import { byId, make, row } from './dom.js';
@@ -11,7 +11,7 @@ export class ResultView {
     this.result = null;
     this.files = [];
     this.urls = [];
-    this.unsaved = false; // a checkpoint is here that was not downloaded
+    this.unsaved = false; // whether there is a checkpoint that was not downloaded
     this.alphaChart = new Chart(byId('alpha-plot'), layerSpec('Propagation strength α of each layer', { label: 'α', max: 1 }, 2));
     this.errorChart = new Chart(byId('layer-plot'), layerSpec('Relative error of each layer', { label: 'Error', scale: 'log' }, 2));
     byId('download-tar').addEventListener('click', () => { this.unsaved = false; });
@@ -20,7 +20,7 @@ export class ResultView {
     byId('save-folder').hidden = !('showDirectoryPicker' in window);
   }
 
-  /** Shows a result of the worker. `options` as they were sent, `model` as it was opened. */
+  /** Shows the worker's result. `options` are those of the run; `model` is the summary of its model. */
   show(result, { model, options }) {
     this.result = result;
     this.unsaved = true;
@@ -76,7 +76,7 @@ export class ResultView {
     )));
   }
 
-  /** Makes links of the written files: [{name, file}]. Reads none of them. */
+  /** Makes download links for the written files, [{name, file}]. The files are not read. */
   offer(files) {
     this.files = files;
     const total = files.reduce((sum, { file }) => sum + file.size, 0);
@@ -112,7 +112,7 @@ export class ResultView {
     setTimeout(() => URL.revokeObjectURL(url), 60_000);
   }
 
-  /** Into a new folder below the one that is chosen, so that nothing there is written over. */
+  /** Saves the files to a new folder below the chosen one, so that no file there is overwritten. */
   async saveFolder() {
     const note = byId('save-note');
     this.message.clear('result');
@@ -128,12 +128,12 @@ export class ResultView {
       note.textContent = `Saved ${count(this.files.length)} files in ${folder.name}.`;
     } catch (error) {
       note.textContent = '';
-      if (error.name === 'AbortError') return; // the person closed the picker
+      if (error.name === 'AbortError') return; // the user closed the picker
       this.message.show('result', new Error(`The folder could not be written (${error.message}); choose another, or download the .tar`));
     }
   }
 
-  /** Takes everything off the page. The files themselves are the worker's. */
+  /** Removes the result from the page. The worker removes the files. */
   clear() {
     byId('result').hidden = true;
     this.urls.forEach((url) => URL.revokeObjectURL(url));
@@ -153,7 +153,7 @@ function layerSpec(title, y, layers) {
   return { title, x: { label: 'Layer, in order', min: 1, max: Math.max(2, layers) }, y, empty: 'There is nothing to show.' };
 }
 
-/** "HuggingFaceTB/SmolLM2-135M" → "SmolLM2-135M-w4-gptq": fit for a folder on any system, and short enough for tar. */
+/** "HuggingFaceTB/SmolLM2-135M" → "SmolLM2-135M-w4-gptq". A valid folder name on every system, and short enough for tar. */
 function checkpointName(model, { bits, format }) {
   const last = model.split('/').filter(Boolean).at(-1) ?? '';
   const clean = last.replace(/[^\w.-]+/g, '-').replace(/^[.-]+/, '').slice(0, 48) || 'model';

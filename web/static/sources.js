@@ -1,10 +1,14 @@
-// What a person may point at as a model or a text, turned into what the worker opens: files, a hub id, an address.
+// Sources of models and texts. It turns the user's input (dropped or chosen files, a hub id, an address) into a source that the
+// worker opens (worker-models.js).
 
 import { whole } from './format.js';
 
-const LONGEST_TEXT = 16 * 2 ** 20; // bytes; far more than any calibration draws
+const LONGEST_TEXT = 16 * 2 ** 20; // bytes; far more than a calibration uses
 
-/** All files of a drop, folders included, as [{path, file}]. Call it in the drop handler: the items die with the event. */
+/**
+ * Returns all files of a drop, those in folders included, as [{path, file}]. Call it in the drop handler, because the items are gone
+ * after the event.
+ */
 export async function droppedFiles(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
   if (entries.length === 0) return [...transfer.files].map((file) => ({ path: file.name, file }));
@@ -21,19 +25,22 @@ async function walk(entry, found) {
   }
   if (entry.name.startsWith('.')) return;
   const reader = entry.createReader();
-  for (;;) { // a reader hands out a hundred entries at a time
+  for (;;) { // a reader returns at most a hundred entries at a time
     const batch = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
     if (batch.length === 0) return;
     for (const child of batch) await walk(child, found);
   }
 }
 
-/** The files of an <input type="file">, with or without webkitdirectory, as [{path, file}]. */
+/** Returns the files of an <input type="file">, with or without webkitdirectory, as [{path, file}]. */
 export function pickedFiles(input) {
   return [...input.files].map((file) => ({ path: file.webkitRelativePath || file.name, file }));
 }
 
-/** The source {kind: 'files', files, name} of the one folder, `name` or null, of `found` that holds a config.json. Throws a sentence. */
+/**
+ * Returns the source {kind: 'files', files, name} of the one folder in `found` that holds a config.json. `name` is the folder's name
+ * or null. Throws an error with a sentence if there is no such folder or more than one.
+ */
 export function modelFiles(found) {
   if (found.length === 0) throw new Error('There is no file in what you gave; choose the folder that holds the model’s config.json');
   const folderOf = (path) => path.slice(0, path.lastIndexOf('/') + 1);
@@ -52,7 +59,7 @@ export function modelFiles(found) {
   return { kind: 'files', files, name: nearest[0].split('/').at(-2) ?? null };
 }
 
-/** The source that a hub id or an address names. Throws a sentence. */
+/** Returns the source that a hub id or an address names. Throws an error with a sentence if it is neither. */
 export function remoteSource(text, { hub, revision }) {
   const given = text.trim();
   const base = hub.trim().replace(/\/+$/, '');
@@ -65,7 +72,7 @@ export function remoteSource(text, { hub, revision }) {
   return { kind: 'hub', id: given, hub: base, revision: revision.trim() || 'main' };
 }
 
-/** A model’s page on the hub is as good as its name; anything else is the folder that holds the files. */
+/** Reads an address. The address of a model’s page on the hub stands for its id; any other is the folder that holds the files. */
 function addressSource(given, hub) {
   const url = parseUrl(given);
   if (!url) throw new Error(`“${given}” is not an address that a browser can read; check it for typing errors`);
@@ -74,7 +81,7 @@ function addressSource(given, hub) {
   return { kind: 'url', base: given.replace(/\/config\.json$/, '').replace(/\/+$/, '') };
 }
 
-/** A URL of http or https, else null. */
+/** Returns the URL if it is one of http or https, else null. */
 function parseUrl(text) {
   try {
     const url = new URL(text);
@@ -85,9 +92,10 @@ function parseUrl(text) {
 }
 
 /**
- * A calibration file as {name, text, note}. `note` says what was left out, or is empty. Throws a sentence.
+ * Reads a calibration file as {name, text, note}. `note` says which parts were left out, or is empty. Throws an error with a
+ * sentence if the file cannot be used.
  *
- * Of .jsonl the “text” of each line; the name then no longer ends in .jsonl, for what is handed on is plain text.
+ * Of a .jsonl file, the text is the “text” of each line. The returned name does not end in .jsonl, because the text is plain text.
  */
 export async function readText(file) {
   const complete = file.size <= LONGEST_TEXT;

@@ -1,4 +1,4 @@
-// The header's word on the GPU: what was found and what it can hold, or what to do where there is none.
+// The status line in the page's header. It names the GPU and its largest array, or says what to do if there is none.
 
 import { byId, make } from './dom.js';
 import { bytes } from './format.js';
@@ -26,7 +26,7 @@ export function showStart({ version, gpu, reason, storage }) {
   say(...lines);
 }
 
-/** Shows that the worker did not start at all. */
+/** Shows that the worker did not start. */
 export function showStartFailure(error) {
   byId('gpu-help').hidden = true;
   say(`${error.message} Load the page again; if that does not help, the page is not installed completely.`);

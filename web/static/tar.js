@@ -1,10 +1,11 @@
-// Puts files into one ustar archive (POSIX.1-1988) without reading them: a Blob of headers, the files themselves and padding.
+// Packs files into one ustar archive (POSIX.1-1988) for the download of a checkpoint. The files are not read: the archive is a
+// Blob of headers, the files and padding.
 
 const BLOCK = 512;
 const NAME_BYTES = 100;
 const LARGEST_OCTAL = 8 ** 11; // eleven octal digits and a NUL
 
-/** A Blob of type application/x-tar. `files`: [{name, file}] with `file` a File or Blob. Throws where a name does not fit. */
+/** Returns a Blob of type application/x-tar. `files`: [{name, file}], where `file` is a File or Blob. Throws if a name is too long. */
 export function tarBlob(folder, files) {
   const parts = [];
   for (const { name, file } of files) {
@@ -16,7 +17,7 @@ export function tarBlob(folder, files) {
   return new Blob(parts, { type: 'application/x-tar' });
 }
 
-/** The 512 bytes in front of a regular file. `size` in bytes, `modified` in seconds since 1970. */
+/** Returns the 512-byte header of a regular file. `size` in bytes, `modified` in seconds since 1970. Throws if the name is too long. */
 export function header(name, size, modified) {
   const encoder = new TextEncoder();
   const encoded = encoder.encode(name);
@@ -31,7 +32,7 @@ export function header(name, size, modified) {
   text(116, '0000000\0'); // group
   block.set(sizeField(size), 124);
   text(136, octal(Math.max(0, Math.floor(modified)), 11) + '\0');
-  text(148, ' '.repeat(8)); // the checksum counts as spaces while it is summed
+  text(148, ' '.repeat(8)); // the sum is taken with spaces in the checksum's own field
   text(156, '0'); // a regular file
   text(257, 'ustar\0' + '00');
   const sum = block.reduce((total, byte) => total + byte, 0);
@@ -39,7 +40,7 @@ export function header(name, size, modified) {
   return block;
 }
 
-/** Octal up to 8 GiB; above, big-endian base 256 with the top bit set, as GNU tar, bsdtar and Python read it. */
+/** Encodes a size: in octal below 8 GiB, else in big-endian base 256 with the top bit set. GNU tar, bsdtar and Python read both. */
 function sizeField(size) {
   if (size < LARGEST_OCTAL) return new TextEncoder().encode(octal(size, 11) + '\0');
   const field = new Uint8Array(12);

@@ -1,7 +1,7 @@
-// Where the files of a model come from: this site, the disk, or a server that answers range requests. What is opened here is
-// read by ranges, `read(start, end)`, and never held whole, but for small files.
+// Opens the files of a model for the worker: from this site, from disk, or from a server that answers range requests. Weights are
+// read by byte ranges, `read(start, end)`. Only small files are held in memory as a whole.
 
-/** What went wrong, in one sentence for people. */
+/** An error with one sentence for the user. `kind` is that of web/src/failure.rs. */
 export class Failure extends Error {
   constructor(kind, message) {
     super(message);
@@ -9,7 +9,7 @@ export class Failure extends Error {
   }
 }
 
-/** A file that the browser holds on disk, or a small one in memory. */
+/** A file on disk, or a small file in memory. */
 export class BlobFile {
   constructor(name, blob) {
     Object.assign(this, { name, blob, size: blob.size });
@@ -36,7 +36,7 @@ export class RemoteFile {
 const BUNDLED = new URL('./tiny-llama/', import.meta.url).href;
 const WEIGHTS = 'model.safetensors';
 const INDEX = 'model.safetensors.index.json';
-/** Small files that go along with a model where they are there. */
+/** Optional small files of a model. */
 const COMPANIONS = [
   'generation_config.json',
   'tokenizer.json',
@@ -45,7 +45,7 @@ const COMPANIONS = [
   'chat_template.jinja',
 ];
 
-/** The files of a source as the protocol describes it: {name, files}. */
+/** Opens a source of sources.js. Resolves with {name, files}. */
 export async function openSource(source) {
   switch (source.kind) {
     case 'bundled':
@@ -66,7 +66,7 @@ async function bundledFiles() {
   return Promise.all(names.map((name) => whole(`${BUNDLED}${name}`, name)));
 }
 
-/** The bundled texts as the library wants them: one to calibrate on, one to measure on. */
+/** Reads the bundled texts, one for calibration and one for the evaluation, as web/src/text.rs takes them. */
 export async function bundledText() {
   const read = async (name) => (await whole(`${BUNDLED}${name}`, name)).blob.text();
   const [text, evaluation] = await Promise.all([read('calibration.txt'), read('evaluation.txt')]);
@@ -88,11 +88,11 @@ async function shardNames(index) {
     const names = new Set(Object.values(JSON.parse(await index.blob.text()).weight_map));
     return [...names].filter((name) => typeof name === 'string');
   } catch {
-    return []; // the library reads the index too and says what is wrong with it
+    return []; // the library reads the index too and reports the error
   }
 }
 
-/** A small file, read whole; null where it is optional and not there. */
+/** Reads a small file as a whole. Resolves with null if it is optional and missing. */
 async function whole(url, name, { optional = false } = {}) {
   const response = await reach(url);
   if (response.ok) return new BlobFile(name, await response.blob());
@@ -100,7 +100,7 @@ async function whole(url, name, { optional = false } = {}) {
   throw refused(response, url);
 }
 
-/** A large file: only its size is asked for. */
+/** Opens a large file. Requests only its size. */
 async function remoteFile(url, name) {
   const response = await reach(url, { headers: { Range: 'bytes=0-7' } });
   if (!response.ok) throw refused(response, url);
@@ -114,7 +114,7 @@ async function remoteFile(url, name) {
   throw new Failure('input', `${url}: the server does not tell this page how long the file is; download the model and give its files.`);
 }
 
-/** Where a server keeps Content-Range from pages of other sites, it may still tell the length. */
+/** Asks for the length of a file. Some servers hide Content-Range from pages of other sites but not the length. */
 async function lengthOf(url) {
   const { headers } = await reach(url, { method: 'HEAD' });
   return Number(headers.get('X-Linked-Size') ?? headers.get('Content-Length') ?? NaN);

@@ -1,15 +1,15 @@
-// Results go to the origin's private file system: one folder per page, with one folder per checkpoint in it. A page holds a
-// lock as long as it is open; folders without one are leftovers of closed tabs, and removed at the next start.
+// Stores the worker's results in the origin's private file system. Each page has a folder, with one folder per checkpoint in it.
+// A page holds a lock while it is open. Folders without a lock are left over from closed tabs; the next start removes them.
 
 import { BlobFile, Failure } from './worker-models.js';
 
 const ROOT = 'aquatint';
 const lockOf = (page) => `${ROOT} ${page}`;
-/** Larger single writes were seen to stall in Chromium. */
+/** Bytes of one write at most. Larger writes stalled in Chromium. */
 const LARGEST_WRITE = 16 * 2 ** 20;
 
 export class Storage {
-  /** The folder of `page`, any text that no other page has. A worker that replaces another one finds its folders again. */
+  /** Opens the folder of `page`, a unique text. A restarted worker of the same page finds its folders again. */
   static async open(page) {
     const storage = new Storage();
     const origin = await navigator.storage.getDirectory();
@@ -20,21 +20,21 @@ export class Storage {
     return storage;
   }
 
-  /** Stands in where there is no private file system; every use fails with the reason. */
+  /** Replaces the storage if there is no private file system. Every use fails with the reason. */
   static missing(error) {
     const storage = new Storage();
     storage.failure = new Failure('storage', `This browser gives the page no private storage (${error.message}); private windows often forbid it.`);
     return storage;
   }
 
-  /** {quota, usage} in bytes, or null. */
+  /** Resolves with {quota, usage} in bytes, or null. */
   async estimate() {
     if (this.failure) return null;
     const { quota, usage } = await navigator.storage.estimate();
     return { quota, usage };
   }
 
-  /** Starts the folder `name`, in place of one that is there. */
+  /** Creates the folder `name` and replaces an older one. */
   async create(name) {
     await this.remove(name);
     const directory = await this.home.getDirectoryHandle(name, { create: true });
@@ -42,7 +42,7 @@ export class Storage {
     return new Folder(this, name, directory, quota - usage);
   }
 
-  /** Files of the folder `name`, in the order of their names. */
+  /** Resolves with the files of the folder `name`, sorted by name. */
   async files(name) {
     if (this.failure) throw this.failure;
     const directory = await this.home.getDirectoryHandle(name);
@@ -51,20 +51,20 @@ export class Storage {
     return files.sort((a, b) => (a.name < b.name ? -1 : 1));
   }
 
-  /** Removes the folder `name`, if it is there. */
+  /** Removes the folder `name` if it exists. */
   async remove(name) {
     if (this.failure) throw this.failure;
     await removed(this.home, name);
   }
 }
 
-/** A folder being written, file after file. */
+/** A folder that is being written, one file after the other. */
 class Folder {
   constructor(storage, name, directory, available) {
     Object.assign(this, { storage, name, directory, available, access: null, position: 0 });
   }
 
-  /** Completes the file before and starts the next. */
+  /** Completes the current file and starts the next. */
   async create(file) {
     this.commit();
     const handle = await this.directory.getFileHandle(file, { create: true });
@@ -72,7 +72,7 @@ class Folder {
     this.position = 0;
   }
 
-  /** Appends. The bytes are wasm memory: they are written before this returns. */
+  /** Appends bytes to the current file. They are a view of wasm memory, so they are written before this returns. */
   write(bytes) {
     for (let start = 0; start < bytes.length; ) {
       const written = this.access.write(bytes.subarray(start, start + LARGEST_WRITE), { at: this.position });
@@ -82,22 +82,22 @@ class Folder {
     }
   }
 
-  /** Completes the last file. */
+  /** Completes the current file. */
   commit() {
     this.access?.flush();
     this.access?.close();
     this.access = null;
   }
 
-  /** Removes what was written. */
+  /** Removes the folder. */
   abort() {
     this.access?.close();
     this.access = null;
-    this.storage.remove(this.name).catch(() => {}); // the next start sweeps it
+    this.storage.remove(this.name).catch(() => {}); // the next start removes it
   }
 }
 
-/** Holds the lock until this worker ends, waiting for a worker before it to let go. */
+/** Takes the lock and holds it until this worker ends. Waits for an earlier worker to release it. */
 function hold(name) {
   return new Promise((resolve, reject) => {
     navigator.locks.request(name, () => {

@@ -1,16 +1,17 @@
-// The worker: all GPU and file work of the page. It answers the page's calls (client.js) with the library compiled to wasm;
-// files come from worker-models.js and go to worker-storage.js.
+// The page's worker. It does all work with the GPU and with files. It answers the page's calls (client.js) with the library
+// compiled to wasm (web/src), reads models through worker-models.js, and stores results through worker-storage.js.
 //
-// A call is {id, call, ...arguments}; the answer {id, ok} or {id, error: {kind, message}}. Events have no id.
+// A call is {id, call, ...arguments}. The answer is {id, ok} or {id, error: {kind, message}}. Events have no id.
 
 import init, { Session } from './aquatint_web.js';
 import { bundledText, openSource } from './worker-models.js';
 import { Storage } from './worker-storage.js';
 
-// Before anything is awaited, or the page's first message is lost.
+// The listener is added before anything is awaited. Otherwise the page's first message would be lost.
 addEventListener('message', ({ data }) => answer(data));
 
-// A trap inside a promise leaves its call without an answer: as an error of the worker it reaches the page, which starts anew.
+// A trap of wasm inside a promise leaves its call without an answer. It is thrown again as an error of the worker, so that the page
+// sees it and restarts the worker.
 addEventListener('unhandledrejection', ({ reason }) => setTimeout(() => { throw reason; }));
 
 let storage = null;
@@ -66,7 +67,7 @@ async function answer({ id, call, ...request }) {
   }
 }
 
-/** A failure of the library or of the files is fit to show; anything else is a bug, told as one. */
+/** Describes an error for the page. Failures of the library and of files have a sentence to show. Any other error is a bug. */
 function described(error) {
   if (typeof error.kind === 'string') return { kind: error.kind, message: error.message };
   if (error instanceof WebAssembly.RuntimeError) {
@@ -81,13 +82,13 @@ function whyNoGpu() {
   return navigator.gpu ? 'ok' : 'no-webgpu';
 }
 
-/** Browsers may keep the description to themselves and still tell maker and generation. */
+/** Names the GPU by vendor and architecture. Some browsers hide its description but tell these. */
 async function adapterName() {
   const { vendor, architecture } = (await navigator.gpu.requestAdapter())?.info ?? {};
   return [vendor, architecture].filter(Boolean).join(' ') || 'a GPU that the browser does not name';
 }
 
-/** Without private storage models can still be looked at; the run says what is missing. */
+/** Opens the storage. Without it the page can still open models, and a run reports that the storage is missing. */
 async function openStorage(page) {
   try {
     return await Storage.open(page);

@@ -1,4 +1,4 @@
-// How the tests start Chromium: headless, without talking to its maker, with WebGPU on an adapter in software.
+// Chromium's flags for the tests. QUIET: headless, without network requests of its own. GPU: WebGPU on a software adapter.
 
 export const QUIET = [
   '--headless=new',

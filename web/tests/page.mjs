@@ -1,8 +1,8 @@
-// The page in a real browser, from the first paint to the downloaded checkpoint, against the native program. With an
-// argument, only the tests whose name contains it.
+// Tests the page in Chromium, from the first paint to the downloaded checkpoint. Results are compared with those of the native
+// program. With an argument, only the tests run whose name contains it.
 //
-// Environment: CHROMIUM, the browser; PAGE, the built page; PROGRAMS, a folder with `aquatint` and `aquatint-web-tool`;
-// FIXTURES, tests/fixtures; ARTEFACTS, where screenshots and files go. `cargo xtask test` sets them.
+// Environment: CHROMIUM, the browser; PAGE, the built page; PROGRAMS, a folder with `aquatint` and `aquatint-web-tool`; FIXTURES,
+// tests/fixtures; ARTEFACTS, the folder for screenshots and downloads. `cargo xtask test` sets these variables.
 
 import assert from 'node:assert/strict';
 import { execFileSync, spawn } from 'node:child_process';
@@ -14,21 +14,21 @@ import { GPU, QUIET } from './flags.mjs';
 
 const { CHROMIUM, PAGE, PROGRAMS, FIXTURES, ARTEFACTS } = process.env;
 const MODEL = join(FIXTURES, 'tiny-llama');
-/** Small enough for a GPU emulated on two cores. */
+/** A run that is small enough for a GPU emulated on two cores. */
 const RUN = { bits: 3, samples: 8, seqLen: 32, descent: 1 };
 const QUICK = { ...RUN, samples: 4, seqLen: 16, method: 'rtn', grid: 'minmax', alpha: 'off' };
-/** As many windows as the page measures on at most. */
+/** The most windows that the page evaluates on. */
 const MEASURED = 32;
 const LONG = 900_000; // milliseconds
 
-const problems = []; // what the browser's console said
+const problems = []; // warnings and errors of the browser's console
 const servers = [];
 
 function launch(flags) {
   return chromium.launch({ executablePath: CHROMIUM, args: [...QUIET, ...flags] });
 }
 
-/** Serves a folder with the project's own server; resolves with its address. */
+/** Serves a folder with the project's own server. Resolves with its address. */
 async function serve(folder) {
   const server = spawn(join(PROGRAMS, 'aquatint-web-tool'), ['serve', folder, '0'], { stdio: ['ignore', 'pipe', 'inherit'] });
   servers.push(server);
@@ -60,7 +60,7 @@ async function choose(page, { bits, samples, seqLen, method = 'gptq', grid = 'he
   await page.waitForSelector('#start:not([disabled])');
 }
 
-/** Waits for the end of a run; fails at once when the page shows an error. */
+/** Waits for the end of a run. Fails as soon as the page shows an error. */
 async function finish(page) {
   await page.waitForFunction(() => !document.querySelector('#generate').disabled || !document.querySelector('#message-box').hidden, null, { timeout: LONG });
   assert.equal(await page.isVisible('#message-box'), false, await page.textContent('#message'));
@@ -80,7 +80,7 @@ function sizes(folder) {
   return Object.fromEntries(readdirSync(folder).sort().map((name) => [name, statSync(join(folder, name)).size]));
 }
 
-/** Pictures in both themes, wide and as narrow as a phone. */
+/** Takes screenshots in both themes, at the width of a desktop and of a phone. Fails if the page is wider than the window. */
 async function photograph(page, name) {
   for (const colorScheme of ['light', 'dark']) {
     await page.emulateMedia({ colorScheme });
@@ -132,7 +132,7 @@ const tests = {
       return JSON.parse(readFileSync(json)).perplexity;
     };
     close(report.perplexity.original, evaluate(null), 0.001, 'perplexity of the original');
-    // One code that another device rounds the other way moves all later ones: only the first block is the same on both.
+    // If one code is rounded differently on another device, all later codes change. So only the first block must agree closely.
     close(report.perplexity.quantized, evaluate(out), 0.08, 'perplexity of the quantized model');
     assert.equal(report.blocks.length, there.blocks.length);
     report.blocks.forEach((block, index) => close(block.error, there.blocks[index].error, index ? 0.08 : 0.005, `error after block ${index}`));
@@ -210,7 +210,7 @@ const tests = {
     assert.match(said, /model\.safetensors.*expected .*; download the file again/);
     writeFileSync(join(folder, 'config.json'), '{"architectures": ["MambaForCausalLM"]}');
     await page.setInputFiles('#folder-input', folder);
-    // The old sentence goes before the new one comes.
+    // The old sentence is cleared before the new one is shown.
     await page.waitForFunction((before) => !['', before].includes(document.querySelector('#message').textContent), said);
     assert.match(await page.textContent('#message'), /MambaForCausalLM.*LlamaForCausalLM/);
     await page.close();
@@ -237,7 +237,7 @@ const tests = {
   },
 };
 
-/** Folders that pages have in the private file system: their number, and what is in this page's. */
+/** `pages` counts the pages' folders in the private file system. `stored` lists the folders in them. */
 const pages = (page) => page.evaluate(async () => {
   const root = await (await navigator.storage.getDirectory()).getDirectoryHandle('aquatint');
   let count = 0;
@@ -260,7 +260,7 @@ try {
   for (const [name, test] of Object.entries(tests)) {
     if (process.argv[2] && !name.includes(process.argv[2])) continue;
     const since = performance.now();
-    // One context per test: storage of its own, as another person's browser has.
+    // Each test has its own context, which has its own storage.
     const context = await browser.newContext({ acceptDownloads: true });
     problems.length = 0;
     try {

@@ -1,7 +1,7 @@
-// The pages that `--report` and `aquatint report` write, in a real browser: they ask for nothing, say nothing on the console, fit a
-// phone, can be read in both themes and printed, and every plot has its curves.
+// Tests the report pages, which `--report` and `aquatint report` write, in Chromium. A page must make no requests, write nothing to
+// the console, fit a phone, be readable in both themes and in print, and have curves in every plot.
 //
-// Environment: as for page.mjs. `cargo xtask test` sets it.
+// Environment: CHROMIUM, PROGRAMS, FIXTURES and ARTEFACTS, as for page.mjs. `cargo xtask test` sets them.
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
@@ -13,7 +13,7 @@ import { QUIET } from './flags.mjs';
 
 const { CHROMIUM, PROGRAMS, FIXTURES, ARTEFACTS } = process.env;
 const PHONE = 390; // CSS pixels
-/** WCAG 2: of text, and of what one must see to understand a plot. */
+/** The least contrast ratios of WCAG 2, for text and for the graphics of a plot. */
 const CONTRAST = { text: 4.5, graphics: 3 };
 
 function native(...args) {
@@ -30,12 +30,12 @@ function quantize(name, ...options) {
   return record(`${name}.json`);
 }
 
-/** All pages of this test, by name. */
+/** Writes all report pages of this test. */
 function write() {
   const auto = quantize('auto', '--evaluate', join(FIXTURES, 'tiny-llama/evaluation.txt'), '--evaluate-windows', 4);
   const off = quantize('off', '--alpha', 'off');
   native('report', path('off.json'), path('auto.json'), '--out', path('two.html'));
-  // A sweep as large as they get: forty runs with long names, and texts on which they were evaluated.
+  // A large sweep: forty runs with long names, each evaluated on two texts.
   const runs = Array.from({ length: 40 }, (_, index) => {
     const run = structuredClone(index % 2 ? auto : off);
     const evaluation = { windows: 8, seq_len: 64, tokens: 504, original_perplexity: 50, kl: 0.1, top1_agreement: 0.8 };
@@ -46,7 +46,7 @@ function write() {
   });
   writeFileSync(path('sweep.json'), JSON.stringify({ title: 'A sweep </script>', command: 'sweep', aquatint: auto.aquatint, runs }));
   native('report', path('sweep.json'), '--out', path('sweep.html'));
-  // What an old record has, of a run of one window: nothing held out, no sizes, no texts.
+  // A record of an older version, of a run with one window. It has no held-out errors, sizes or evaluations.
   const old = structuredClone(off);
   for (const field of ['label', 'model', 'sizes', 'evaluations']) delete old[field];
   for (const layer of old.layers) layer.error_held_out = null;
@@ -54,7 +54,7 @@ function write() {
   native('report', path('old.json'), '--out', path('old.html'));
 }
 
-/** Attributes that hold coordinates, and the shapes of every plot. */
+/** Returns the coordinates and shapes of every SVG of the page. */
 const plots = (page) => page.evaluate(() => [...document.querySelectorAll('svg')].map((svg) => ({
   kind: svg.classList[0],
   name: svg.getAttribute('aria-label'),
@@ -64,7 +64,7 @@ const plots = (page) => page.evaluate(() => [...document.querySelectorAll('svg')
   coordinates: [...svg.querySelectorAll('*')].flatMap((shape) => ['points', 'd', 'x', 'y', 'x1', 'y1', 'x2', 'y2', 'cx', 'cy', 'r', 'width', 'height'].map((name) => shape.getAttribute(name)).filter(Boolean)).join(' '),
 })));
 
-/** Contrast of axis text, ordinary text and all inks with what is behind them. */
+/** Measures the contrast of axis text, ordinary text and graphics with their backgrounds. */
 const contrasts = (page) => page.evaluate(() => {
   const context = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
   const channels = (colour) => {
@@ -114,7 +114,7 @@ async function checkPlots(page, file) {
   return found.filter(({ kind }) => kind === 'plot');
 }
 
-/** Fails where text of a plot is cut off or lies on other text. */
+/** Returns the texts of plots that are cut off or overlap. */
 const crowded = (page) => page.evaluate(() => [...document.querySelectorAll('svg.plot')].flatMap((svg) => {
   const boxes = [...svg.querySelectorAll('text')].map((text) => ({ text: text.textContent.trim(), box: text.getBoundingClientRect() }));
   const seen = boxes.filter(({ box }) => box.width > 0);
@@ -151,7 +151,7 @@ async function examine(browser, file, expected) {
     }
     checkContrast(await contrasts(page), `${file}, ${colorScheme}`);
   }
-  // All that is folded away, at the width of a phone.
+  // All folded parts are opened, at the width of a phone.
   await page.evaluate(() => document.querySelectorAll('details').forEach((details) => { details.open = true; }));
   assert.ok(await page.evaluate(() => document.documentElement.scrollWidth <= innerWidth), `${file}, all opened, fits a phone`);
   const found = await checkPlots(page, file);
@@ -176,7 +176,7 @@ write();
 const browser = await chromium.launch({ executablePath: CHROMIUM, args: QUIET });
 const KINDS = 7; // q, k, v, o, gate, up, down
 const GROWTH = 2; // wide and narrow
-/** Twelve runs of a sweep have curves, those that end best; α is shown where it was asked for. */
+/** The twelve runs of a sweep with the lowest final errors have curves. α is shown for those that use it. */
 const drawn = record('sweep.json').runs.sort((a, b) => a.blocks.at(-1).error - b.blocks.at(-1).error).slice(0, 12);
 const corrected = drawn.filter((run) => run.options.alpha.default !== 'off').length;
 const PAGES = {

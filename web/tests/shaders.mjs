@@ -1,6 +1,6 @@
-// Every shader through the browser's own compiler, whose rules on uniform control flow are stricter than naga's.
+// Compiles every shader with Chromium's compiler. Its rules on uniform control flow are stricter than those of naga.
 //
-// Environment: CHROMIUM. Argument: a file with the output of `cargo run --example shaders`.
+// Environment: CHROMIUM, the browser. Argument: a file with the output of `cargo run --example shaders`.
 
 import { readFileSync } from 'node:fs';
 import { chromium } from 'playwright-core';
@@ -9,10 +9,10 @@ import { GPU, QUIET } from './flags.mjs';
 const shaders = JSON.parse(readFileSync(process.argv[2], 'utf8'));
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM, args: [...QUIET, ...GPU] });
 const page = await browser.newPage();
-await page.goto('chrome://version'); // any page that may use the GPU
+await page.goto('chrome://version'); // a page that may use the GPU
 const complaints = await page.evaluate(async (list) => {
   const device = await (await navigator.gpu.requestAdapter()).requestDevice();
-  device.addEventListener('uncapturederror', () => {}); // told below
+  device.addEventListener('uncapturederror', () => {}); // reported below
   const found = [];
   for (const { name, source } of list) {
     const { messages } = await device.createShaderModule({ code: source }).getCompilationInfo();

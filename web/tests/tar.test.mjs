@@ -1,4 +1,4 @@
-// Checks web/static/tar.js against the system's tar. Run: node --test web/tests/
+// Tests web/static/tar.js against the system's tar. Run it by `node --test web/tests/`; `cargo xtask test` does too.
 
 import assert from 'node:assert/strict';
 import { execFileSync } from 'node:child_process';
@@ -49,7 +49,7 @@ test('tar reads the size of a file above 8 GiB', () => withFolder(async (folder)
   const size = 8 * 2 ** 30 + 12_345;
   const archive = join(folder, 'big.tar');
   writeFileSync(archive, header('big.safetensors', size, 0));
-  // The archive ends after its header: tar lists the entry, then complains.
+  // The archive ends after its header. tar lists the entry and then reports an error.
   let listed = '';
   try {
     listed = execFileSync('tar', ['-tvf', archive], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] });

@@ -1,4 +1,5 @@
-//! The browser tests: the page and the reports in headless Chromium, driven by playwright-core (`web/tests/page.mjs`, `report.mjs`).
+//! The browser tests of `cargo xtask test`. They run the shaders, the reports and the page in headless Chromium, driven by
+//! playwright-core. The tests themselves are in `web/tests`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,19 +7,20 @@ use std::process::Command;
 use crate::process::{self, Failure, Result};
 use crate::{packages, web};
 
-/// Where the test and the list of its packages are.
+/// The folder of the tests and of the list of their packages.
 const TESTS: &str = "web/tests";
 
-/// Whether the test can run.
+/// Whether the browser tests can run.
 pub enum Readiness {
-    /// The browser's program.
+    /// They can, with this Chromium.
     Ready(PathBuf),
-    /// What is missing and how to get it.
+    /// They cannot. The text names the missing packages.
     Missing(String),
 }
 
-/// Looks for a Chromium, Node.js and npm, installs them on Debian and Ubuntu if that needs no password, and looks again.
-/// Errors: in CI, where nothing may be skipped, whatever is still missing.
+/// Looks for Chromium, Node.js and npm. On Debian and Ubuntu it installs what is missing if that needs no password.
+///
+/// Errors: in CI, where no test may be skipped, a package that is still missing.
 pub fn set_up() -> Result<Readiness> {
     let missing = missing();
     if !missing.is_empty() {
@@ -34,7 +36,7 @@ pub fn set_up() -> Result<Readiness> {
     }
 }
 
-/// The Debian packages of what is not there.
+/// Returns the Debian packages of the programs that are missing.
 fn missing() -> Vec<&'static str> {
     let mut missing = Vec::new();
     if chromium().is_none() {
@@ -48,21 +50,23 @@ fn missing() -> Vec<&'static str> {
     missing
 }
 
-/// A browser with WebGPU in software.
+/// Looks for Chromium: the one that the variable CHROMIUM names, else one at a usual place. It can emulate WebGPU in software.
 fn chromium() -> Option<PathBuf> {
     let named = std::env::var_os("CHROMIUM").map(PathBuf::from);
     let usual = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"].map(PathBuf::from);
     named.into_iter().chain(usual).find(|program| program.is_file())
 }
 
-/// Builds the page and runs the test, which compares with the programs of the workspace. They must have been built.
+/// Builds the page and runs the browser tests. The tests compare the page with the native programs, which must have been built.
+///
+/// Errors: the page cannot be built, or a test fails.
 pub fn run(chromium: &Path) -> Result<()> {
     let page = web::default_folder();
     web::build(&page)?;
     let programs = process::target().join("release");
     let tests = process::root().join(TESTS);
     let installed = process::target().join("web-tests");
-    // A copy, so that nothing is installed into the source tree.
+    // The tests run from a copy, so that npm installs nothing into the source tree.
     let write = |error| Failure::new(format!("cannot write {}: {error}", installed.display()));
     web::copy(&tests, &installed).map_err(write)?;
     let mut packages = Command::new("npm");

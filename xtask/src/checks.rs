@@ -1,8 +1,8 @@
-//! `cargo xtask test`: the set-up, then formatting, lints, documentation, the web page in a browser, and the tests. It stops at
-//! the first step that fails. The tests come last so that their closing lines close the output.
+//! `cargo xtask test` runs every check: set-up, formatting, lints, documentation, the browser tests, and the tests of the
+//! workspace. It stops at the first step that fails. The tests come last, so that the output ends with their results.
 //!
-//! libtest decides which tests are ignored when it compiles them. So the tests are compiled with a feature that tells which
-//! devices the machine has.
+//! A test is marked as ignored when it is compiled. So the tests are compiled with a feature that says which devices this machine
+//! has.
 
 use std::process::{Command, ExitCode};
 
@@ -10,21 +10,21 @@ use crate::browser;
 use crate::process::{self, Failure, Result};
 use crate::vulkan::{self, Readiness};
 
-/// With the value `skip`, this variable has the GPU tests ignored. A reader may set it; in CI it has no effect.
+/// If this variable is `skip`, the GPU tests are ignored. It has no effect in CI.
 const GPU_TESTS: &str = "AQUATINT_GPU_TESTS";
 
-/// What the tests can use of this machine.
+/// The adapter that the tests can use on this machine.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Adapter {
-    /// No adapter: tests run on the CPU.
+    /// No adapter. The GPU tests are ignored.
     None,
-    /// The software adapter, with portable kernels.
+    /// An adapter that runs the portable kernels only. The tests of the fast tier are ignored.
     Portable,
-    /// The software adapter, with the kernels of the fast tier too.
+    /// An adapter that runs the kernels of the fast tier too. No test is ignored for lack of a device.
     Fast,
 }
 
-/// Runs every check.
+/// Runs every check and returns the exit code of the tests. Errors: the first step before them that fails.
 pub fn run() -> Result<ExitCode> {
     let unwanted = std::env::var(GPU_TESTS).is_ok_and(|value| value == "skip") && !process::in_ci();
     let readiness = if unwanted { Readiness::Missing(format!("{GPU_TESTS}=skip is set")) } else { vulkan::set_up()? };
@@ -43,7 +43,7 @@ pub fn run() -> Result<ExitCode> {
     process::last_step("tests", &mut tests(adapter(&readiness)?))
 }
 
-/// What there is, said aloud where something is missing. The programs must have been built.
+/// Returns the adapter for the tests, and prints a notice if tests have to be ignored. The programs must have been built.
 fn adapter(readiness: &Readiness) -> Result<Adapter> {
     if let Readiness::Missing(advice) = readiness {
         notice(&format!("GPU TESTS IGNORED: {advice}"));
@@ -57,7 +57,7 @@ fn adapter(readiness: &Readiness) -> Result<Adapter> {
     Ok(Adapter::Portable)
 }
 
-/// Says what nobody may overlook.
+/// Prints a line that the reader must not overlook.
 fn notice(line: &str) {
     let rule = "*".repeat(70);
     eprintln!("xtask: {rule}\nxtask: {line}\nxtask: {rule}");
@@ -73,13 +73,13 @@ fn documentation() -> Command {
     command
 }
 
-/// The programs of the workspace. All of it, as the tests build it: another selection of packages has other features, and cargo
-/// would compile everything again.
+/// Builds the programs of the whole workspace, as the tests do. With another selection of packages, dependencies would have other
+/// features, and cargo would compile them again.
 fn programs() -> Command {
     process::cargo(["build", "--release", "--workspace", "--bins", "--examples"])
 }
 
-/// The tests. Those that need more than `adapter` are shown as ignored.
+/// Runs the tests. Those that need more than `adapter` are shown as ignored.
 fn tests(adapter: Adapter) -> Command {
     let mut command = process::cargo(["test", "--release", "--workspace"]);
     match adapter {
@@ -90,7 +90,9 @@ fn tests(adapter: Adapter) -> Command {
     command
 }
 
-/// Whether `cargo SUBCOMMAND` is there. Where it is not, names the command that installs it; in CI that is an error.
+/// Tells whether `cargo SUBCOMMAND` is installed, and prints the command that installs it if it is not.
+///
+/// Errors: in CI, a missing component.
 fn component_installed(subcommand: &str, component: &str) -> Result<bool> {
     if process::succeeds(process::cargo([subcommand, "--version"]).env_remove("RUSTFLAGS")) {
         return Ok(true);
@@ -107,7 +109,7 @@ fn component_installed(subcommand: &str, component: &str) -> Result<bool> {
 mod tests {
     use super::*;
 
-    /// The features that the tests are compiled with.
+    /// Returns the features that the tests are compiled with.
     fn features(adapter: Adapter) -> Option<String> {
         let command = tests(adapter);
         let mut arguments = command.get_args().skip_while(|argument| *argument != "--features");

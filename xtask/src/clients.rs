@@ -1,5 +1,5 @@
-//! `cargo xtask clients`: what others make of our files. Quantizes a checkpoint, has transformers with GPTQModel load
-//! the results, and compares perplexities with those of `aquatint eval`.
+//! `cargo xtask clients` checks that another client loads our checkpoints correctly. It quantizes a checkpoint, loads the results
+//! with transformers and GPTQModel (`xtask/clients.py`), and compares the perplexities with those of `aquatint eval`.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
@@ -10,7 +10,7 @@ use crate::process::{self, Failure, Result};
 use crate::python::Environment;
 use crate::smollm2;
 
-/// The options, for the reader.
+/// The help text of this chore.
 pub const HELP: &str = "\
 Usage: cargo xtask clients [OPTIONS]
 
@@ -24,17 +24,16 @@ Usage: cargo xtask clients [OPTIONS]
   --windows N         Evaluation windows [16]
   --device DEVICE     Passed on to `aquatint quantize` and `aquatint eval` [their default]";
 
-/// The texts bundled with the tiny model, in the root of the workspace.
+/// The folder of the bundled texts, relative to the root of the workspace.
 const BUNDLED: &str = "tests/fixtures/tiny-llama";
 
-/// The checkpoints that are made: a name, and the grid the client shall meet. Symmetric grids are written as GPTQ v1,
-/// asymmetric ones as v2.
+/// The checkpoints to make: a name, and the options of the grid. Symmetric grids are written as GPTQ v1, asymmetric ones as v2.
 const GRIDS: [(&str, &[&str]); 2] = [
     ("4bit-group64-sym", &["--bits", "4", "--group-size", "64", "--sym"]),
     ("3bit-channel-asym", &["--bits", "3", "--group-size", "-1", "--asym"]),
 ];
 
-/// What may be chosen.
+/// The options of this chore.
 #[derive(Debug, PartialEq)]
 pub struct Options {
     model: Option<PathBuf>,
@@ -66,8 +65,9 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Reads pairs of an option and its value. Errors: a sentence about the first that makes no sense. Numbers are left
-    /// to aquatint to judge.
+    /// Parses pairs of an option and its value. Numbers are not checked; aquatint checks them.
+    ///
+    /// Errors: a sentence about the first option that is unknown or has no value.
     pub fn parse(arguments: &[OsString]) -> std::result::Result<Self, String> {
         let mut options = Self::default();
         for pair in arguments.chunks(2) {
@@ -91,7 +91,7 @@ impl Options {
     }
 }
 
-/// Builds, quantizes, evaluates and compares. The table is the last thing printed; exit code 1 says that a row failed.
+/// Builds aquatint, quantizes, evaluates and compares. The table is printed last. The exit code is 1 if a row failed.
 pub fn run(options: &Options) -> Result<ExitCode> {
     for text in [&options.calibration, &options.text] {
         if !text.is_file() {
@@ -107,7 +107,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     process::step("build", &mut process::aquatint("build"))?;
     create_folder(&options.out)?;
 
-    // The checkpoint as it came shows that both sides mean the same by perplexity.
+    // The original checkpoint shows that both programs define perplexity in the same way.
     let mut pairs = vec![evaluate(options, &model, "unquantized")?];
     for (name, grid) in GRIDS {
         let quantized = options.out.join(name);
@@ -125,7 +125,7 @@ fn quantize(options: &Options, model: &Path, out: &Path, grid: &[&str]) -> Resul
     process::step("quantize", on_device(&mut command, options))
 }
 
-/// Evaluates one checkpoint and returns `CHECKPOINT=RECORD`, as the script takes it.
+/// Evaluates one checkpoint and returns `CHECKPOINT=RECORD`, an argument of the script.
 fn evaluate(options: &Options, checkpoint: &Path, name: &str) -> Result<OsString> {
     let record = options.out.join(format!("{name}.eval.json"));
     let mut command = aquatint("eval");
@@ -135,7 +135,7 @@ fn evaluate(options: &Options, checkpoint: &Path, name: &str) -> Result<OsString
     Ok([checkpoint.as_os_str(), OsStr::new("="), record.as_os_str()].into_iter().collect())
 }
 
-/// Runs the client. It has much to say, which goes to a log beside the records.
+/// Runs the client. Its many messages go to a log beside the records.
 fn compare(options: &Options, environment: &Environment, pairs: &[OsString]) -> Result<ExitCode> {
     let log = options.out.join("clients.log");
     let file = File::create(&log).map_err(|error| Failure::new(format!("cannot write {}: {error}", log.display())))?;
@@ -151,7 +151,7 @@ fn create_folder(folder: &Path) -> Result<()> {
         .map_err(|error| Failure::new(format!("cannot make the folder {}: {error}", folder.display())))
 }
 
-/// Names the device to aquatint if the reader has named one.
+/// Adds `--device` to the command if the option was given.
 fn on_device<'a>(command: &'a mut Command, options: &Options) -> &'a mut Command {
     if let Some(device) = &options.device {
         command.arg("--device").arg(device);
@@ -159,7 +159,7 @@ fn on_device<'a>(command: &'a mut Command, options: &Options) -> &'a mut Command
     command
 }
 
-/// `aquatint SUBCOMMAND`, built before.
+/// Returns the command `aquatint SUBCOMMAND`. The program must have been built.
 fn aquatint(subcommand: &str) -> Command {
     let mut command = process::aquatint("run");
     command.args(["--quiet", "--", subcommand]);

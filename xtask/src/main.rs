@@ -1,9 +1,9 @@
-//! `cargo xtask`: set-up and chores, so that no shell lore is needed. Nothing but the standard library, so that it
-//! compiles in a second on a fresh machine.
+//! `cargo xtask` sets up a machine for this project and runs its chores. It uses the standard library only, so that it compiles in
+//! a second on a fresh machine.
 //!
-//! One file per chore ([`checks`], [`demo`], [`web`], [`smollm2`], [`clients`]); [`vulkan`], [`wasm`] and [`browser`] for
-//! what a machine needs before GPU tests can run, the page can be built, and it can be tested; [`packages`] for what the
-//! system installs, [`python`] for virtual environments, and [`process`] for running a command and saying how it went.
+//! Each chore has a file: [`checks`], [`demo`], [`web`], [`smollm2`] and [`clients`]. Three files set up a machine: [`vulkan`] for
+//! the GPU tests, [`wasm`] for the build of the page, and [`browser`] for its tests. They share [`packages`] (packages of the
+//! system), [`python`] (virtual environments) and [`process`] (running commands).
 
 mod browser;
 mod checks;
@@ -79,7 +79,7 @@ fn is_option(argument: &OsStr) -> bool {
     argument.as_encoded_bytes().starts_with(b"-")
 }
 
-/// Says what was wrong with the command line, then how to use it.
+/// Prints what is wrong with the command line, then the help text.
 fn usage(complaint: &str, help: &str) -> ExitCode {
     eprintln!("xtask: {complaint}\n\n{help}");
     ExitCode::from(2)

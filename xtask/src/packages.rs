@@ -1,25 +1,26 @@
-//! Packages of the system: which kind it is, and installing on Debian and Ubuntu where nobody has to be asked.
+//! Packages of the operating system. This file tells which kind of system this is, and installs packages on Debian and Ubuntu if
+//! no password is needed.
 
 use std::fs;
 use std::process::Command;
 
 use crate::process;
 
-/// Installs Debian packages if that needs no password. A failure is shown and not fatal: the reader may be offline, and
-/// whoever needs the packages looks for them afterwards.
+/// Installs Debian packages if that needs no password. A failure is printed and does not end the chore: the machine may be
+/// offline, and the caller looks for the packages afterwards.
 pub fn install(packages: &[&str]) {
     let install = [&["apt-get", "install", "-y", "-qq", "--no-install-recommends"][..], packages].concat();
     privileged(&[&UPDATE, &install]);
 }
 
-/// Fetches Debian's lists of packages, under the same conditions.
+/// Updates Debian's lists of packages under the same conditions.
 pub fn update() {
     privileged(&[&UPDATE]);
 }
 
 const UPDATE: [&str; 3] = ["apt-get", "update", "-qq"];
 
-/// Runs commands that need root, up to the first that fails.
+/// Runs commands that need root, in order. Stops at the first that fails.
 fn privileged(commands: &[&[&str]]) {
     if System::of_this_machine() != System::Debian {
         return;
@@ -37,8 +38,7 @@ fn privileged(commands: &[&[&str]]) {
     }
 }
 
-/// What to write before a command that needs root: nothing for root, `sudo -n` where that asks for no password. `None`
-/// if neither is so.
+/// Returns the prefix of a command that needs root: empty for root, `sudo -n` if sudo needs no password. `None` otherwise.
 fn privileges() -> Option<Vec<&'static str>> {
     let id = Command::new("id").arg("-u").output().ok()?;
     if id.stdout.trim_ascii() == b"0" {
@@ -47,14 +47,14 @@ fn privileges() -> Option<Vec<&'static str>> {
     process::succeeds(Command::new("sudo").args(["-n", "true"])).then(|| vec!["sudo", "-n"])
 }
 
-/// The kinds of system that differ in how the packages are installed.
+/// The kinds of system, by package manager.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum System {
-    /// Debian, Ubuntu and their kin.
+    /// Debian, Ubuntu and their derivatives.
     Debian,
-    /// Fedora, Red Hat and theirs.
+    /// Fedora, Red Hat and their derivatives.
     Fedora,
-    /// Arch and its kin.
+    /// Arch and its derivatives.
     Arch,
     /// Alpine.
     Alpine,
@@ -63,12 +63,12 @@ pub enum System {
 }
 
 impl System {
-    /// By `/etc/os-release`.
+    /// Reads the kind from `/etc/os-release`.
     pub fn of_this_machine() -> Self {
         fs::read_to_string("/etc/os-release").map_or(Self::Other, |text| Self::from_os_release(&text))
     }
 
-    /// Reads the `ID` and `ID_LIKE` lines of an os-release file.
+    /// Reads the kind from the `ID` and `ID_LIKE` lines of an os-release file.
     fn from_os_release(text: &str) -> Self {
         let values = text.lines().filter_map(|line| line.strip_prefix("ID=").or_else(|| line.strip_prefix("ID_LIKE=")));
         let mut words = values.flat_map(|value| value.trim_matches(['"', '\'']).split_whitespace());

@@ -1,4 +1,5 @@
-//! Running commands: where they run, how long they took, and what is said when one fails.
+//! Runs commands for the chores: it prints each command, measures its time, and reports failures. The folders of the workspace
+//! are here too.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -6,14 +7,14 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
-/// Why a chore stopped: one line for the reader and the exit code to leave with.
+/// The failure of a chore: one line for the reader, and the exit code of xtask.
 #[derive(Debug, PartialEq)]
 pub struct Failure {
     line: String,
     code: u8,
 }
 
-/// What a chore or one of its steps returns.
+/// The result of a chore or of one of its steps.
 pub type Result<T> = std::result::Result<T, Failure>;
 
 impl Failure {
@@ -22,39 +23,40 @@ impl Failure {
         Self { line: line.into(), code: 1 }
     }
 
-    /// Prints the line and returns the code.
+    /// Prints the line and returns the exit code.
     pub fn report(self) -> ExitCode {
         eprintln!("xtask: {}", self.line);
         ExitCode::from(self.code)
     }
 }
 
-/// The root of the workspace. Cargo names the folder of this crate when it runs it; the one it was compiled in serves
-/// where the binary is started by hand.
+/// Returns the root of the workspace. Cargo names the folder of this crate when it runs the program. If the program was started
+/// without cargo, the folder of its compilation is used.
 pub fn root() -> PathBuf {
     let own = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
     let own = own.unwrap_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")));
     own.parent().map_or_else(|| PathBuf::from("."), PathBuf::from)
 }
 
-/// Where chores keep what they download and make: cargo's target folder.
+/// Returns cargo's target folder. The chores keep their downloads and results there.
 pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |folder| root().join(folder))
 }
 
-/// Whether a machine is watching rather than a person: then nothing may be skipped.
+/// Tells whether this is a run of continuous integration, in which no check may be skipped.
 pub fn in_ci() -> bool {
     std::env::var("CI").is_ok_and(|value| !matches!(value.as_str(), "" | "0" | "false"))
 }
 
-/// The cargo that started this chore, in the root of the workspace.
+/// Returns `cargo ARGUMENTS`, to be run in the root of the workspace. It is the cargo that started xtask.
 pub fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(arguments).current_dir(root());
     command
 }
 
-/// `cargo ... --bin aquatint` in release mode, in the reader's own folder: relative paths mean what they should.
+/// Returns `cargo SUBCOMMAND --bin aquatint` in release mode. It runs in the user's current folder, so that relative paths in its
+/// arguments are resolved there.
 pub fn aquatint(subcommand: &str) -> Command {
     let mut command = cargo([subcommand, "--release", "--bin", "aquatint", "--manifest-path"]);
     command.arg(root().join("Cargo.toml"));
@@ -64,7 +66,7 @@ pub fn aquatint(subcommand: &str) -> Command {
     command
 }
 
-/// Whether `command` can be started and succeeds; its output is dropped.
+/// Tells whether `command` can be started and succeeds. Its output is dropped.
 pub fn succeeds(command: &mut Command) -> bool {
     command
         .stdin(Stdio::null())
@@ -74,7 +76,9 @@ pub fn succeeds(command: &mut Command) -> bool {
         .is_ok_and(|status| status.success())
 }
 
-/// Runs one step with its output shown, between a heading and its wall time.
+/// Runs one step of a chore and shows its output, between a heading and the wall time.
+///
+/// Errors: the command cannot be started or fails.
 pub fn step(name: &str, command: &mut Command) -> Result<()> {
     heading(name, command);
     let start = Instant::now();
@@ -88,7 +92,9 @@ pub fn step(name: &str, command: &mut Command) -> Result<()> {
     Err(Failure { line: format!("{name} failed after {seconds:.1} s ({status}): {}", line(command)), code })
 }
 
-/// Runs the last step of a chore: what the command prints last is the last thing printed, and its exit code is ours.
+/// Runs the last step of a chore. Nothing is printed after the command's own output, and its exit code becomes that of xtask.
+///
+/// Errors: the command cannot be started.
 pub fn last_step(name: &str, command: &mut Command) -> Result<ExitCode> {
     heading(name, command);
     let status = command.status().map_err(|error| cannot_start(command, &error))?;
@@ -103,7 +109,7 @@ fn cannot_start(command: &Command, error: &std::io::Error) -> Failure {
     Failure::new(format!("cannot start {}: {error}", command.get_program().display()))
 }
 
-/// The code to leave with; a process killed by a signal has none and counts as 1.
+/// Returns the exit code of a process; 1 if a signal ended it.
 fn exit_code(status: std::process::ExitStatus) -> u8 {
     if status.success() {
         return 0;
@@ -111,7 +117,7 @@ fn exit_code(status: std::process::ExitStatus) -> u8 {
     status.code().and_then(|code| u8::try_from(code).ok()).filter(|&code| code != 0).unwrap_or(1)
 }
 
-/// A command as a person would type it: the program without its folder, and its arguments.
+/// Formats a command as a person would type it: the program without its folder, then its arguments.
 fn line(command: &Command) -> impl fmt::Display {
     let program = PathBuf::from(command.get_program());
     let program = program.file_name().unwrap_or_else(|| command.get_program()).to_string_lossy().into_owned();

@@ -1,4 +1,4 @@
-//! Virtual environments for the chores that need Python packages: made once, and brought up to date when the list of
+//! Virtual environments for the chores that need Python packages. An environment is made once, and updated when its list of
 //! packages changes.
 
 use std::fs;
@@ -7,16 +7,17 @@ use std::process::Command;
 
 use crate::process::{self, Failure, Result};
 
-/// A virtual environment that holds what a requirements file of this crate lists.
+/// A virtual environment with the packages of one of this crate's requirements files.
 pub struct Environment {
     folder: PathBuf,
 }
 
 impl Environment {
-    /// The environment in `folder`, made if it is not there. Packages are installed unless the last run left the same
-    /// requirements behind, those named in `first` before the others, which may need them to be built.
+    /// Returns the environment in `folder`. Makes it if it does not exist, and installs the packages of the file `requirements`
+    /// unless the last run installed the same list. The packages in `first` are installed before the others, because these may
+    /// need them to be built.
     ///
-    /// Errors: no Python with its `venv` module, or packages that cannot be installed.
+    /// Errors: there is no Python with its `venv` module, or a package cannot be installed.
     pub fn prepare(folder: &Path, requirements: &str, first: &[&str]) -> Result<Self> {
         let requirements = process::root().join("xtask").join(requirements);
         let wanted = fs::read(&requirements)
@@ -40,7 +41,7 @@ impl Environment {
         Ok(environment)
     }
 
-    /// Python of this environment, about to run a script of this crate.
+    /// Returns the command that runs a script of this crate in the environment.
     pub fn script(&self, name: &str) -> Command {
         let mut command = Command::new(self.program("python"));
         command.arg(process::root().join("xtask").join(name));

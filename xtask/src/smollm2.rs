@@ -1,4 +1,5 @@
-//! `cargo xtask smollm2`: the real checkpoint that measurements are made with.
+//! `cargo xtask smollm2` fetches SmolLM2-135M-Instruct, the real checkpoint that this project measures with. The script
+//! `xtask/fetch_smollm2.py` does the work.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -6,18 +7,18 @@ use std::process::ExitCode;
 use crate::process::{self, Result};
 use crate::python::Environment;
 
-/// Fetches the checkpoint to `folder`, or to its place in the target folder.
+/// Fetches the checkpoint to `folder`; by default to [`place`].
 pub fn run(folder: Option<&Path>) -> Result<ExitCode> {
     fetch(&folder.map_or_else(place, Path::to_path_buf))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where the checkpoint lies unless the reader says otherwise.
+/// Returns the default folder of the checkpoint.
 pub fn place() -> PathBuf {
     process::target().join("smollm2")
 }
 
-/// Fetches the checkpoint to `folder` unless it is there.
+/// Fetches the checkpoint to `folder`, unless it is there already.
 pub fn fetch(folder: &Path) -> Result<()> {
     if folder.join("model.safetensors").is_file() {
         eprintln!("xtask: checkpoint: {} is already there", folder.display());

@@ -1,5 +1,5 @@
-//! What GPU tests need from the machine: a Vulkan loader and a software adapter, Mesa's lavapipe. Looks for both, installs
-//! them where nobody has to be asked, and tells whether the adapter can run the fast tier.
+//! Set-up for the GPU tests. They need a Vulkan loader and a software adapter, Mesa's lavapipe. This file looks for both, installs
+//! them if no password is needed, and reads whether the adapter can run the fast tier.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,20 +9,21 @@ use std::process::Command;
 use crate::packages::{self, System};
 use crate::process::{self, Failure, Result};
 
-/// Whether GPU tests can run.
+/// Whether the GPU tests can run.
 #[derive(Debug, PartialEq)]
 pub enum Readiness {
-    /// The loader and the software adapter are there, or the platform brings its own (Metal).
+    /// They can: the loader and the software adapter are installed, or the platform has its own adapter (Metal).
     Ready,
-    /// Something is missing: what it is, and the command that installs it.
+    /// They cannot. The text names what is missing and the command that installs it.
     Missing(String),
 }
 
-/// Debian's and Ubuntu's packages for the loader and the adapter.
+/// The packages of Debian and Ubuntu with the loader and the adapter.
 const PACKAGES: [&str; 2] = ["libvulkan1", "mesa-vulkan-drivers"];
 
-/// Looks for the loader and the adapter, installs them on Debian and Ubuntu if that needs no password, and looks again.
-/// Errors: in CI, where GPU tests must not be ignored, whatever is still missing.
+/// Looks for the loader and the adapter. On Debian and Ubuntu it installs what is missing if that needs no password.
+///
+/// Errors: in CI, where the GPU tests must not be ignored, whatever is still missing.
 pub fn set_up() -> Result<Readiness> {
     if cfg!(target_os = "macos") {
         return Ok(Readiness::Ready);
@@ -41,12 +42,12 @@ pub fn set_up() -> Result<Readiness> {
     if process::in_ci() { Err(Failure::new(advice)) } else { Ok(Readiness::Missing(advice)) }
 }
 
-/// The adapter that the tests take where this variable names no other, by its number or a part of its name.
+/// This variable names another adapter for the tests than lavapipe, by its number or by a part of its name.
 const TEST_DEVICE: &str = "AQUATINT_TEST_DEVICE";
 
-/// The kernels that the adapter of the tests can run, as `program devices` words it: "fast, …" or "portable, …". `program` is aquatint.
+/// Returns the tier of the tests' adapter as `aquatint devices` prints it: "fast, …" or "portable, …". `program` is aquatint.
 ///
-/// Errors: the program cannot be started or does not list the adapter.
+/// Errors: the program cannot be started, or it does not list the adapter.
 pub fn tier(program: &Path) -> Result<String> {
     let wanted = std::env::var(TEST_DEVICE).unwrap_or_else(|_| "llvmpipe".into());
     let output = Command::new(program).arg("devices").output();
@@ -56,8 +57,8 @@ pub fn tier(program: &Path) -> Result<String> {
     tier_of(&wanted, &table).map(str::to_string).ok_or_else(missing)
 }
 
-/// The tier of an adapter in the table that `aquatint devices` prints: columns at least two spaces apart, of which the first is the
-/// number, the second the name and the fifth the tier.
+/// Finds the tier of an adapter in the table that `aquatint devices` prints. Columns are at least two spaces apart. The first is
+/// the adapter's number, the second its name, and the fifth its tier.
 fn tier_of<'a>(wanted: &str, table: &'a str) -> Option<&'a str> {
     let wanted = wanted.to_lowercase();
     let columns = |line: &'a str| -> Vec<&'a str> {
@@ -67,7 +68,7 @@ fn tier_of<'a>(wanted: &str, table: &'a str) -> Option<&'a str> {
     table.lines().map(columns).find(named).map(|row| row[4])
 }
 
-/// The command that installs the loader and the adapter.
+/// Returns the command that installs the loader and the adapter.
 fn advice(system: System) -> String {
     match system {
         System::Debian => format!("sudo apt-get update && sudo apt-get install -y {}", PACKAGES.join(" ")),
@@ -78,15 +79,15 @@ fn advice(system: System) -> String {
     }
 }
 
-/// Where the loader's library and the adapters' manifests are looked for.
+/// The places of the loader's library and of the adapters' manifests.
 struct Places {
     libraries: Vec<PathBuf>,
-    /// Folders of manifests, or manifests themselves.
+    /// Folders of manifests, or manifests.
     manifests: Vec<PathBuf>,
 }
 
 impl Places {
-    /// The folders the dynamic linker and the Vulkan loader search, the reader's environment included.
+    /// Returns the places that the dynamic linker and the Vulkan loader search, according to this process's environment.
     fn of_this_machine() -> Self {
         let paths = |name: &str| std::env::var_os(name).map(split).unwrap_or_default();
         let triplet = PathBuf::from(format!("/usr/lib/{}-linux-gnu", std::env::consts::ARCH));
@@ -94,7 +95,7 @@ impl Places {
         libraries.push(triplet);
         libraries.extend(["/usr/lib", "/usr/lib64", "/lib", "/lib64", "/usr/local/lib"].map(PathBuf::from));
 
-        // The loader reads nothing else when one of these variables names the manifests.
+        // If one of these variables names manifests, the loader reads no others.
         let mut manifests = paths("VK_DRIVER_FILES");
         if manifests.is_empty() {
             manifests = paths("VK_ICD_FILENAMES");
@@ -108,7 +109,7 @@ impl Places {
         Self { libraries, manifests }
     }
 
-    /// What GPU tests need and these places do not hold.
+    /// Returns the parts that the GPU tests need and these places lack.
     fn missing(&self) -> Vec<&'static str> {
         let mut missing = Vec::new();
         if !self.libraries.iter().any(|folder| folder.join("libvulkan.so.1").exists()) {
@@ -121,12 +122,12 @@ impl Places {
     }
 }
 
-/// Splits a list of paths as the platform does, without its empty entries.
+/// Splits a list of paths as the platform does. Empty entries are dropped.
 fn split(list: OsString) -> Vec<PathBuf> {
     std::env::split_paths(&list).filter(|path| !path.as_os_str().is_empty()).collect()
 }
 
-/// Whether `place` is lavapipe's manifest or a folder with it. Its name carries the architecture on some systems.
+/// Tells whether `place` is lavapipe's manifest or a folder with it. On some systems the manifest's name has the architecture.
 fn holds_lavapipe(place: &Path) -> bool {
     let is_manifest = |path: &Path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -140,7 +141,7 @@ fn holds_lavapipe(place: &Path) -> bool {
 mod tests {
     use super::*;
 
-    /// A folder of its own for each test, removed at the end.
+    /// A temporary folder of one test. It is removed at the end.
     struct Folder(PathBuf);
 
     impl Folder {

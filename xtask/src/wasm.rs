@@ -1,5 +1,5 @@
-//! Building for wasm32. With rustup that is one target to add. Where Rust did not come by rustup, or its server cannot be
-//! reached, Debian's `rustc-web` stands in: a compiler with the standard library's source, unpacked beside the build.
+//! Sets up builds for wasm32. With rustup it adds the target. Without rustup, or if its server cannot be reached, it unpacks
+//! Debian's `rustc-web` into the target folder: a compiler that comes with the source of the standard library.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -9,24 +9,27 @@ use std::process::Command;
 use crate::packages;
 use crate::process::{self, Failure, Result};
 
-/// The target of the web page.
+/// The compilation target of the web page.
 const TARGET: &str = "wasm32-unknown-unknown";
-/// Debian's packages: the compiler, what its wrapper needs to find `core`, and the source to build it from.
+/// Debian's packages: the compiler, the files with which it finds `core`, and the source of the standard library.
 const PACKAGES: [&str; 3] = ["rustc-web", "libstd-rust-web-dev", "rust-web-src"];
-/// Libraries that the compiler is linked with: their package names carry versions.
+/// The beginnings of the packages with the compiler's own libraries. The rest of such a name is a version.
 const LIBRARIES: [&str; 2] = ["libstd-rust-web-", "libllvm"];
 
-/// The folder below `target` where a wasm build of this profile lands.
+/// Returns the folder of the compiled wasm for a profile of cargo.
 pub fn output(profile: &str) -> PathBuf {
     build_folder().join(TARGET).join(profile)
 }
 
-/// Apart from other builds: the standard library may be built anew in it.
+/// Returns the target folder of wasm builds. It is separate from that of other builds, because the standard library may be built
+/// in it.
 fn build_folder() -> PathBuf {
     process::target().join("wasm")
 }
 
-/// `cargo ARGUMENTS` for wasm32, set up as this machine allows. Errors: no compiler for it can be had.
+/// Returns `cargo ARGUMENTS` for wasm32, with the compiler that this machine has or can get.
+///
+/// Errors: there is no compiler for wasm32, and none can be installed.
 pub fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Result<Command> {
     let mut command = process::cargo(arguments);
     command.args(["--target", TARGET, "--target-dir"]).arg(build_folder());
@@ -42,7 +45,7 @@ pub fn cargo<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Result<
             sysroot.display()
         )));
     };
-    // Building the standard library is an unstable feature of cargo, which this variable opens for this build alone.
+    // Cargo's feature that builds the standard library is unstable. RUSTC_BOOTSTRAP enables it for this build only.
     command.env("RUSTC", rustc).env("RUSTC_BOOTSTRAP", "1").env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker);
     command.arg("-Zbuild-std=std,panic_abort");
     Ok(command)
@@ -58,19 +61,22 @@ fn has_target(sysroot: &Path) -> bool {
     sysroot.join("lib/rustlib").join(TARGET).join("lib").is_dir()
 }
 
-/// Asks rustup, if there is one. What it says is not shown: there is another way.
+/// Adds the target with rustup, if rustup is installed. A failure is not shown, because Debian's compiler can be used instead.
 fn add_target() -> bool {
     process::succeeds(Command::new("rustup").args(["target", "add", TARGET]))
 }
 
-/// The folder of the host's own libraries, which is named after it.
+/// Returns the host's target triple: the name of the folder with its libraries and programs.
 fn host(sysroot: &Path) -> Option<String> {
     let folders = fs::read_dir(sysroot.join("lib/rustlib")).ok()?.flatten();
     let names = folders.filter(|folder| folder.path().join("bin").is_dir()).map(|folder| folder.file_name());
     names.map(|name| name.to_string_lossy().into_owned()).next()
 }
 
-/// Debian's compiler, unpacked at first use (about 900 MB); nothing is installed. Returns a wrapper that starts it.
+/// Returns a script that starts Debian's compiler. The compiler is unpacked at the first use (about 900 MB); no package is
+/// installed.
+///
+/// Errors: this is not Debian, or the packages cannot be downloaded or unpacked.
 fn debian_compiler() -> Result<PathBuf> {
     let home = process::target().join("wasm-toolchain");
     let wrapper = home.join("rustc");
@@ -112,7 +118,7 @@ fn debian_compiler() -> Result<PathBuf> {
     Ok(wrapper)
 }
 
-/// The packages to unpack, from apt's list of everything that the compiler depends on.
+/// Selects the packages to unpack from apt's list of all dependencies of the compiler.
 fn needed(listed: &str) -> Vec<String> {
     let mut names: Vec<String> = PACKAGES.map(String::from).to_vec();
     for line in listed.lines().filter(|line| !line.starts_with([' ', '|', '<'])) {
@@ -123,7 +129,7 @@ fn needed(listed: &str) -> Vec<String> {
     names
 }
 
-/// A script that starts the compiler with its own libraries: they lie in folders that depend on architecture and version.
+/// Returns the text of a script that starts the compiler with its own libraries. Their folders depend on architecture and version.
 fn start_script(root: &Path, unpacked: &Path) -> String {
     let mut folders = Vec::new();
     let below = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.file_name());

@@ -1,4 +1,4 @@
-//! `cargo xtask web`: the web page as a folder of static files, and a server for it.
+//! `cargo xtask web` builds the web page as a folder of static files, and serves it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,26 +7,26 @@ use std::process::{Command, ExitCode};
 use crate::process::{self, Failure, Result};
 use crate::wasm;
 
-/// Cargo's profile of the wasm: small.
+/// Cargo's profile for the wasm, which makes it small.
 const PROFILE: &str = "web";
-/// The page's own files.
+/// The folder of the page's static files.
 const STATIC: &str = "web/static";
-/// The bundled model, which the page offers.
+/// The folder of the bundled model, which the page offers.
 const MODEL: &str = "tests/fixtures/tiny-llama";
 
-/// Where the page is built if no other folder is named.
+/// Returns the default folder of the built page.
 pub fn default_folder() -> PathBuf {
     process::target().join("web")
 }
 
-/// Builds the page and serves it until stopped.
+/// Builds the page and serves it until the process is stopped.
 pub fn serve(port: &str) -> Result<ExitCode> {
     let folder = default_folder();
     build(&folder)?;
     process::last_step("web", tool().arg("serve").arg(folder).arg(port))
 }
 
-/// Builds the page into `folder`.
+/// Builds the page into `folder`; by default into [`default_folder`].
 pub fn build_only(folder: Option<&Path>) -> Result<ExitCode> {
     let folder = folder.map_or_else(default_folder, Path::to_path_buf);
     build(&folder)?;
@@ -34,7 +34,9 @@ pub fn build_only(folder: Option<&Path>) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Builds the page beside `folder` and moves it there when it is whole.
+/// Builds the page in a folder beside `folder`, and moves it to `folder` when it is complete.
+///
+/// Errors: the build fails, or `folder` holds something else than a page.
 pub fn build(folder: &Path) -> Result<()> {
     process::step("wasm", &mut wasm::cargo(["build", "--package", "aquatint-web", "--profile", PROFILE])?)?;
     let mut name = folder.file_name().unwrap_or_default().to_owned();
@@ -55,7 +57,7 @@ pub fn build(folder: &Path) -> Result<()> {
     fs::rename(&partial, folder).map_err(write)
 }
 
-/// Errors: the folder has something else in it than a page of ours.
+/// Checks that `folder` may be replaced. Errors: it holds something else than a page that this chore built.
 fn replaceable(folder: &Path) -> Result<()> {
     let vacant = fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
     if vacant || folder.join("aquatint_web.js").is_file() {
@@ -64,12 +66,12 @@ fn replaceable(folder: &Path) -> Result<()> {
     Err(Failure::new(format!("{} holds something else than the page; name another folder", folder.display())))
 }
 
-/// The program for what needs libraries.
+/// Returns the command that runs `web/tool`, which does the chores of the page that need libraries.
 pub fn tool() -> Command {
     process::cargo(["run", "--quiet", "--release", "--package", "aquatint-web-tool", "--"])
 }
 
-/// Copies the files of a folder, not the folders in it.
+/// Copies the files of a folder. Folders in it are not copied.
 pub fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
     fs::create_dir_all(to)?;
     for entry in fs::read_dir(from)? {

@@ -1,4 +1,4 @@
-//! From the compiled wasm to the two files that `worker.js` imports.
+//! Turns the compiled wasm into the two files that `worker.js` imports, and checks their size.
 
 use std::error::Error;
 use std::fs::File;
@@ -9,10 +9,12 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use wasm_bindgen_cli_support::Bindgen;
 
-/// What the wasm may weigh on its way to the browser.
+/// The largest allowed size of both files, gzipped, in bytes.
 const LARGEST_GZIPPED: u64 = 3_000_000;
 
-/// Writes `aquatint_web.js` and `aquatint_web_bg.wasm` into `out`, and prints their size. Errors if they are too large.
+/// Writes `aquatint_web.js` and `aquatint_web_bg.wasm` into `out`, and prints their size.
+///
+/// Errors: the wasm cannot be read or translated, or the files are too large.
 pub fn run(wasm: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     let mut bindgen = Bindgen::new();
     bindgen.input_path(wasm).out_name("aquatint_web").typescript(false).omit_default_module_path(false);
@@ -31,7 +33,7 @@ pub fn run(wasm: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Counts what is written to it.
+/// A writer that only counts its bytes.
 struct Count(u64);
 
 impl Write for Count {

@@ -1,6 +1,8 @@
-//! Chores of the web page that need libraries: `cargo xtask web` calls this, so that xtask itself compiles in a second.
+//! The chores of the web page that need libraries. `cargo xtask web` starts this program, so that xtask itself needs no
+//! dependencies and compiles in a second.
 //!
-//! `bindgen WASM OUT` turns the compiled wasm into what a browser loads and says how large it is; `serve FOLDER` serves it.
+//! `bindgen WASM OUT` turns the compiled wasm into the files that a browser loads and prints their size. `serve FOLDER PORT`
+//! serves a folder.
 
 mod bindgen;
 mod serve;
