@@ -131,13 +131,13 @@ impl Difference {
     }
 }
 
-/// The revision of the kernels of this build: a number kept by hand and a hash of all shaders.
+/// The revision of the kernels of this build: a number kept by hand and a hash of all shaders, whose comments do not count.
 pub fn kernels() -> String {
     let mut hash = Sha256::new();
     for (path, text) in shader::texts() {
-        // The length keeps a line from moving between files unnoticed.
-        hash.update(format!("{path} {}\n", text.len()));
-        hash.update(text);
+        hash.update(format!("{path}\n"));
+        let code = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//"));
+        code.for_each(|line| hash.update(format!("{line}\n")));
     }
     format!("{REVISION}-{}", &hexadecimal(hash)[..12])
 }
