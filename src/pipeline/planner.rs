@@ -2,8 +2,8 @@
 //!
 //! The device holds the weights of one group of linear layers, the statistics and factors of this group, and the
 //! current chunk of tokens. The hidden states of all chunks are on the device, too, if they fit. Otherwise they are in
-//! host memory, or in a file. `pipeline` plans each run here; `study::forecast` shows the plan before a run. All sizes
-//! are estimates from shapes.
+//! host memory, or in a file. `pipeline` plans each run here, and `study::forecast` makes the same plan to show it
+//! before a run. All sizes are estimates from shapes.
 
 use super::Treatment;
 use crate::device::{Device, MOST_FREE, Memory, Place, Precision, Recorder};
@@ -82,7 +82,8 @@ pub(super) fn chunks_before_blocks(config: &ModelConfig, chunk_tokens: usize) ->
     (weights / (chunk_tokens * config.hidden_size)).max(1)
 }
 
-/// The plan of one run on a device with enough memory, estimated for a GPU without the fast tier.
+/// The plan of one run on a device with enough memory, estimated for a GPU without the fast tier. The page shows it as
+/// its estimate of device memory.
 pub fn roomy_plan(config: &ModelConfig, options: &QuantizeOptions) -> Plan {
     let per_chunk = (Memory::default().chunk_tokens / options.seq_len).max(1);
     Workload { config, runs: &[options], on_cpu: false, beside: 0, fast: false }.plan((Place::Device, false), per_chunk)
