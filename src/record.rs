@@ -1,6 +1,6 @@
-//! The record of a run: what was planned, what became of every layer and block, and where the time went.
+//! The report of a run: its plan, the results for every layer and block, and the time per phase.
 //!
-//! The pipeline fills it, `report` shows it, and front ends write it as JSON.
+//! The pipeline fills it in, `report` shows it, and front ends write it as JSON.
 
 use std::collections::BTreeMap;
 
@@ -16,13 +16,13 @@ use crate::quant::{Alpha, QuantizeOptions};
 pub enum Phase {
     /// Reading weights and putting them on the device.
     Load,
-    /// H and D.
+    /// Accumulating the hessian H and the error correlation D.
     Statistics,
-    /// Cholesky, correction, α.
+    /// Cholesky factorisation, correction and propagation strength α.
     Correction,
-    /// Grids and codes.
+    /// Choosing grids and codes.
     Rounding,
-    /// Both streams through the block, and the errors measured on the way.
+    /// Taking the streams through a group of linear layers, and measuring the errors of its outputs.
     Forward,
     /// Handing quantized layers to the output.
     Write,
@@ -45,16 +45,18 @@ impl Phase {
 /// The memory of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// Sequences that are processed together.
+    /// Sequences that are processed together, as one chunk.
     pub sequences_per_chunk: usize,
-    /// Where the hidden states of all chunks are.
+    /// Where the hidden states of all chunks are kept.
     pub streams: Place,
-    /// Whether what down reads is computed again from the residual stream each time, not kept.
+    /// Whether a stream drops values that it can compute again token by token, such as the input of the down
+    /// projection. This saves memory and costs time.
     #[serde(default)]
     pub recompute: bool,
-    /// Bytes on the device at the peak, about; on the CPU of the whole program.
+    /// Bytes on the device at the peak, estimated. On the CPU this is the memory of the whole program.
     pub device_bytes: u64,
-    /// Of these, what arrays that are not in use may keep for the next of their size; on a GPU they give way.
+    /// The part of `device_bytes` that arrays which are not in use may occupy until an array of the same size is
+    /// needed. It is 0 on a GPU, which frees such arrays when it needs the memory.
     pub spare_bytes: u64,
     /// Bytes of hidden states in host memory.
     pub host_bytes: u64,
@@ -62,69 +64,72 @@ pub struct Plan {
     pub file_bytes: u64,
 }
 
-/// What a run did.
+/// The report of a run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     /// Version of this crate.
     pub aquatint: String,
-    /// The device's name.
+    /// Name of the device.
     pub device: String,
-    /// Which kernels its large products used.
+    /// Which kernels computed large products.
     #[serde(default)]
     pub precision: Precision,
-    /// What was asked for.
+    /// The options of the run.
     pub options: QuantizeOptions,
-    /// Inputs per grid that were used, `null` for per channel.
+    /// Inputs per grid, as used. `null` if there is one grid per row.
     pub group_size: Option<usize>,
-    /// Calibration tokens, held-out ones included.
+    /// Calibration tokens, including the held-out tokens.
     pub tokens: usize,
-    /// Tokens held out: the last windows.
+    /// Held-out tokens. They are the last windows of the calibration text.
     pub held_out_tokens: usize,
-    /// Per layer, in execution order.
+    /// The layers, in execution order.
     pub layers: Vec<LayerReport>,
-    /// Per block, in order.
+    /// The blocks, in order.
     pub blocks: Vec<BlockReport>,
     /// Seconds per phase.
     pub seconds: BTreeMap<Phase, f64>,
-    /// Seconds in all.
+    /// Seconds in total.
     pub total_seconds: f64,
-    /// What was to be held where; `null` in records of earlier versions.
+    /// The planned memory. `null` in reports of earlier versions.
     #[serde(default)]
     pub plan: Option<Plan>,
-    /// Bytes of arrays that a GPU held at most since it was opened; `null` on the CPU.
+    /// The peak size of all arrays on a GPU since it was opened, in bytes. `null` on the CPU.
     #[serde(default)]
     pub peak_device_bytes: Option<u64>,
 }
 
-/// What became of one linear layer.
+/// The report of one linear layer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LayerReport {
     /// Module path.
     pub name: String,
-    /// α that was asked for.
+    /// The propagation strength α that was asked for.
     pub alpha_requested: Alpha,
-    /// α* before shrinkage, where it was determined.
+    /// α* before shrinkage. `null` where it was not determined.
     pub alpha_optimal: Option<f64>,
-    /// α that the stored layer was made with.
+    /// The α with which the stored layer was made.
     pub alpha: f64,
     /// Whether the guard kept the uncorrected layer because the corrected one was worse on held-out tokens.
     pub guarded: bool,
-    /// ρ_q.
+    /// ρ_q, the damping of the correction, as a share of mean(diag H).
     pub correction_damping: f64,
-    /// ρ_r, greater than asked for where the factorisation failed; `null` but for GPTQ.
+    /// ρ_r, the damping of the rounding, as a share of mean(diag H). It is greater than asked for if GPTQ's
+    /// factorisation failed. `null` for methods that damp nothing.
     pub rounding_damping: Option<f64>,
-    /// r of AWQ's scales (mean|x̂|)^r; `null` for other methods, and where the input can take no scales.
+    /// The exponent r of AWQ's scales (mean|x̂|)^r. `null` for other methods, and where the input can take no scales.
     pub awq_ratio: Option<f64>,
-    /// ‖WX − QX̂‖²/‖WX‖² on the tokens that the correction was fitted on.
+    /// The relative error of the output, ‖WX − QX̂‖²/‖WX‖², on the tokens that the correction was fitted on.
     pub error_fitted: f64,
-    /// The same on held-out tokens, `null` where there are none.
+    /// The same error on held-out tokens. `null` if no tokens are held out.
     pub error_held_out: Option<f64>,
-    /// The same had the layer been rounded without correction, by the difference before any descent; `null` where none was tried.
+    /// The held-out error that the layer would have without correction. It is estimated as `error_held_out` plus the
+    /// difference between the scores of the two roundings, which the guard takes before any refinement. `null` if the
+    /// guard compared nothing, or if the number is not finite.
     pub error_held_out_uncorrected: Option<f64>,
 }
 
 impl LayerReport {
-    /// The record of `layer`, whose errors are not measured yet. `correction_damping`: ρ_q.
+    /// The report of `layer` before its errors are measured. `correction_damping`: ρ_q.
     pub(crate) fn new(layer: &RoundedLayer, correction_damping: f64) -> Self {
         let AppliedAlpha { requested, optimal, applied, guarded, .. } = layer.alpha;
         Self {
@@ -143,24 +148,24 @@ impl LayerReport {
     }
 }
 
-/// The state of the streams after a block.
+/// The error of the quantized stream after a block.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BlockReport {
-    /// Block, from 0.
+    /// Number of the block, from 0.
     pub block: usize,
-    /// ‖S − Ŝ‖²_F/‖S‖²_F over all calibration tokens.
+    /// Δ_m = ‖S − Ŝ‖²_F/‖S‖²_F over all calibration tokens.
     pub delta: f64,
-    /// Its square root.
+    /// The square root of `delta`.
     pub error: f64,
 }
 
 impl Report {
-    /// ‖S − Ŝ‖/‖S‖ after the last block.
+    /// The relative error of the quantized stream after the last block, ‖S − Ŝ‖/‖S‖. It is 0 if there are no blocks.
     pub fn last_error(&self) -> f64 {
         self.blocks.last().map_or(0.0, |block| block.error)
     }
 
-    /// Names of the layers whose correction the guard refused.
+    /// Names of the layers whose correction the guard rejected.
     pub fn guarded(&self) -> impl Iterator<Item = &str> {
         self.layers.iter().filter(|layer| layer.guarded).map(|layer| layer.name.as_str())
     }

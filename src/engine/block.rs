@@ -1,7 +1,9 @@
-//! Runs the line of nodes of one block: takes each node's operands from a lane, calls the op, and drops what nobody reads again.
+//! Runs one block of a model on a device.
 //!
-//! The pipeline runs a block in pieces, from one group of linear layers to the next; evaluation and generation run it whole. No
-//! op here knows a family, and nothing here knows a method.
+//! `family` describes a block as a list of nodes. [`Block`] takes the operands of each node from a lane, calls the op
+//! in `ops`, puts the results into the lane, and drops values that no later node reads. The pipeline runs a block in
+//! pieces, from one stop (a group of linear layers with one input) to the next. Evaluation and generation run it whole.
+//! No op called here knows a model family, and nothing here knows a quantization method.
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -18,98 +20,102 @@ use crate::ops::rms_norm::rms_norm;
 use crate::ops::rope::rope;
 use crate::ops::silu_mul::silu_mul;
 
-/// A block on a device but for the weights of its linear layers: what all streams through it share.
+/// A block on a device, without the weights of its linear layers. All streams that pass through the block share it.
 #[derive(Debug)]
 pub struct Block {
     line: Arc<family::Block>,
-    /// Of each node: gains and bias of a norm, the biases of linear layers in their order.
+    /// For each node, the small tensors that it uses: the gains and the bias of a norm, or the biases of the linear
+    /// layers in their order (`None` for a layer without a bias).
     vectors: Vec<Vec<Option<Tensor>>>,
-    /// For each value the last node that reads it.
+    /// For each value, the index of the last node that reads it.
     last_readers: Vec<usize>,
 }
 
-/// The weights of a block's linear layers, `[rows, columns]` each: those of every node, none for a node that is no stop.
+/// The weights of the linear layers of a block, `[rows, columns]` each: one list per node. The list is empty for a node
+/// that is not a stop.
 pub type Weights = Vec<Vec<Tensor>>;
 
-/// A tensor that the lane owns, or one that stays where it is kept.
+/// A tensor in a lane.
 #[derive(Debug)]
-pub enum Held<'a> {
-    /// It stays.
-    Kept(&'a Tensor),
-    /// The lane's own.
-    Own(Tensor),
+pub enum LaneTensor<'a> {
+    /// A tensor that is kept outside the lane, such as in a stream.
+    Borrowed(&'a Tensor),
+    /// A tensor that the lane owns.
+    Owned(Tensor),
 }
 
-impl Deref for Held<'_> {
+impl Deref for LaneTensor<'_> {
     type Target = Tensor;
 
     fn deref(&self) -> &Tensor {
         match self {
-            Self::Kept(tensor) => tensor,
-            Self::Own(tensor) => tensor,
+            Self::Borrowed(tensor) => tensor,
+            Self::Owned(tensor) => tensor,
         }
     }
 }
 
-/// The values of a chunk of tokens inside a block, as far as they are there, `[tokens, width]` each.
+/// The values of one chunk of tokens inside a block, `[tokens, width]` each. Only some of the values are present at a
+/// time.
 #[derive(Debug)]
-pub struct Lane<'a>(Vec<Option<Held<'a>>>);
+pub struct Lane<'a>(Vec<Option<LaneTensor<'a>>>);
 
 impl<'a> Lane<'a> {
-    /// The value is there from now on.
-    pub fn put(&mut self, value: Value, tensor: Held<'a>) {
+    /// Stores a value in the lane.
+    pub fn put(&mut self, value: Value, tensor: LaneTensor<'a>) {
         self.0[value.0] = Some(tensor);
     }
 
-    /// A value that is there.
+    /// Returns a value. Panics if the value is not in the lane.
     pub fn get(&self, value: Value) -> &Tensor {
         self.0[value.0].as_ref().expect("a value is made before it is read")
     }
 
-    /// Takes a value out; a copy of one that is kept elsewhere.
+    /// Removes a value from the lane and returns it, as a copy if it is kept outside the lane. Panics if the value is
+    /// not in the lane.
     pub fn take(&mut self, rec: &mut Recorder, value: Value) -> Result<Tensor> {
         match self.0[value.0].take().expect("a value is made before it is taken") {
-            Held::Own(tensor) => Ok(tensor),
-            Held::Kept(tensor) => rec.duplicate(tensor),
+            LaneTensor::Owned(tensor) => Ok(tensor),
+            LaneTensor::Borrowed(tensor) => rec.duplicate(tensor),
         }
     }
 }
 
-/// What the nodes need beside their operands.
+/// What the nodes of a block need besides their operands.
 #[derive(Debug)]
 pub struct Context<'a> {
-    /// The model's tables of rotary angles, uploaded.
+    /// The model's tables of rotary angles, on the device.
     pub ropes: &'a [Tensor],
-    /// Where the tokens stand.
+    /// The positions of the tokens in their sequences.
     pub positions: Positions,
-    /// What the block remembers of all earlier positions, which the tokens in hand join; `None` where every sequence is in hand
-    /// from its beginning.
+    /// The keys and values of all earlier positions of the sequence. The block adds those of the current tokens. `None`
+    /// if every sequence is processed whole.
     pub state: Option<&'a mut State>,
 }
 
-/// What a block remembers of one sequence between pieces of it: the keys and values of each attention node,
-/// `[capacity, kv_heads·head_dim]` with a row per position.
+/// The keys and values of one sequence, which a block keeps from one piece of the sequence to the next. Each attention
+/// node has a pair of matrices `[capacity, kv_heads·head_dim]` with one row per position.
 #[derive(Debug)]
 pub struct State(Vec<(usize, [Tensor; 2])>);
 
 impl Block {
-    /// `line`, with the `vectors` of each of its nodes.
+    /// Makes a block from its description. `vectors`: for each node, the gains and biases that it uses.
     pub(super) fn new(line: Arc<family::Block>, vectors: Vec<Vec<Option<Tensor>>>) -> Self {
         let last_readers = line.last_readers();
         Self { line, vectors, last_readers }
     }
 
-    /// The description that is run.
+    /// The description of the block.
     pub fn line(&self) -> &family::Block {
         &self.line
     }
 
-    /// No values yet.
+    /// Returns an empty lane.
     pub fn lane<'a>(&self) -> Lane<'a> {
         Lane(self.line.widths.iter().map(|_| None).collect())
     }
 
-    /// An empty state for sequences of up to `capacity` tokens.
+    /// Returns a state for sequences of up to `capacity` tokens. Its contents are undefined until tokens have passed.
     pub fn state(&self, rec: &mut Recorder, capacity: usize) -> Result<State> {
         let mut state = Vec::new();
         for (node, Attention { kv_heads, head_dim, .. }) in self.line.attentions() {
@@ -119,12 +125,14 @@ impl Block {
         Ok(State(state))
     }
 
-    /// X·Wᵀ for each linear layer, biases left out. `weights`: `[rows, columns]` each; `input`: X, `[tokens, columns]`.
+    /// Computes X·Wᵀ for each linear layer, without its bias. `weights`: W of each layer, `[rows, columns]`; `input`:
+    /// X, `[tokens, columns]`. Returns `[tokens, rows]` for each layer.
     pub fn project(&self, rec: &mut Recorder, weights: &[Tensor], input: &Tensor) -> Result<Vec<Tensor>> {
         weights.iter().map(|weight| matmul(rec, Orientation::Nt, input, weight)).collect()
     }
 
-    /// Completes the linear layers of `node` with their biases, and puts their `products`, as of [`Block::project`], into the lane.
+    /// Adds the biases to the `products` of the linear layers of `node` and puts the results into the lane. `products`:
+    /// X·Wᵀ of each layer, from [`Block::project`]. Drops the input if `node` reads it last.
     pub fn finish_linears(
         &self,
         rec: &mut Recorder,
@@ -137,13 +145,13 @@ impl Block {
             if let Some(bias) = bias {
                 add_bias(rec, &mut output, bias)?;
             }
-            lane.put(value, Held::Own(output));
+            lane.put(value, LaneTensor::Owned(output));
         }
-        self.drop_read(node, lane);
+        self.drop_last_reads(node, lane);
         Ok(())
     }
 
-    /// Runs these nodes in order. `weights`: those of the linear layers of a node.
+    /// Runs `nodes` in order. `weights`: returns the weights of the linear layers of a node.
     pub fn run<'w>(
         &self,
         rec: &mut Recorder,
@@ -163,7 +171,8 @@ impl Block {
         Ok(())
     }
 
-    /// The whole block on its one input, the residual stream: `[tokens, width]`, like the result.
+    /// Runs the whole block on its one input, the residual stream `hidden`, `[tokens, width]`. Returns the residual
+    /// stream after the block, with the same shape.
     pub fn forward(
         &self,
         rec: &mut Recorder,
@@ -172,16 +181,17 @@ impl Block {
         hidden: Tensor,
     ) -> Result<Tensor> {
         let mut lane = self.lane();
-        lane.put(Value(0), Held::Own(hidden));
+        lane.put(Value(0), LaneTensor::Owned(hidden));
         self.run(rec, 0..self.line.nodes.len(), |node| &weights[node], &mut lane, context)?;
         lane.take(rec, self.line.outputs[0])
     }
 
-    /// What the last linear layer reads, from the block's one input.
+    /// Computes the input of the last stop of the block from `hidden`, the one input of the block. The nodes before the
+    /// stop must have no linear layers and no rotary angles. The head uses this: its last stop is the output matrix.
     pub(super) fn last_input(&self, rec: &mut Recorder, hidden: &Tensor) -> Result<Tensor> {
         let last = self.line.stops().last().unwrap_or(0);
         let mut lane = self.lane();
-        lane.put(Value(0), Held::Kept(hidden));
+        lane.put(Value(0), LaneTensor::Borrowed(hidden));
         let mut context = Context { ropes: &[], positions: Positions::whole(hidden.shape()[0]), state: None };
         self.run(rec, 0..last, |_| &[], &mut lane, &mut context)?;
         lane.take(rec, self.line.nodes[last].reads[0])
@@ -206,22 +216,24 @@ impl Block {
                 sum
             }
         };
-        lane.put(makes[0], Held::Own(made));
-        self.drop_read(node, lane);
+        lane.put(makes[0], LaneTensor::Owned(made));
+        self.drop_last_reads(node, lane);
         Ok(())
     }
 
-    /// An operand to be overwritten: itself where `node` reads it last, else a copy.
+    /// Returns an operand that the op will overwrite. This is the value itself if `node` reads it last, otherwise a
+    /// copy.
     fn operand(&self, rec: &mut Recorder, node: usize, value: Value, lane: &mut Lane<'_>) -> Result<Tensor> {
         if self.last_readers[value.0] == node { lane.take(rec, value) } else { rec.duplicate(lane.get(value)) }
     }
 
-    /// Drops what `node` was the last to read.
-    fn drop_read(&self, node: usize, lane: &mut Lane<'_>) {
+    /// Drops the values that `node` reads last.
+    fn drop_last_reads(&self, node: usize, lane: &mut Lane<'_>) {
         let reads = self.line.nodes[node].reads.iter();
         reads.filter(|value| self.last_readers[value.0] == node).for_each(|value| lane.0[value.0] = None);
     }
 
+    /// Runs a norm. If it is narrower than its input, it normalises each head of each token as a row of its own.
     fn norm(&self, rec: &mut Recorder, node: usize, norm: &Norm, lane: &mut Lane<'_>) -> Result<Tensor> {
         let normalise = |rec: &mut Recorder, x: &Tensor| match (norm.kind, self.vectors[node].as_slice()) {
             (NormKind::Rms, [Some(weight)]) => rms_norm(rec, x, weight, norm.epsilon),
@@ -238,6 +250,8 @@ impl Block {
         normalise(rec, &x.reshape(&rows)?)?.reshape(&shape)
     }
 
+    /// Runs attention. With a state, it appends the keys and values of the current tokens to those of earlier positions
+    /// first.
     fn attention(
         &self,
         rec: &mut Recorder,

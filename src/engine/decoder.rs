@@ -1,6 +1,7 @@
-//! A model on a device for generation: all of its weights, and a cache of the keys and values of one sequence.
+//! A model on a device for generation, with the keys and values of one sequence.
 //!
-//! Token ids go in, in pieces of any length; the logits of what follows the last of them come out. Knows no text.
+//! The input is token ids, in pieces of any length. The output is the logits of the token that follows the last of
+//! them. Text is not handled here: `generate` calls the decoder and samples from the logits.
 
 use super::block::{Block, Context, State, Weights};
 use super::network::{Head, Network, Vocabulary};
@@ -12,23 +13,25 @@ use crate::ops::Positions;
 use crate::stored::Replacements;
 use crate::{Error, Result};
 
-/// Tokens that go through the blocks together: enough to fill a GPU, few enough to fit any binding.
+/// The largest number of tokens that go through the blocks together: enough to keep a GPU busy, and few enough to fit
+/// any binding.
 const PIECE: usize = 512;
 
-/// A model and the sequence that it has read so far.
+/// A model, and the sequence that it has read so far.
 #[derive(Debug)]
 pub struct Decoder {
-    /// `None` where the head's output matrix is the embedding too.
+    /// The embedding. `None` if the output matrix of the head serves as the embedding, too.
     embedding: Option<Vocabulary>,
     layers: Vec<Layer>,
     head: Head,
     ropes: Vec<Tensor>,
     context: usize,
     vocab_size: usize,
-    /// Tokens whose keys and values are in the caches.
+    /// The number of tokens whose keys and values are in the states of the blocks.
     len: usize,
 }
 
+/// A block with its weights and its keys and values.
 #[derive(Debug)]
 struct Layer {
     block: Block,
@@ -37,10 +40,11 @@ struct Layer {
 }
 
 impl Decoder {
-    /// Loads the model, with room for a sequence of `context` tokens or, if that is less, of the model's positions.
-    /// `replacements` stand in for weights of the same name.
+    /// Loads the model. `context`: the longest sequence in tokens, capped at the number of positions of the model.
+    /// `replacements` take the place of weights of the same name.
     ///
-    /// Errors: what reading the checkpoint gives; a context of 0, or of more keys than an array of the device can hold.
+    /// Errors: those of reading the checkpoint; `Error::Input` naming `Setting::Context` if `context` is 0, or if the
+    /// keys of one block do not fit an array of the device.
     pub async fn load(
         rec: &mut Recorder,
         checkpoint: &Checkpoint,
@@ -59,18 +63,19 @@ impl Decoder {
             layers.push(Layer { block, weights: network.all_weights(rec, layer).await?, state });
         }
         let (embedding, head) = (network.embedding(rec).await?, network.head(rec).await?);
-        // A GPU says now, not at the first token, whether all of the weights are finite.
+        // On a GPU, non-finite weights are reported by the next wait. This makes them an error here and not at the
+        // first token.
         rec.finish().await?;
         let ropes = network.ropes;
         Ok(Self { embedding, layers, head, ropes, context, vocab_size: config.vocab_size, len: 0 })
     }
 
-    /// The most tokens that a sequence can have.
+    /// The largest number of tokens that a sequence can have.
     pub fn context(&self) -> usize {
         self.context
     }
 
-    /// Number of tokens read so far.
+    /// The number of tokens read so far.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -80,20 +85,22 @@ impl Decoder {
         self.len == 0
     }
 
-    /// Number of token ids.
+    /// The number of entries of the vocabulary.
     pub fn vocab_size(&self) -> usize {
         self.vocab_size
     }
 
-    /// Forgets the sequence.
+    /// Starts a new, empty sequence.
     pub fn clear(&mut self) {
         self.len = 0;
     }
 
-    /// Appends `ids` to the sequence and returns the logits of the token that follows, one per entry of the vocabulary.
+    /// Appends `ids` to the sequence. Returns the logits of the token that follows, one for each entry of the
+    /// vocabulary.
     ///
-    /// Errors: `Error::Shape` if there are no ids, if one is outside the vocabulary, or if they do not fit the context;
-    /// `Error::NotFinite` if a logit is. After an error, or if the future is dropped, the sequence is as it was.
+    /// Errors: `Error::Shape` if `ids` is empty, if an id is outside the vocabulary, or if the sequence would exceed
+    /// the context; `Error::NotFinite` if a logit is not finite. If there is an error, or if the future is dropped, the
+    /// sequence stays as it was.
     pub async fn extend(&mut self, rec: &mut Recorder, ids: &[u32]) -> Result<Vec<f32>> {
         let known = ids.iter().all(|&id| (id as usize) < self.vocab_size);
         if ids.is_empty() || !known || self.len + ids.len() > self.context() {
@@ -119,7 +126,8 @@ impl Decoder {
         Ok(logits)
     }
 
-    /// The hidden states of `ids`, which stand at `first` and after, behind the last block.
+    /// Takes `ids`, whose positions start at `first`, through all blocks. Returns their hidden states after the last
+    /// block, `[tokens, hidden]`.
     fn through_blocks(&mut self, rec: &mut Recorder, ids: &[u32], first: usize) -> Result<Tensor> {
         let mut hidden = self.embedding.as_ref().unwrap_or(&self.head.output).gather(rec, ids)?;
         let positions = Positions { first, seq_len: ids.len() };
@@ -131,6 +139,7 @@ impl Decoder {
     }
 }
 
+/// Checks that the keys of `context` tokens, `width` numbers each, fit one array of the device.
 fn check_context(rec: &Recorder, context: usize, width: usize) -> Result<()> {
     let (bytes, largest) = (context as u64 * width as u64 * 4, rec.device().largest_array());
     if context > 0 && bytes <= largest {

@@ -1,4 +1,5 @@
-//! Runs a model that `family` describes: one block at a time for measuring, all of it for generating.
+//! Runs a model that `family` describes. The pipeline and evaluation load one block at a time ([`network`]). Generation
+//! keeps the whole model on the device ([`decoder`]). Both run blocks with [`block`].
 
 pub mod block;
 pub mod decoder;

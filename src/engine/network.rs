@@ -1,4 +1,8 @@
-//! A checkpoint on a device: its embedding, its blocks one at a time, its head in slabs of the vocabulary.
+//! Loads the parts of a model from a checkpoint onto a device: the embedding, single blocks, the weights of single
+//! stops, and the head.
+//!
+//! The pipeline, evaluation and the decoder call it. The embedding and the output matrix have many rows, so they are
+//! loaded in slabs: ranges of vocabulary entries.
 
 use std::sync::Arc;
 
@@ -14,9 +18,9 @@ use crate::ops::matmul::{Orientation, matmul};
 use crate::stored::{Replacements, StoredLinear};
 use crate::{Error, Result};
 
-/// How many sequences of `length` tokens are processed together on the recorder's device.
+/// The number of sequences of `length` tokens that are processed together on the recorder's device.
 ///
-/// Errors: `Error::Input` naming `Setting::SeqLen` if it cannot bind the widest activation of one.
+/// Errors: `Error::Input` naming `Setting::SeqLen` if the device cannot bind the widest activation of one sequence.
 pub fn sequences_per_chunk(config: &ModelConfig, rec: &Recorder, length: usize) -> Result<usize> {
     let bytes_per_sequence = (length * config.widest() * 4) as u64;
     let fitting = rec.device().largest_array() / bytes_per_sequence;
@@ -31,32 +35,34 @@ pub fn sequences_per_chunk(config: &ModelConfig, rec: &Recorder, length: usize) 
     Ok((rec.memory().chunk_tokens / length).clamp(1, usize::try_from(fitting).unwrap_or(usize::MAX)))
 }
 
-/// Vocabulary entries per slab, about.
+/// The number of vocabulary entries per slab. A slab is smaller if the device cannot bind this many.
 pub(crate) const SLAB_ROWS: usize = 16384;
 
-/// A model read from a checkpoint, block by block, for sequences of one length.
+/// A model in a checkpoint, for sequences of one length. Its parts are loaded when they are asked for.
 pub struct Network<'a> {
     checkpoint: &'a Checkpoint,
     replacements: Option<&'a Replacements>,
     seq_len: usize,
-    /// The tables of rotary angles for `seq_len` positions.
+    /// The tables of rotary angles for `seq_len` positions, on the device.
     pub(super) ropes: Vec<Tensor>,
 }
 
-/// A `[vocab, hidden]` matrix on a device, in slabs that fit a binding, each with its first entry.
+/// A `[vocab, hidden]` matrix on a device, as slabs that the device can bind. Each slab comes with its first vocabulary
+/// entry.
 #[derive(Debug)]
 pub struct Vocabulary(Vec<(usize, Tensor)>);
 
-/// The head on a device: from the residual stream after the last block to the logits.
+/// The head on a device. It computes the logits from the residual stream after the last block.
 #[derive(Debug)]
 pub struct Head {
     block: Block,
-    /// The output matrix; of a tied model also the embedding.
+    /// The output matrix. In a model with tied embeddings it is also the embedding.
     pub(super) output: Vocabulary,
 }
 
 impl<'a> Network<'a> {
-    /// Prepares for sequences of `seq_len` tokens. `replacements` stand in for weights of the same name.
+    /// Opens a model for sequences of `seq_len` tokens, and uploads its tables of rotary angles. `replacements` take
+    /// the place of weights of the same name.
     pub fn new(
         rec: &mut Recorder,
         checkpoint: &'a Checkpoint,
@@ -69,69 +75,74 @@ impl<'a> Network<'a> {
         Ok(Self { checkpoint, replacements, seq_len, ropes })
     }
 
-    /// The configuration.
+    /// The description of the model.
     pub fn config(&self) -> &ModelConfig {
         self.checkpoint.config()
     }
 
-    /// Where the weights come from.
+    /// The checkpoint that the weights come from.
     pub fn checkpoint(&self) -> &'a Checkpoint {
         self.checkpoint
     }
 
-    /// The tables of rotary angles.
+    /// The tables of rotary angles, on the device.
     pub fn ropes(&self) -> &[Tensor] {
         &self.ropes
     }
 
-    /// Where the tokens of whole sequences stand.
+    /// The positions of the tokens of whole sequences of `seq_len` tokens.
     pub fn positions(&self) -> Positions {
         Positions::whole(self.seq_len)
     }
 
-    /// What a block is given with sequences of `length` tokens, from their beginning.
+    /// What a block needs to process whole sequences of `length` tokens. `length` is at most `seq_len`.
     pub fn context_of(&self, length: usize) -> Context<'_> {
         Context { ropes: &self.ropes, positions: Positions::whole(length), state: None }
     }
 
-    /// How many sequences go into one chunk on the recorder's device.
+    /// The number of sequences in a chunk on the recorder's device. Errors: as [`sequences_per_chunk`].
     pub fn sequences_per_chunk(&self, rec: &Recorder) -> Result<usize> {
         self.sequences_of(rec, self.seq_len)
     }
 
-    /// The same with shorter sequences, of `length` tokens each.
+    /// The number of sequences of `length` tokens in a chunk, for sequences shorter than `seq_len`. Errors: as
+    /// [`sequences_per_chunk`].
     pub fn sequences_of(&self, rec: &Recorder, length: usize) -> Result<usize> {
         sequences_per_chunk(self.config(), rec, length)
     }
 
-    async fn weight(&self, rec: &mut Recorder, linear: &LinearSpec) -> Result<Tensor> {
+    /// Loads the weight of a linear layer, or its replacement.
+    async fn load_weight(&self, rec: &mut Recorder, linear: &LinearSpec) -> Result<Tensor> {
         match self.replacements.and_then(|r| r.get(&linear.name)) {
             Some(replacement) => rec.upload(&[linear.rows, linear.columns], replacement.dequantize()),
             None => self.checkpoint.load(rec, &format!("{}.weight", linear.name)).await,
         }
     }
 
-    /// A norm or a bias.
-    async fn vector(&self, rec: &mut Recorder, name: &str) -> Result<Tensor> {
+    /// Loads a gain vector or a bias.
+    async fn load_vector(&self, rec: &mut Recorder, name: &str) -> Result<Tensor> {
         match self.replacements.and_then(|r| r.tensor(name)) {
             Some(values) => rec.upload(&[values.len()], values.to_vec()),
             None => self.checkpoint.load(rec, name).await,
         }
     }
 
-    /// Has the system read the weights of the stop at `node` of block `layer` while something else is done.
+    /// Asks the system to read the weights of the stop at `node` of block `layer` in the background.
     pub fn prefetch(&self, layer: usize, node: usize) {
         for linear in self.config().blocks[layer].group(node) {
             self.checkpoint.prefetch(&linear.at(layer).name);
         }
     }
 
-    /// Block `layer` without the weights of its linear layers. Errors: as [`Checkpoint::load`], and so for all that is read here.
+    /// Loads block `layer` without the weights of its linear layers: the gains and biases.
+    ///
+    /// Errors: as [`Checkpoint::load`]. This holds for every method here that loads tensors.
     pub async fn block(&self, rec: &mut Recorder, layer: usize) -> Result<Block> {
-        self.vectors(rec, &self.config().blocks[layer], layer).await
+        self.load_vectors(rec, &self.config().blocks[layer], layer).await
     }
 
-    async fn vectors(&self, rec: &mut Recorder, line: &Arc<family::Block>, layer: usize) -> Result<Block> {
+    /// Loads the gains and biases of all nodes of `line`, the description of block `layer` or of the head.
+    async fn load_vectors(&self, rec: &mut Recorder, line: &Arc<family::Block>, layer: usize) -> Result<Block> {
         let mut vectors = Vec::new();
         for node in &line.nodes {
             let names: Vec<Option<Name>> = match &node.op {
@@ -142,7 +153,7 @@ impl<'a> Network<'a> {
             let mut loaded = Vec::new();
             for name in names {
                 loaded.push(match name {
-                    Some(name) => Some(self.vector(rec, &name.at(layer)).await?),
+                    Some(name) => Some(self.load_vector(rec, &name.at(layer)).await?),
                     None => None,
                 });
             }
@@ -151,16 +162,17 @@ impl<'a> Network<'a> {
         Ok(Block::new(line.clone(), vectors))
     }
 
-    /// The weights of the linear layers of the stop at `node` of block `layer`, `[rows, columns]` each; none for another node.
+    /// Loads the weights of the linear layers of the stop at `node` of block `layer`, `[rows, columns]` each. Returns
+    /// an empty list if `node` is not a stop.
     pub async fn weights(&self, rec: &mut Recorder, layer: usize, node: usize) -> Result<Vec<Tensor>> {
         let mut weights = Vec::new();
         for linear in self.config().blocks[layer].group(node) {
-            weights.push(self.weight(rec, &linear.at(layer)).await?);
+            weights.push(self.load_weight(rec, &linear.at(layer)).await?);
         }
         Ok(weights)
     }
 
-    /// The weights of all linear layers of block `layer`.
+    /// Loads the weights of all linear layers of block `layer`.
     pub async fn all_weights(&self, rec: &mut Recorder, layer: usize) -> Result<Weights> {
         let mut all = Weights::new();
         for node in 0..self.config().blocks[layer].nodes.len() {
@@ -169,19 +181,22 @@ impl<'a> Network<'a> {
         Ok(all)
     }
 
+    /// The number of vocabulary entries per slab on the recorder's device.
     fn slab_rows(&self, rec: &Recorder) -> usize {
         let config = self.config();
         let fitting = rec.device().largest_array() / (config.hidden_size as u64 * 4);
         SLAB_ROWS.min(usize::try_from(fitting).unwrap_or(usize::MAX)).clamp(1, config.vocab_size)
     }
 
-    /// Vocabulary entries `first..first + rows` of a `[vocab, hidden]` matrix.
-    async fn slab(&self, rec: &mut Recorder, name: &str, first: usize, rows: usize) -> Result<Tensor> {
+    /// Loads the vocabulary entries `first..first + rows` of a `[vocab, hidden]` matrix, or fewer at the end of the
+    /// vocabulary.
+    async fn load_slab(&self, rec: &mut Recorder, name: &str, first: usize, rows: usize) -> Result<Tensor> {
         let last = (first + rows).min(self.config().vocab_size);
         self.checkpoint.load_rows(rec, name, first..last).await
     }
 
-    /// The embeddings of chunks of windows, each window of `seq_len` tokens: `[tokens, hidden]` per chunk.
+    /// Embeds chunks of windows, where each window has `seq_len` tokens. Returns the embeddings of each chunk,
+    /// `[tokens, hidden]`. The embedding is loaded one slab at a time.
     pub async fn embed(&self, rec: &mut Recorder, windows: &[&[Vec<u32>]]) -> Result<Vec<Tensor>> {
         let mut chunks = Vec::new();
         for windows in windows {
@@ -191,7 +206,7 @@ impl<'a> Network<'a> {
         }
         let rows = self.slab_rows(rec);
         for first in (0..self.config().vocab_size).step_by(rows) {
-            let slab = self.slab(rec, &self.config().embedding, first, rows).await?;
+            let slab = self.load_slab(rec, &self.config().embedding, first, rows).await?;
             for (ids, hidden) in &mut chunks {
                 embedding::gather(rec, &slab, first, ids, hidden)?;
             }
@@ -199,34 +214,35 @@ impl<'a> Network<'a> {
         Ok(chunks.into_iter().map(|(_, hidden)| hidden).collect())
     }
 
-    /// Reads what [`Network::embed`] leaves of the head and keeps nothing: a run that quantizes never needs it, but its
-    /// numbers go into the result.
+    /// Loads those tensors of the head that [`Network::embed`] does not load, and drops them again. A quantization run
+    /// does not compute with them, but they are part of its result, so numbers that are not finite must be an error.
     pub async fn check_head(&self, rec: &mut Recorder) -> Result<()> {
         self.head_block(rec).await?;
         if !self.config().tie_word_embeddings {
             let rows = self.slab_rows(rec);
             for first in (0..self.config().vocab_size).step_by(rows) {
-                self.slab(rec, &self.config().output_weight(), first, rows).await?;
+                self.load_slab(rec, &self.config().output_weight(), first, rows).await?;
             }
         }
         Ok(())
     }
 
-    /// The head, all of it on the device.
+    /// Loads the whole head.
     pub async fn head(&self, rec: &mut Recorder) -> Result<Head> {
         let output = match self.replaced_output() {
-            Some(linear) => self.cut(rec, &linear.dequantize())?,
-            None => self.vocabulary(rec, &self.config().output_weight()).await?,
+            Some(linear) => self.upload_slabs(rec, &linear.dequantize())?,
+            None => self.load_vocabulary(rec, &self.config().output_weight()).await?,
         };
         Ok(Head { block: self.head_block(rec).await?, output })
     }
 
-    /// The head without the output matrix.
+    /// Loads the head without the output matrix: the final norm.
     pub async fn head_block(&self, rec: &mut Recorder) -> Result<Block> {
-        self.vectors(rec, &self.config().head, 0).await
+        self.load_vectors(rec, &self.config().head, 0).await
     }
 
-    /// The output matrix in one piece, `[vocab, hidden]`. Errors: `Error::Input` naming `Setting::LmHead` if the device cannot bind it.
+    /// Loads the output matrix in one piece, `[vocab, hidden]`. Errors: `Error::Input` naming `Setting::LmHead` if the
+    /// device cannot bind it.
     pub async fn output_matrix(&self, rec: &mut Recorder) -> Result<Tensor> {
         let LinearSpec { rows, columns, .. } = self.config().head_linear();
         let (bytes, most) = ((rows * columns * 4) as u64, rec.device().largest_array());
@@ -239,20 +255,21 @@ impl<'a> Network<'a> {
         self.checkpoint.load(rec, &self.config().output_weight()).await
     }
 
+    /// The replacement of the output matrix, if there is one.
     fn replaced_output(&self) -> Option<&StoredLinear> {
         self.replacements.and_then(|r| r.get(&self.config().head_linear().name))
     }
 
-    /// The embedding, all of it on the device, or `None` where it is the head's output matrix.
+    /// Loads the whole embedding. Returns `None` if the output matrix of the head serves as the embedding.
     pub async fn embedding(&self, rec: &mut Recorder) -> Result<Option<Vocabulary>> {
         if self.config().tie_word_embeddings && self.replaced_output().is_none() {
             return Ok(None);
         }
-        self.vocabulary(rec, &self.config().embedding).await.map(Some)
+        self.load_vocabulary(rec, &self.config().embedding).await.map(Some)
     }
 
-    /// Slabs of a `[vocab, hidden]` matrix on the host.
-    fn cut(&self, rec: &mut Recorder, matrix: &[f32]) -> Result<Vocabulary> {
+    /// Uploads a `[vocab, hidden]` matrix from host memory as slabs.
+    fn upload_slabs(&self, rec: &mut Recorder, matrix: &[f32]) -> Result<Vocabulary> {
         let (rows, width) = (self.slab_rows(rec), self.config().hidden_size);
         let slabs = matrix.chunks(rows * width).enumerate();
         let upload = |(index, slab): (usize, &[f32])| {
@@ -261,22 +278,24 @@ impl<'a> Network<'a> {
         Ok(Vocabulary(slabs.map(upload).collect::<Result<_>>()?))
     }
 
-    async fn vocabulary(&self, rec: &mut Recorder, name: &str) -> Result<Vocabulary> {
+    /// Loads the `[vocab, hidden]` matrix `name` as slabs.
+    async fn load_vocabulary(&self, rec: &mut Recorder, name: &str) -> Result<Vocabulary> {
         let rows = self.slab_rows(rec);
         let mut slabs = Vec::new();
         for first in (0..self.config().vocab_size).step_by(rows) {
-            slabs.push((first, self.slab(rec, name, first, rows).await?));
+            slabs.push((first, self.load_slab(rec, name, first, rows).await?));
         }
         Ok(Vocabulary(slabs))
     }
 }
 
 impl Vocabulary {
+    /// The number of vocabulary entries.
     fn entries(&self) -> usize {
         self.0.iter().map(|(_, slab)| slab.shape()[0]).sum()
     }
 
-    /// The rows of `ids`, each below the size of the vocabulary: `[tokens, hidden]`.
+    /// Looks up the rows of `ids`. Each id must be below the size of the vocabulary. Returns `[tokens, hidden]`.
     pub fn gather(&self, rec: &mut Recorder, ids: &[u32]) -> Result<Tensor> {
         let mut rows = rec.empty(&[ids.len(), self.0[0].1.shape()[1]])?;
         let ids = rec.upload(&[ids.len()], ids.to_vec())?;
@@ -288,22 +307,25 @@ impl Vocabulary {
 }
 
 impl Head {
-    /// What the output matrix reads, which [`Head::logits`] takes: `[tokens, width]` from `hidden`, of the last block.
+    /// Computes the input of the output matrix, which [`Head::logits`] takes. `hidden`: the residual stream after the
+    /// last block, `[tokens, hidden]`, like the result.
     pub fn normalise(&self, rec: &mut Recorder, hidden: &Tensor) -> Result<Tensor> {
         self.block.last_input(rec, hidden)
     }
 
-    /// First vocabulary entry of each slab.
+    /// The first vocabulary entry of each slab.
     pub fn slab_starts(&self) -> impl Iterator<Item = usize> + '_ {
         self.output.0.iter().map(|(first, _)| *first)
     }
 
-    /// The logits of slab number `slab`: `[tokens, rows of the slab]`.
+    /// Computes the logits of the vocabulary entries of slab number `slab`. `normalised`: `[tokens, hidden]`, from
+    /// [`Head::normalise`]. Returns `[tokens, rows of the slab]`.
     pub fn logits(&self, rec: &mut Recorder, normalised: &Tensor, slab: usize) -> Result<Tensor> {
         matmul(rec, Orientation::Nt, normalised, &self.output.0[slab].1)
     }
 
-    /// The logits of one token over the whole vocabulary, as a column. `hidden`: `[1, hidden]`, of the last block.
+    /// Computes the logits of one token over the whole vocabulary. `hidden`: the residual stream of the token after the
+    /// last block, `[1, hidden]`. Returns a column, `[vocab, 1]`.
     pub fn token_logits(&self, rec: &mut Recorder, hidden: &Tensor) -> Result<Tensor> {
         let normalised = self.normalise(rec, hidden)?;
         let mut all = rec.empty(&[self.output.entries(), 1])?;

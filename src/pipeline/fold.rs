@@ -1,10 +1,15 @@
-//! AWQ's scales on their way into the checkpoint: what makes a scaled input is divided by the scales, so that the model computes
-//! what it did before and any client can load it.
+//! Folds AWQ's scales of a stop's input into the checkpoint.
 //!
-//! Norms and biases are stored in the type that they had. Their new values are chosen first and the scales follow, so that
-//! both fit to the last bit but one. Rows of v and up are quantized before the scales of o and down are known: the scales
-//! of their grids are divided, and rounded to f16 again (2⁻¹² of a weight, on average less). The calibration
-//! streams keep the values from before this last rounding.
+//! AWQ divides each channel of the input of a group of linear layers by a scale, and multiplies the columns of their
+//! weights by it. The [`Producer`] is the norm or the linear layer that makes this input. Its gains, biases or rows are
+//! divided by the scales, so the model computes what it did before, and any client can load the checkpoint. `run` reads
+//! the producer before AWQ searches for scales, and folds the scales when the group is done.
+//!
+//! Norms and biases keep the type in which they are stored. Their new values are chosen first, and the scales are
+//! derived from them, so that both agree to the last bit but one. A linear layer that makes an input (v for o, up for
+//! down) is already quantized when the scales are known. The scales of its grids are then divided and rounded to f16
+//! again. This changes a weight by at most 2⁻¹¹ of its value, and by less than 2⁻¹² on average. The calibration streams
+//! use the values from before this last rounding.
 
 use half::{bf16, f16};
 
@@ -13,42 +18,51 @@ use crate::checkpoint::{Checkpoint, Dtype};
 use crate::family::Fold;
 use crate::stored::{QuantizedLinear, StoredLinear};
 
-/// What a block has ready for the output.
+/// The results of a block that are ready for the output.
 #[derive(Debug, Default, Clone)]
-pub struct Finished {
-    /// New values of norms and biases, by tensor name.
+pub struct BlockResults {
+    /// New values of norms and biases, with the names of the tensors.
     pub tensors: Vec<(String, Vec<f32>)>,
-    /// Layers, in model order.
+    /// The quantized layers, in model order.
     pub linears: Vec<StoredLinear>,
 }
 
-/// What makes the input of a group of linear layers, as it is stored.
+/// The stored tensors that make the input of a group of linear layers.
 #[derive(Debug)]
 pub struct Producer {
     /// Gains and biases.
-    tensors: Vec<Stored>,
-    /// The linear layer with a row per channel: its place in [`Finished::linears`], and the least and greatest scale of each row that
-    /// leave the scales of its grids normal f16.
+    tensors: Vec<StoredVector>,
+    /// The linear layer that makes the input, with one row per channel of the input: its index in
+    /// [`BlockResults::linears`], and for each row the least and the greatest scale by which the scales of its grids
+    /// can be divided and stay normal f16 numbers.
     linear: Option<(usize, Vec<[f32; 2]>)>,
 }
 
-/// One number per channel.
+/// A stored tensor with one number per channel.
 #[derive(Debug)]
-struct Stored {
+struct StoredVector {
     name: String,
     dtype: Dtype,
     values: Vec<f32>,
 }
 
 impl Producer {
-    /// What `fold` names in block `layer`; `None` where its linear layer is not quantized, or lies on no grid.
-    pub async fn of(checkpoint: &Checkpoint, layer: usize, fold: &Fold, finished: &Finished) -> Result<Option<Self>> {
+    /// Reads the tensors that `fold` names in block `layer`. Returns `None` if the linear layer that makes the input is
+    /// not quantized, or if it lies on no grid.
+    ///
+    /// Errors: those of reading the checkpoint.
+    pub async fn read(
+        checkpoint: &Checkpoint,
+        layer: usize,
+        fold: &Fold,
+        results: &BlockResults,
+    ) -> Result<Option<Self>> {
         let linear = match &fold.linear {
             None => None,
             Some(path) => {
                 let name = path.at(layer);
-                let place = finished.linears.iter().position(|linear| linear.name() == name);
-                let Some((place, StoredLinear::Codes(codes))) = place.map(|place| (place, &finished.linears[place]))
+                let place = results.linears.iter().position(|linear| linear.name() == name);
+                let Some((place, StoredLinear::Codes(codes))) = place.map(|place| (place, &results.linears[place]))
                 else {
                     return Ok(None);
                 };
@@ -57,33 +71,34 @@ impl Producer {
         };
         let mut tensors = Vec::new();
         for name in &fold.tensors {
-            tensors.push(Stored::read(checkpoint, name.at(layer)).await?);
+            tensors.push(StoredVector::read(checkpoint, name.at(layer)).await?);
         }
         Ok(Some(Self { tensors, linear }))
     }
 
-    /// The scales nearest to `wanted` that the stored numbers can be divided by.
+    /// Returns the scales nearest to `wanted` by which the stored numbers can be divided. One scale per channel.
     pub fn feasible(&self, wanted: &[f32]) -> Vec<f32> {
         let mut scales = wanted.to_vec();
         if let Some((_, bounds)) = &self.linear {
             scales.iter_mut().zip(bounds).for_each(|(s, [least, greatest])| *s = s.max(*least).min(*greatest));
         }
         for tensor in &self.tensors {
-            scales.iter_mut().zip(&tensor.values).for_each(|(s, &value)| *s = feasible(value, *s, tensor.dtype));
+            scales.iter_mut().zip(&tensor.values).for_each(|(s, &value)| *s = exact_scale(value, *s, tensor.dtype));
         }
         scales
     }
 
-    /// Divides what is stored by `scales`, which must be feasible.
-    pub fn fold(&self, scales: &[f32], finished: &mut Finished) {
+    /// Divides the stored numbers by `scales` and puts the quotients into `results`. `scales` must come from
+    /// [`Producer::feasible`].
+    pub fn fold(&self, scales: &[f32], results: &mut BlockResults) {
         if scales.iter().all(|&s| s == 1.0) {
             return;
         }
-        for Stored { name, dtype, values } in &self.tensors {
+        for StoredVector { name, dtype, values } in &self.tensors {
             let divided = values.iter().zip(scales).map(|(value, s)| round_to(value / s, *dtype)).collect();
-            finished.tensors.push((name.clone(), divided));
+            results.tensors.push((name.clone(), divided));
         }
-        let linear = self.linear.as_ref().map(|(place, _)| &mut finished.linears[*place]);
+        let linear = self.linear.as_ref().map(|(place, _)| &mut results.linears[*place]);
         if let Some(StoredLinear::Codes(linear)) = linear {
             let groups = linear.groups();
             for (row, s) in linear.scales.chunks_mut(groups).zip(scales) {
@@ -93,13 +108,15 @@ impl Producer {
     }
 }
 
-impl Stored {
+impl StoredVector {
+    /// Reads the tensor `name` with the type in which it is stored.
     async fn read(checkpoint: &Checkpoint, name: String) -> Result<Self> {
         Ok(Self { dtype: checkpoint.dtype(&name)?, values: checkpoint.read(&name).await?, name })
     }
 }
 
-/// Scales of each row between which all quotients of its grids' scales are normal f16. 1 is always among them.
+/// For each row, the least and the greatest divisor with which all quotients of the scales of its grids are normal f16
+/// numbers. 1 always lies between them.
 fn row_bounds(linear: &QuantizedLinear) -> Vec<[f32; 2]> {
     let smallest_normal = f16::MIN_POSITIVE.to_f32();
     let rows = linear.scales.chunks(linear.groups());
@@ -113,18 +130,19 @@ fn row_bounds(linear: &QuantizedLinear) -> Vec<[f32; 2]> {
     .collect()
 }
 
-/// The scale near `wanted` that `value` divided by it, in its type, is exact for; 1 if the quotient leaves the type.
-fn feasible(value: f32, wanted: f32, dtype: Dtype) -> f32 {
+/// The scale near `wanted` for which `value`/scale is exact in `dtype`. Returns 1 if the quotient or the scale is not a
+/// normal number.
+fn exact_scale(value: f32, wanted: f32, dtype: Dtype) -> f32 {
     let quotient = round_to(value / wanted, dtype);
     match value / quotient {
-        // Nothing to divide.
+        // 0 stays 0 under any scale.
         _ if value == 0.0 => wanted,
         scale if quotient.is_normal() && scale.is_normal() => scale,
         _ => 1.0,
     }
 }
 
-/// `value` in a floating-point type that checkpoints use.
+/// Rounds `value` to a floating-point type that checkpoints use.
 fn round_to(value: f32, dtype: Dtype) -> f32 {
     match dtype {
         Dtype::F16 => f16::from_f32(value).to_f32(),

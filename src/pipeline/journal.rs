@@ -1,7 +1,8 @@
-//! What a run keeps of the blocks that it has done, so that a later run can go on from there to the same bytes.
+//! Keeps the records of finished blocks, so that a later run can continue after them and write the same bytes.
 //!
-//! A record has what the block handed over and reported, not the hidden states: those are made again, by taking both streams
-//! through the recorded blocks, which costs no statistics and no rounding, and no disk.
+//! A record holds the outputs and reports of a block, not its hidden states. To continue, both streams are taken
+//! through the recorded blocks again. This needs no disk space for hidden states, and no statistics and no rounding are
+//! computed. `run` writes and reads the records; `study::resume` decides whether a journal fits a run.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -16,36 +17,37 @@ use crate::record::{BlockReport, LayerReport};
 use crate::stored::{DenseLinear, QuantizedLinear, StoredLinear};
 use crate::{Error, Result};
 
-/// Keeps the records of a run's blocks.
+/// A store for the records of the blocks of one run.
 pub trait Journal {
-    /// How many of the first blocks have a record.
+    /// The number of blocks that have a record. They are the first blocks of the model.
     fn blocks(&self) -> usize;
 
-    /// The record of a block before that.
+    /// Reads the record of block number `block`, which is below [`Journal::blocks`].
     fn read(&mut self, block: usize) -> Result<BlockRecord>;
 
-    /// Keeps the record of the next block.
+    /// Stores the record of the next block.
     fn write(&mut self, record: &BlockRecord) -> Result<()>;
 }
 
-/// A block that is done.
+/// The record of a finished block.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockRecord {
-    /// The state of the streams after it.
+    /// The error of the quantized stream after the block.
     pub block: BlockReport,
-    /// Its layers, in execution order.
+    /// The reports of its layers, in execution order.
     pub layers: Vec<LayerReport>,
-    /// Seconds per phase of the run so far.
+    /// Seconds per phase of the run so far, including earlier runs that it continues.
     pub seconds: BTreeMap<Phase, f64>,
-    /// New values of norms and biases, by tensor name.
+    /// New values of norms and biases, with the names of the tensors.
     pub tensors: Vec<(String, Vec<f32>)>,
-    /// Its quantized layers, in model order.
+    /// The quantized layers, in model order.
     pub linears: Vec<StoredLinear>,
-    /// By module path, the weights that the quantized stream went through where they are not what the stored layer dequantizes to.
+    /// The weights that the quantized stream passed through, by module path, `[rows, columns]` each. Only those that
+    /// differ from the dequantized stored layer are listed.
     pub stream: Vec<(String, Vec<f32>)>,
 }
 
-/// Everything of a record but its arrays.
+/// The contents of a record except its arrays.
 #[derive(Serialize, Deserialize)]
 struct Header {
     block: BlockReport,
@@ -56,15 +58,17 @@ struct Header {
     stream: Vec<String>,
 }
 
+/// A quantized layer without its arrays.
 #[derive(Serialize, Deserialize)]
 struct LinearHeader {
     name: String,
     rows: usize,
     columns: usize,
-    /// `None` for a weight without codes.
+    /// `None` for a layer that is stored as plain numbers.
     grid: Option<GridHeader>,
 }
 
+/// The grid of a layer that is stored as codes.
 #[derive(Serialize, Deserialize)]
 struct GridHeader {
     bits: u32,
@@ -72,17 +76,18 @@ struct GridHeader {
     symmetric: bool,
 }
 
-/// The key of the header among a file's metadata.
+/// The key of the header in the metadata of a file.
 const HEADER: &str = "record";
 
 impl BlockRecord {
-    /// The weight that the quantized stream goes through in the layer `name`, `[rows, columns]`; `None` if it kept its own.
+    /// The weight that the quantized stream passes through in the layer `name`, `[rows, columns]`. `None` if the layer
+    /// keeps its original weight.
     pub fn stream_weight(&self, name: &str) -> Option<Vec<f32>> {
         let kept = self.stream.iter().find(|(kept, _)| kept == name).map(|(_, weight)| weight.clone());
         kept.or_else(|| self.linears.iter().find(|linear| linear.name() == name).map(StoredLinear::dequantize))
     }
 
-    /// As a file in the layout of safetensors.
+    /// Encodes the record as a file in the safetensors format. Errors: `Error::Shape` if it cannot be encoded.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let header = Header {
             block: self.block.clone(),
@@ -122,14 +127,14 @@ impl BlockRecord {
         safetensors::serialize(views, Some(metadata)).map_err(|error| unwritable(&error))
     }
 
-    /// What [`to_bytes`](Self::to_bytes) made, or why it is not that, as a phrase.
+    /// Decodes the bytes that [`to_bytes`](Self::to_bytes) made. Errors: a phrase that says what was found instead.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, String> {
         let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| error.to_string())?;
         let header = metadata.metadata().as_ref().and_then(|all| all.get(HEADER));
         let header: Header =
             serde_json::from_str(header.ok_or("no record in its header")?).map_err(|error| error.to_string())?;
         let arrays = SafeTensors::deserialize(bytes).map_err(|error| error.to_string())?;
-        // Every array belongs to one place, so that a file cannot ask for more memory than it has bytes.
+        // Each array may be used once, so a file cannot ask for more memory than it has bytes.
         let taken = RefCell::new(HashSet::new());
         let bytes = |kind: &str, name: &str, dtype: Dtype| {
             let array = format!("{kind} {name}");
@@ -187,6 +192,7 @@ impl LinearHeader {
     }
 }
 
+/// The error of a record that cannot be encoded.
 fn unwritable(error: &dyn std::fmt::Display) -> Error {
     Error::shape("BlockRecord::to_bytes", error.to_string())
 }
@@ -203,7 +209,7 @@ mod native {
     use super::*;
     use crate::error::{Phrase, Setting, phrase};
 
-    /// A file per block in a directory, each whole or not there.
+    /// A directory with one file per block. A file appears when it is complete.
     #[derive(Debug)]
     pub struct DirectoryJournal {
         directory: PathBuf,
@@ -211,7 +217,7 @@ mod native {
     }
 
     impl DirectoryJournal {
-        /// The records in `directory`, which exists.
+        /// Opens the journal in `directory`, which must exist, and counts its records.
         pub fn open(directory: &Path) -> Self {
             let mut journal = Self { directory: directory.to_owned(), blocks: 0 };
             while journal.file(journal.blocks).is_file() {
@@ -220,6 +226,7 @@ mod native {
             journal
         }
 
+        /// The path of the record of a block.
         fn file(&self, block: usize) -> PathBuf {
             self.directory.join(format!("block-{block:05}.safetensors"))
         }
@@ -259,7 +266,7 @@ mod native {
                 fs::rename(&temporary, &path)
             };
             write().map_err(|source| {
-                // Nothing is lost with it, and the first error is the one to report.
+                // If this fails, a partial file is left, which does no harm. The error to report is the first one.
                 let _ = fs::remove_file(&temporary);
                 let remedy = phrase!["make room, then add ", Setting::Journal, " to go on"];
                 Error::Io { path: path.clone(), action: "write", source, remedy }

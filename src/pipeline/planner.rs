@@ -1,7 +1,9 @@
-//! What a run will hold, and where: worked out before it starts.
+//! Plans the memory of a run before it starts.
 //!
-//! On the device are the weights of one group of linear layers, what is computed about it, and the chunk in hand. The hidden
-//! states of all chunks are there too if they fit, else in host memory, else in a file.
+//! The device holds the weights of one group of linear layers, the statistics and factors of this group, and the
+//! current chunk of tokens. The hidden states of all chunks are on the device, too, if they fit. Otherwise they are in
+//! host memory, or in a file. `pipeline` plans each run here, and `study::forecast` makes the same plan to show it
+//! before a run. All sizes are estimates from shapes.
 
 use super::Treatment;
 use crate::device::{Device, MOST_FREE, Memory, Place, Precision, Recorder};
@@ -15,19 +17,25 @@ use crate::quant::methods::HessianForm;
 use crate::record::Plan;
 use crate::{Error, Result};
 
-/// Tokens that a chunk should have before hidden states leave the device: fewer leave a GPU idle.
+/// The least number of tokens in a chunk for which hidden states stay in a fast place. Smaller chunks leave a GPU idle,
+/// so the plan moves the hidden states to a slower place before it makes chunks smaller than this.
 const WORTHWHILE_TOKENS: usize = 1024;
 
-/// The plan for `runs` together, all of the same samples, that keeps to the memory of `rec`.
+/// Plans `runs` that go through the blocks together, within the memory limits of `rec`. All runs have the same
+/// `samples` and `seq_len`.
 ///
-/// Errors: `Error::Input` naming `Setting::SeqLen` if not even one sequence can be bound, and `Setting::Memory` if nothing fits.
+/// The plan is the first that fits: the fastest place for hidden states, then keeping values before computing them
+/// again, then the largest chunk.
+///
+/// Errors: `Error::Input` naming `Setting::Device` if the device cannot bind a weight or a hessian, `Setting::SeqLen`
+/// if it cannot bind one sequence, and `Setting::Memory` if no plan fits.
 pub fn plan(config: &ModelConfig, runs: &[&QuantizeOptions], rec: &Recorder) -> Result<Plan> {
     let on_cpu = matches!(rec.device(), Device::Cpu);
     let beside = rec.memory().beside;
-    let load = Load { config, runs, on_cpu, beside, fast: rec.device().precision() == Precision::Fast };
-    let quick = load.fast && matches!(rec.device(), Device::Gpu(gpu) if !gpu.is_software());
-    load.check_bindings(rec.device())?;
-    let seq_len = load.options().seq_len;
+    let workload = Workload { config, runs, on_cpu, beside, fast: rec.device().precision() == Precision::Fast };
+    let quick = workload.fast && matches!(rec.device(), Device::Gpu(gpu) if !gpu.is_software());
+    workload.check_bindings(rec.device())?;
+    let seq_len = workload.options().seq_len;
     let most = sequences_per_chunk(config, rec, seq_len)?;
     let [device_limit, host_limit] = [rec.memory().device, rec.memory().host].map(|limit| limit.unwrap_or(u64::MAX));
     let fits = |plan: &Plan| plan.device_bytes <= device_limit && plan.host_bytes <= host_limit;
@@ -35,7 +43,9 @@ pub fn plan(config: &ModelConfig, runs: &[&QuantizeOptions], rec: &Recorder) -> 
     let worthwhile = |&size: &usize| size == most || size * seq_len >= WORTHWHILE_TOKENS;
     let keeping = |place: Place| match rec.memory().recompute {
         Some(recompute) => vec![(place, recompute)],
-        // A token of a 7B model is 0.36 Gflop, or 44 kB that are written once and read twice.
+        // For each token of a 7B model, computing the input of the down projection again takes 0.36 Gflop in total
+        // (gate and up, twice). Keeping it takes 44 kB, which are written once and read twice. Only a hardware GPU with
+        // fast products computes that quickly, so only there the plan tries it before the next slower place.
         None if quick => vec![(place, false), (place, true)],
         None => vec![(place, false)],
     };
@@ -46,12 +56,12 @@ pub fn plan(config: &ModelConfig, runs: &[&QuantizeOptions], rec: &Recorder) -> 
         Plan { spare_bytes, device_bytes: plan.device_bytes + spare_bytes, ..plan }
     };
     let mut wanted = places.flat_map(|place| sizes().filter(worthwhile).map(move |size| (place, size)));
-    let fitting = wanted.find_map(|(place, size)| Some(load.plan(place, size)).filter(fits));
-    // Keeping takes less of the device than computing again.
+    let fitting = wanted.find_map(|(place, size)| Some(workload.plan(place, size)).filter(fits));
+    // In the slowest place, keeping values takes less of the device than computing them again.
     let last = (below[below.len() - 1], rec.memory().recompute.unwrap_or(false));
-    let smaller = || sizes().map(|size| load.plan(last, size)).find(fits);
+    let smaller = || sizes().map(|size| workload.plan(last, size)).find(fits);
     fitting.or_else(smaller).map(with_spare).ok_or_else(|| {
-        let least = load.plan(last, 1).device_bytes;
+        let least = workload.plan(last, 1).device_bytes;
         Error::input(
             Setting::Memory,
             format!("{} MB", device_limit / 1_000_000),
@@ -64,23 +74,25 @@ pub fn plan(config: &ModelConfig, runs: &[&QuantizeOptions], rec: &Recorder) -> 
     })
 }
 
-/// How many chunks of that many tokens each, before any block, take no more than the weights of a group; at least one.
+/// The number of chunks of `chunk_tokens` tokens that are embedded together before the first block. Their residual
+/// streams take no more memory than the weights of the largest group. At least 1.
 pub(super) fn chunks_before_blocks(config: &ModelConfig, chunk_tokens: usize) -> usize {
     let groups = config.distinct_blocks().flat_map(Block::groups);
-    let weights: usize = groups.map(elements).max().unwrap_or(0);
+    let weights: usize = groups.map(weight_elements).max().unwrap_or(0);
     (weights / (chunk_tokens * config.hidden_size)).max(1)
 }
 
-/// The plan of one run for which there is memory enough.
+/// The plan of one run on a device with enough memory, estimated for a GPU without the fast tier. The page shows it as
+/// its estimate of device memory.
 pub fn roomy_plan(config: &ModelConfig, options: &QuantizeOptions) -> Plan {
     let per_chunk = (Memory::default().chunk_tokens / options.seq_len).max(1);
-    Load { config, runs: &[options], on_cpu: false, beside: 0, fast: false }.plan((Place::Device, false), per_chunk)
+    Workload { config, runs: &[options], on_cpu: false, beside: 0, fast: false }.plan((Place::Device, false), per_chunk)
 }
 
-/// The largest array of a run, in bytes: what the device must be able to bind.
+/// The size of the largest array of a run in bytes. The device must be able to bind it.
 ///
-/// A weight, H of the widest group, or one sequence's widest activation; longer things are cut into pieces. AWQ and QuIP unpack H
-/// and need twice as much for it.
+/// It is a weight, H of the widest group, or the widest activation of one sequence. Larger arrays are cut into pieces.
+/// AWQ and QuIP unpack H to a dense matrix, which takes twice as much.
 pub fn largest_array(config: &ModelConfig, seq_len: usize) -> u64 {
     let linears = || config.distinct_blocks().flat_map(Block::groups).flatten();
     let weights = linears().map(|linear| linear.rows as u64 * linear.columns as u64);
@@ -89,43 +101,47 @@ pub fn largest_array(config: &ModelConfig, seq_len: usize) -> u64 {
     weights.chain(hessians).chain([activation]).max().unwrap_or(0) * 4
 }
 
-/// Elements of the weights of linear layers.
-fn elements(group: &[Linear]) -> usize {
+/// The number of elements in the weights of a group.
+fn weight_elements(group: &[Linear]) -> usize {
     group.iter().map(|linear| linear.rows * linear.columns).sum()
 }
 
-/// What there is to do.
-struct Load<'a> {
+/// The runs to plan, with what the estimates depend on.
+struct Workload<'a> {
     config: &'a ModelConfig,
     runs: &'a [&'a QuantizeOptions],
     on_cpu: bool,
-    /// Bytes that the program takes beside arrays.
+    /// Bytes that the program uses on the CPU besides arrays.
     beside: u64,
-    /// Whether large products go to the fast tier.
+    /// Whether large products use the fast tier.
     fast: bool,
 }
 
-/// A group of linear layers by its extents.
-struct Extents {
-    /// Inputs.
+/// The sizes of a group of linear layers.
+struct GroupExtents {
+    /// Inputs n, which all layers of the group share.
     n: u64,
-    /// Outputs of all of them.
+    /// Outputs of all layers together.
     rows: u64,
-    /// Outputs of the largest.
+    /// Outputs of the largest layer.
     largest: u64,
-    /// Elements of the weights of the next group.
+    /// Elements in the weights of the next group.
     next: u64,
-    /// Outputs of earlier linear layers that chunks go through again on the way here.
+    /// Outputs per token of earlier linear layers through which chunks pass again to compute this input.
     made: u64,
-    /// Elements of the weights of such layers, kept since they were quantized.
+    /// Elements in the weights of earlier linear layers of the block through which chunks pass again at some later
+    /// stop. They are kept since they were quantized.
     earlier: u64,
 }
 
-impl Load<'_> {
+impl Workload<'_> {
+    /// The options of the first run. All runs have the same `samples` and `seq_len`.
     fn options(&self) -> &QuantizeOptions {
         self.runs[0]
     }
 
+    /// The plan with the hidden states at `streams` and chunks of `sequences_per_chunk` sequences. Limits are not
+    /// checked.
     fn plan(&self, (streams, recompute): (Place, bool), sequences_per_chunk: usize) -> Plan {
         let options = self.options();
         let tokens = (options.samples * options.seq_len) as u64;
@@ -145,16 +161,18 @@ impl Load<'_> {
             Place::Host => plan.host_bytes = stream_bytes,
             Place::File => plan.file_bytes = stream_bytes,
         }
-        let arrays = 4 * self.transient(chunk, recompute);
-        // Before a block is handed over, its layers are there as they are stored, as the stream saw them, and as a record.
+        let arrays = 4 * self.peak_elements(chunk, recompute);
+        // Before a block is handed over, its layers exist three times: as stored, as the quantized stream passed
+        // through them, and in the record.
         let handed_over = 12 * self.config.largest_block() as u64;
-        // A GPU's buffers come in sizes an eighth apart.
+        // The sizes of a GPU's buffers are an eighth apart, so a buffer may be larger than its array by that much.
         let arrays = arrays + if self.on_cpu { self.beside + handed_over } else { arrays / 8 };
         plan.device_bytes += arrays;
         plan
     }
 
-    /// Errors: `Error::Input` naming `Setting::Device` if that cannot bind a weight, or H as the methods need it.
+    /// Checks that the device can bind every weight, and H in the form that the methods need. Errors: `Error::Input`
+    /// naming `Setting::Device`.
     fn check_bindings(&self, device: &Device) -> Result<()> {
         let linears: Vec<&Linear> = self.config.distinct_blocks().flat_map(Block::groups).flatten().collect();
         let weights = linears.iter().map(|spec| spec.rows as u64 * spec.columns as u64);
@@ -173,28 +191,31 @@ impl Load<'_> {
         Err(Error::input(Setting::Device, found, expected, remedy))
     }
 
-    /// Columns of what a stream keeps of a token between two groups at most.
+    /// The greatest number of columns that a stream keeps per token at any stop.
     fn kept_columns(&self, recompute: bool) -> u64 {
         self.config.distinct_blocks().map(|block| block.kept_columns(recompute)).max().unwrap_or(0) as u64
     }
 
-    /// Elements that the most demanding moment of any group takes, with `chunk` tokens in hand.
-    fn transient(&self, chunk: u64, recompute: bool) -> u64 {
+    /// The number of elements on the device at the peak, without the streams. `chunk`: tokens in a chunk. The peak is
+    /// the maximum over all groups, including the output matrix if a run quantizes it.
+    fn peak_elements(&self, chunk: u64, recompute: bool) -> u64 {
         let first = self.config.distinct_blocks().filter_map(|block| block.groups().next());
-        let first = first.map(elements).max().unwrap_or(0);
+        let first = first.map(weight_elements).max().unwrap_or(0);
         let groups = self.config.distinct_blocks().flat_map(|block| extents(block, recompute, first));
         let head = self.config.head_linear();
         let (n, rows) = (head.columns as u64, head.rows as u64);
-        let head = Extents { n, rows, largest: rows, next: 0, made: 0, earlier: 0 };
+        let head = GroupExtents { n, rows, largest: rows, next: 0, made: 0, earlier: 0 };
         let head = self.runs.iter().any(|run| run.lm_head).then_some(head);
-        groups.chain(head).map(|group| self.group(&group, chunk)).max().unwrap_or(0)
+        groups.chain(head).map(|group| self.group_elements(&group, chunk)).max().unwrap_or(0)
     }
 
-    fn group(&self, group: &Extents, chunk: u64) -> u64 {
-        let Extents { n, rows, largest, next, made, earlier } = *group;
+    /// The number of elements on the device at the peak of one group, with chunks of `chunk` tokens: while a run
+    /// quantizes it, or while the streams pass it.
+    fn group_elements(&self, group: &GroupExtents, chunk: u64) -> u64 {
+        let GroupExtents { n, rows, largest, next, made, earlier } = *group;
         let (square, weights, linear) = (n * n, rows * n, largest * n);
         let runs = self.runs.len() as u64;
-        // What the runs before have made of the group.
+        // The weights that the runs before the current one have made of this group.
         let others = (runs - 1) * weights;
         let quantizing = self.runs.iter().map(|options| {
             let correlate = options.alpha.corrects();
@@ -203,47 +224,49 @@ impl Load<'_> {
             }
             let held_out = correlate && options.held_out() > 0;
             let parts = if options.held_out() > 0 { 2 } else { 1 };
-            // H as tiles; D.
+            // H as tiles, about half of the square, and D as a full square.
             let statistics = parts * (square / 2 + if correlate { square } else { 0 });
-            // X, X̂, and on the CPU their difference.
+            // X and X̂, and on the CPU their difference.
             let gathering = chunk * n * if self.on_cpu { 3 } else { 2 };
-            // The factor; on the CPU dense while it is made, and again while it solves.
+            // The factor of H. On the CPU it is dense while it is computed, and again during the solve.
             let factor = square / 2 + if self.on_cpu { square } else { 0 };
-            // Of what is held out W·D of every linear, and rows of H while one is judged.
+            // With held-out tokens: W·D of every linear layer, and up to 2048 rows of H while a layer is scored.
             let kept = statistics + factor + if held_out { weights + n * n.min(2048) } else { 0 };
             let correcting = if correlate { 3 * weights + 3 * linear } else { weights + linear };
             let rounding = options.method.quantizer().held_elements(n);
             let rounding = rounding + 3 * weights + 10 * linear;
             (statistics + gathering).max(kept + correcting.max(rounding))
         });
-        // The inputs of both streams, the outputs of both, and what they are folded into.
+        // The inputs of two streams, the outputs of both, and the values that are computed from the outputs.
         let widest = self.config.widest() as u64;
         let forward = runs * weights + chunk * (2 * n + 2 * rows + 2 * self.config.hidden_size as u64 + widest);
-        // A GPU gets the weights of the next group while it computes.
+        // A GPU loads the weights of the next group while it computes.
         let forward = forward + if self.on_cpu { 0 } else { next };
-        // Earlier layers that are run through again, in all streams, their outputs, and what they read.
+        // The weights of earlier layers through which chunks pass again, for all streams, with their outputs and their
+        // inputs.
         let making =
             (runs + 1) * earlier + chunk * (made + if made == 0 { 0 } else { 2 * self.config.hidden_size as u64 });
-        // Both operands of a product in planes of f16.
+        // Both operands of a product, as planes of f16.
         let planes = if self.fast { 2 * (PLANES / 4).min((chunk * rows.max(n)).max(linear)) } else { 0 };
         weights + (quantizing.max().unwrap_or(0) + others).max(forward) + making + planes
     }
 }
 
-/// The groups of a block. `first`: elements of the weights of the first group of the next block.
-fn extents(block: &Block, recompute: bool, first: usize) -> Vec<Extents> {
+/// The sizes of the groups of a block. `first`: elements in the weights of the first group of the next block.
+fn extents(block: &Block, recompute: bool, first: usize) -> Vec<GroupExtents> {
     let cuts = block.cuts(recompute);
     let again = |node: usize| cuts.iter().any(|cut| cut.remade.contains(&node));
     let group = |(index, cut): (usize, &Cut)| {
         let group = block.group(cut.node);
         let rows = || group.iter().map(|linear| linear.rows as u64);
         let made = cut.remade.iter().flat_map(|&node| block.group(node)).map(|linear| linear.rows as u64).sum();
-        let earlier = cuts[..index].iter().filter(|cut| again(cut.node)).map(|cut| elements(block.group(cut.node)));
+        let earlier =
+            cuts[..index].iter().filter(|cut| again(cut.node)).map(|cut| weight_elements(block.group(cut.node)));
         let next = match block.group(cuts[index + 1].node) {
             [] => first,
-            group => elements(group),
+            group => weight_elements(group),
         };
-        Extents {
+        GroupExtents {
             n: group[0].columns as u64,
             rows: rows().sum(),
             largest: rows().max().unwrap_or(0),

@@ -1,8 +1,12 @@
-//! One run of those in hand: its options, its stream, and what it has found so far.
+//! One run in the block loop: its options, its quantized stream, its output and journal, and its report so far.
+//!
+//! `pipeline` holds one [`Run`] for each job and calls it at every stop of a block and at the end of the block. A run
+//! gathers statistics, has the group solver of `quant` correct and round the weights, takes its stream on, and measures
+//! errors.
 
 use std::collections::BTreeMap;
 
-use super::fold::{Finished, Producer};
+use super::fold::{BlockResults, Producer};
 use super::journal::{BlockRecord, Journal};
 use super::stop::{Stop, WeightsByNode};
 use super::stream::Stream;
@@ -19,62 +23,66 @@ use crate::record::{BlockReport, LayerReport, Phase, Report};
 use crate::stored::StoredLinear;
 use crate::{Error, Result};
 
-/// Numbers that the output matrix may make at a time, about: its rows are many.
-const HEAD_OUTPUTS: usize = 1 << 24;
+/// About the number of logits that are computed at a time when the output matrix is measured. The matrix has many rows,
+/// so the logits of a whole chunk would take too much memory.
+const LOGITS_AT_ONCE: usize = 1 << 24;
 
-/// Rows `first..first + rows` of X times Wᵀ.
+/// Computes X·Wᵀ for the rows `first..first + rows` of X. `x`: X, `[tokens, columns]`; `weight`: W, `[m, columns]`.
+/// Returns `[rows, m]`.
 fn project_rows(rec: &mut Recorder, (x, weight): (&Tensor, &Tensor), first: usize, rows: usize) -> Result<Tensor> {
     let x = rec.copy_rows(x, first, rows)?;
     matmul(rec, Orientation::Nt, &x, weight)
 }
 
-/// A run between its first block and its last.
+/// A run on its way through the blocks.
 pub(super) struct Run<'a> {
     options: &'a QuantizeOptions,
     output: &'a mut dyn Output,
     journal: Option<&'a mut dyn Journal>,
-    /// Ŝ.
+    /// Ŝ, the quantized stream.
     pub stream: Stream,
     pub report: Report,
     block: BlockInHand,
-    /// Seconds of the runs that made the records.
-    earlier: BTreeMap<Phase, f64>,
+    /// Seconds per phase of the earlier runs that this run continues, from the last record that was read.
+    earlier_seconds: BTreeMap<Phase, f64>,
     /// The error that ended this run.
     failure: Option<Error>,
 }
 
-/// What a run knows of the block that it is in.
+/// The results of a run in the current block.
 #[derive(Default)]
 struct BlockInHand {
-    /// The record of the block, if it was done before.
+    /// The record of the block, if an earlier run finished it.
     record: Option<BlockRecord>,
-    /// What the output has not been given yet.
-    finished: Finished,
-    /// The weights of earlier stops that Ŝ goes through again.
+    /// The results that are not handed to the output yet.
+    results: BlockResults,
+    /// The weights of those earlier stops through which Ŝ passes again, by node.
     weights: WeightsByNode,
-    /// The weights that Ŝ went through, by module path, for the journal.
+    /// The weights that Ŝ passed through, by module path, for the journal.
     stream_weights: Vec<(String, Vec<f32>)>,
 }
 
-/// The linear layers of a stop, quantized in one run.
+/// The linear layers of one stop after quantization in one run. The default is a group that keeps its original weights.
 #[derive(Default)]
 pub(super) struct QuantizedGroup {
-    /// The layers that were quantized, each with its place in the group.
+    /// The quantized layers, each with its index in the group.
     layers: Vec<(usize, RoundedLayer)>,
-    /// What takes the inverse scales of the input.
+    /// The norm or linear layer that takes the inverse scales of the input.
     producer: Option<Producer>,
-    /// The weights that Ŝ goes through; `None` where the run leaves the block alone.
+    /// The weights of all layers of the stop that Ŝ passes through, `[rows, columns]` each. `None` if the run keeps the
+    /// original weights.
     weights: Option<Vec<Tensor>>,
 }
 
 impl QuantizedGroup {
-    /// The weights that the run's stream goes through.
+    /// The weights that the quantized stream passes through at `stop`.
     fn weights<'a>(&'a self, stop: &'a Stop<'_>) -> &'a [Tensor] {
         self.weights.as_deref().unwrap_or(stop.weights)
     }
 }
 
 impl<'a> Run<'a> {
+    /// A run before its first block. `stream`: Ŝ, which equals S there.
     pub fn new(job: Job<'a>, stream: Stream, report: Report) -> Self {
         Self {
             options: job.options,
@@ -83,17 +91,17 @@ impl<'a> Run<'a> {
             stream,
             report,
             block: BlockInHand::default(),
-            earlier: BTreeMap::new(),
+            earlier_seconds: BTreeMap::new(),
             failure: None,
         }
     }
 
-    /// How many blocks were done before.
+    /// The number of blocks that have a record from an earlier run.
     pub fn recorded(&self) -> usize {
         self.journal.as_ref().map_or(0, |journal| journal.blocks())
     }
 
-    /// Begins block `layer`: fetches its record, if there is one.
+    /// Begins block `layer`, and reads its record if there is one.
     pub fn begin_block(&mut self, layer: usize) -> Result<()> {
         let record = match &mut self.journal {
             Some(journal) if layer < journal.blocks() => Some(journal.read(layer)?),
@@ -103,12 +111,13 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Whether no error has ended it.
-    pub fn goes_on(&self) -> bool {
+    /// Whether no error has ended the run.
+    pub fn is_active(&self) -> bool {
         self.failure.is_none()
     }
 
-    /// Ends this run alone if its numbers stopped being numbers: the others go on. Errors: everything else.
+    /// Ends this run if `result` is an `Error::NotFinite`, and frees its stream. The other runs of the session
+    /// continue. Errors: all other errors, which end the whole session.
     pub fn absorb_failure<T: Default>(&mut self, result: Result<T>) -> Result<T> {
         match result {
             Err(error @ Error::NotFinite { .. }) => {
@@ -120,33 +129,35 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The record, or the error that ended the run. `rest`: seconds that are not booked.
-    pub fn finish(mut self, rest: f64) -> Result<Report> {
+    /// Returns the report, or the error that ended the run. `unbooked`: seconds of this run that are booked under no
+    /// phase.
+    pub fn finish(mut self, unbooked: f64) -> Result<Report> {
         self.report.seconds = self.seconds();
-        self.report.total_seconds = self.report.seconds.values().sum::<f64>() + rest;
+        self.report.total_seconds = self.report.seconds.values().sum::<f64>() + unbooked;
         self.failure.map_or(Ok(self.report), Err)
     }
 
-    /// Seconds that are booked, without those of earlier runs.
+    /// Booked seconds, without those of earlier runs.
     pub fn booked(&self) -> f64 {
         self.report.seconds.values().sum()
     }
 
-    /// Seconds per phase, with those of earlier runs.
+    /// Seconds per phase, including those of earlier runs.
     fn seconds(&self) -> BTreeMap<Phase, f64> {
-        let mut all = self.earlier.clone();
+        let mut all = self.earlier_seconds.clone();
         for (&phase, seconds) in &self.report.seconds {
             *all.entry(phase).or_default() += seconds;
         }
         all
     }
 
-    /// The weights of the earlier stop at `node` that Ŝ goes through.
+    /// The weights of the earlier stop at `node` that Ŝ passes through.
     fn earlier_weights<'w>(&'w self, stop: &'w Stop<'_>, node: usize) -> &'w [Tensor] {
         self.block.weights.get(&node).unwrap_or(&stop.earlier[&node])
     }
 
-    /// Quantizes the linear layers of `stop`, if this run quantizes the block.
+    /// Quantizes the linear layers of `stop`. If the block has a record, takes the weights from the record. If the
+    /// options leave the block or all layers of the stop alone, returns the default group.
     pub async fn quantize(
         &mut self,
         rec: &mut Recorder,
@@ -172,14 +183,15 @@ impl<'a> Run<'a> {
             return Ok(QuantizedGroup::default());
         }
         let fold = match stop.group {
-            // A layer that keeps its weight would read the scaled input, too.
+            // Scaling needs every layer of the stop to be quantized, because a layer that keeps its weight reads the
+            // scaled input, too. The head has no producer to fold scales into.
             Some(_) if self.options.method.quantizer().scales_input() && linears.len() == stop.specs.len() => {
                 stop.block.line().fold(stop.cut.node)
             }
             _ => None,
         };
         let producer = match fold {
-            Some(fold) => Producer::of(stop.checkpoint, stop.layer, &fold, &self.block.finished).await?,
+            Some(fold) => Producer::read(stop.checkpoint, stop.layer, &fold, &self.block.results).await?,
             None => None,
         };
         let mut layers = self.quantize_linears(rec, stop, full, producer.as_ref(), &linears, observer).await?;
@@ -190,7 +202,8 @@ impl<'a> Run<'a> {
         Ok(QuantizedGroup { layers: places.into_iter().zip(layers).collect(), producer, weights: Some(weights) })
     }
 
-    /// The linear layer of that module path as this run is to treat it; `None` if it keeps its weight.
+    /// The linear layer `name` with the grid and the propagation strength of this run. `None` if the layer keeps its
+    /// weight.
     fn linear<'w>(&self, name: &'w str, weight: &'w Tensor) -> Option<Linear<'w>> {
         let bits = self.options.bits_of(name)?;
         let group_size = self.report.group_size.unwrap_or(weight.shape()[1]);
@@ -198,6 +211,9 @@ impl<'a> Run<'a> {
         Some(Linear { layer, weight, alpha: self.options.alpha.of(name) })
     }
 
+    /// Gathers statistics if they are needed, and corrects and rounds `linears`, the layers of `stop` that this run
+    /// quantizes. Books the time of each phase. `producer`: what takes the inverse scales of the input, if the input
+    /// can take scales.
     async fn quantize_linears(
         &mut self,
         rec: &mut Recorder,
@@ -216,26 +232,27 @@ impl<'a> Run<'a> {
         let to_round = match solver.quantities(linears) {
             None => solver.uncorrected(linears),
             Some(quantities) => {
-                stop.begin(Phase::Statistics, observer);
+                stop.announce(Phase::Statistics, observer);
                 let since = observer.seconds();
                 let n = linears[0].weight.shape()[1];
                 let statistics = self.gather(rec, stop, full, (n, quantities), observer)?;
                 self.book_since(rec, Phase::Statistics, since, observer).await?;
-                stop.begin(Phase::Correction, observer);
+                stop.announce(Phase::Correction, observer);
                 let since = observer.seconds();
                 let corrected = solver.correct(rec, linears, statistics).await?;
                 self.book_since(rec, Phase::Correction, since, observer).await?;
                 corrected
             }
         };
-        stop.begin(Phase::Rounding, observer);
+        stop.announce(Phase::Rounding, observer);
         let since = observer.seconds();
         let layers = to_round.round(rec).await?;
         self.book_since(rec, Phase::Rounding, since, observer).await?;
         Ok(layers)
     }
 
-    /// Accumulates the statistics of the input of `stop`, which has n columns.
+    /// Accumulates the statistics of the input of `stop` over all chunks, separately for the fitting tokens and the
+    /// held-out tokens. `n`: columns of the input.
     fn gather(
         &self,
         rec: &mut Recorder,
@@ -258,8 +275,8 @@ impl<'a> Run<'a> {
         Ok(GroupStatistics { fitting, held_out })
     }
 
-    /// Takes chunk `chunk` past the linear layers of `stop`, through the weights of `group`, and adds ‖WX − QX̂‖² of each
-    /// quantized layer to `errors`. `exact`: WX of each linear layer.
+    /// Takes chunk number `chunk` from `stop` to the next cut, through the weights of `group`. Adds ‖WX − QX̂‖² of each
+    /// quantized layer to `errors`. `exact`: WX of each linear layer, from the full-precision stream.
     pub async fn advance(
         &mut self,
         rec: &mut Recorder,
@@ -270,17 +287,18 @@ impl<'a> Run<'a> {
     ) -> Result<()> {
         let Self { stream, block, .. } = self;
         let earlier = |node| block.weights.get(&node).unwrap_or(&stop.earlier[&node]).as_slice();
-        let lane = stream.lane(rec, chunk, stop, earlier)?;
+        let lane = stream.take_lane(rec, chunk, stop, earlier)?;
         let approximate = stop.block.project(rec, group.weights(stop), lane.get(stop.input()))?;
         for &(place, _) in &group.layers {
             errors.add(place, stop.part(chunk), squared_difference(rec, &exact[place], &approximate[place])?);
         }
-        let arrived = stop.pass(rec, approximate, lane)?;
+        let arrived = stop.run_to_next_cut(rec, approximate, lane)?;
         stream.keep(rec, chunk, arrived).await
     }
 
-    /// Ends the group: fills in the measured errors of its layers, and keeps its weights if chunks go through them again.
-    /// `errors`: ‖WX − QX̂‖² of each quantized layer; `norms`: ‖WX‖² of every layer of the stop.
+    /// Finishes a group: folds the scales of its input, records the measured errors of its layers, and keeps its
+    /// weights if chunks pass through them again (`again`). `errors`: the sums ‖WX − QX̂‖² of the quantized layers;
+    /// `norms`: ‖WX‖² of every layer of the stop, over the fitting and over the held-out tokens.
     pub async fn finish_group(
         &mut self,
         rec: &mut Recorder,
@@ -292,7 +310,7 @@ impl<'a> Run<'a> {
         let QuantizedGroup { layers, producer, weights } = group;
         let scales = layers.first().and_then(|(_, layer)| layer.input_scales.as_ref());
         if let Some((producer, scales)) = producer.zip(scales) {
-            producer.fold(&scales.scales, &mut self.block.finished);
+            producer.fold(&scales.scales, &mut self.block.results);
         }
         if self.journal.is_some() && stop.group.is_some() {
             for (place, layer) in &layers {
@@ -308,7 +326,10 @@ impl<'a> Run<'a> {
         self.record_layers(measured.collect(), stop.holds_out())
     }
 
-    /// Fills in measured errors: ‖WX − QX̂‖² and ‖WX‖², each of the tokens to fit on and of those held out.
+    /// Adds the layers to the report and to the results of the block. Each layer comes with ‖WX − QX̂‖² and ‖WX‖², over
+    /// the fitting and over the held-out tokens.
+    ///
+    /// Errors: `Error::NotFinite` naming the layer if a relative error is not finite.
     fn record_layers(&mut self, measured: Vec<(RoundedLayer, [f64; 2], [f64; 2])>, holds_out: bool) -> Result<()> {
         for (layer, errors, norms) in measured {
             let mut report = LayerReport::new(&layer, self.options.correction_damping);
@@ -319,14 +340,14 @@ impl<'a> Run<'a> {
                 report.error_held_out_uncorrected = before.filter(|error| error.is_finite());
             }
             self.report.layers.push(report);
-            self.block.finished.linears.push(layer.stored);
+            self.block.results.linears.push(layer.stored);
         }
         Ok(())
     }
 
-    /// Gives the output what is ready.
+    /// Hands the results of the block to the output.
     pub async fn hand_over(&mut self) -> Result<()> {
-        let Finished { tensors, linears } = std::mem::take(&mut self.block.finished);
+        let BlockResults { tensors, linears } = std::mem::take(&mut self.block.results);
         for (name, values) in tensors {
             self.output.put_tensor(name, values)?;
         }
@@ -336,11 +357,11 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Writes the record of the block that is done to the journal.
+    /// Writes the record of the finished block to the journal, if there is one.
     fn journal_block(&mut self, block: &BlockReport) -> Result<()> {
         let seconds = self.seconds();
         let Some(journal) = &mut self.journal else { return Ok(()) };
-        let Finished { tensors, linears } = self.block.finished.clone();
+        let BlockResults { tensors, linears } = self.block.results.clone();
         let is_stored = |name: &str, weight: &[f32]| {
             let stored = linears.iter().find(|linear| linear.name() == name).map(StoredLinear::dequantize);
             stored.is_some_and(|stored| same_bits(&stored, weight))
@@ -351,24 +372,25 @@ impl<'a> Run<'a> {
         journal.write(&BlockRecord { block: block.clone(), layers, seconds, tensors, linears, stream })
     }
 
-    /// Takes a block over that was done before. Returns the error after it.
-    fn take_over(&mut self, record: BlockRecord) -> f64 {
+    /// Takes the results of a block from its record. Returns the error of the quantized stream after the block.
+    fn adopt_record(&mut self, record: BlockRecord) -> f64 {
         let BlockRecord { block, layers, seconds, tensors, linears, stream: _ } = record;
         let error = block.error;
         self.report.blocks.push(block);
         self.report.layers.extend(layers);
-        self.earlier = seconds;
-        self.block.finished = Finished { tensors, linears };
+        self.earlier_seconds = seconds;
+        self.block.results = BlockResults { tensors, linears };
         error
     }
 
-    /// Whether the output matrix is quantized in this run.
+    /// Whether this run quantizes the output matrix.
     pub fn quantizes_head(&self) -> bool {
         self.options.lm_head && self.options.blocks.is_none()
     }
 
-    /// Quantizes the output matrix, the one linear layer of `stop`, if this run does, and hands it over. No stream passes it: its
-    /// outputs, of which there are many, are made a few tokens at a time and measured.
+    /// Quantizes the output matrix, which is the one linear layer of `stop`, and hands it to the output. Does nothing
+    /// if this run does not quantize it. No stream moves on. The logits are computed for a few tokens at a time, only
+    /// to measure the errors.
     pub async fn quantize_head(
         &mut self,
         rec: &mut Recorder,
@@ -391,7 +413,7 @@ impl<'a> Run<'a> {
             let exact_input = full.input(rec, chunk, stop, |node| &stop.earlier[&node])?;
             let quantized_input = self.stream.input(rec, chunk, stop, |node| &stop.earlier[&node])?;
             let tokens = exact_input.shape()[0];
-            let piece = (HEAD_OUTPUTS / weight.shape()[0]).max(1);
+            let piece = (LOGITS_AT_ONCE / weight.shape()[0]).max(1);
             for first in (0..tokens).step_by(piece) {
                 let rows = piece.min(tokens - first);
                 let exact = project_rows(rec, (&exact_input, weight), first, rows)?;
@@ -406,10 +428,18 @@ impl<'a> Run<'a> {
         self.hand_over().await
     }
 
-    /// Records Δ_m = ‖S − Ŝ‖²/‖S‖² over all tokens, and journals the block; the root of Δ_m. `norm`: ‖S‖².
-    pub async fn measure(&mut self, rec: &mut Recorder, block: usize, full: &Stream, norm: f64) -> Result<Option<f64>> {
+    /// Measures Δ_m = ‖S − Ŝ‖²/‖S‖² over all calibration tokens after block number `block`, adds it to the report, and
+    /// writes the record of the block. For a recorded block, takes the results from the record instead. `norm`: ‖S‖².
+    /// Returns the square root of Δ_m.
+    pub async fn measure_block(
+        &mut self,
+        rec: &mut Recorder,
+        block: usize,
+        full: &Stream,
+        norm: f64,
+    ) -> Result<Option<f64>> {
         if let Some(record) = self.block.record.take() {
-            return Ok(Some(self.take_over(record)));
+            return Ok(Some(self.adopt_record(record)));
         }
         let mut error = Sums::default();
         for chunk in 0..full.chunks() {
@@ -429,7 +459,7 @@ impl<'a> Run<'a> {
         *self.report.seconds.entry(phase).or_default() += seconds;
     }
 
-    /// Waits for the device and books the time since `since`.
+    /// Waits for the device and books the time since `since` under `phase`.
     async fn book_since(
         &mut self,
         rec: &mut Recorder,
@@ -443,7 +473,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Whether both are the same numbers, signs of zeros included.
+/// Whether both slices have the same bits, including the signs of zeros.
 fn same_bits(a: &[f32], b: &[f32]) -> bool {
     bytemuck::cast_slice::<f32, u32>(a) == bytemuck::cast_slice::<f32, u32>(b)
 }

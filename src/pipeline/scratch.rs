@@ -1,9 +1,10 @@
-//! A file for hidden states that no memory can hold.
+//! A temporary file for the hidden states that fit no memory. `stream` writes the values of each chunk to it and reads
+//! them back.
 
 #[cfg(not(target_arch = "wasm32"))]
 pub(super) use native::Scratch;
 
-/// A browser has no files: no plan puts anything into one.
+/// In a browser there are no files. No plan uses one, so this type has no values.
 #[cfg(target_arch = "wasm32")]
 pub(super) enum Scratch {}
 
@@ -37,7 +38,8 @@ mod native {
     use crate::error::{Setting, phrase};
     use crate::{Error, Result};
 
-    /// A file without a name: the system removes it with the program, however that ends. Places are counted in elements.
+    /// A file without a name. The system removes it when the program ends in any way. Positions in the file are counted
+    /// in elements.
     pub struct Scratch {
         file: File,
         directory: PathBuf,
@@ -45,42 +47,44 @@ mod native {
     }
 
     impl Scratch {
-        /// A file in `directory`, or where the system keeps temporary ones.
+        /// Creates a file in `directory`, or in the system's directory for temporary files. Errors: `Error::Io`.
         pub fn new(directory: Option<&Path>) -> Result<Self> {
             let directory = directory.map_or_else(std::env::temp_dir, Path::to_owned);
-            let file = tempfile::tempfile_in(&directory).map_err(|source| refuse(&directory, source))?;
+            let file = tempfile::tempfile_in(&directory).map_err(|source| io_error(&directory, source))?;
             Ok(Self { file, directory, space: Space::default() })
         }
 
-        /// `len` elements from element `first` on.
+        /// Reads `len` elements, starting at element `first`. Errors: `Error::Io`.
         pub fn read(&self, first: usize, len: usize) -> Result<Vec<f32>> {
             let mut values = recycled(len);
             let mut read = || {
                 (&self.file).seek(position(first))?;
                 (&self.file).read_exact(bytemuck::cast_slice_mut(&mut values))
             };
-            read().map_err(|source| refuse(&self.directory, source))?;
+            read().map_err(|source| io_error(&self.directory, source))?;
             Ok(values)
         }
 
-        /// Writes `values` where there is room for them. Returns the place of the first.
+        /// Writes `values` to the first free part that is large enough. Returns the position of their first element.
+        /// Errors: `Error::Io`.
         pub fn store(&mut self, values: &[f32]) -> Result<usize> {
             let first = self.space.take(values.len());
             let write = || {
                 (&self.file).seek(position(first))?;
                 (&self.file).write_all(bytemuck::cast_slice(values))
             };
-            write().map_err(|source| refuse(&self.directory, source))?;
+            write().map_err(|source| io_error(&self.directory, source))?;
             Ok(first)
         }
 
-        /// Lets others have the place of `len` elements from element `first` on.
+        /// Frees the part of `len` elements that starts at element `first`.
         pub fn release(&mut self, first: usize, len: usize) {
             self.space.give_back(first..first + len);
         }
     }
 
-    /// Which parts of a file are free: some before `end`, all behind it. The free parts are in order and do not touch.
+    /// The free parts of a file: those in `free`, and everything from `end` on. The parts in `free` lie before `end`,
+    /// are in order, and do not touch each other.
     #[derive(Debug, Default)]
     struct Space {
         free: Vec<Range<usize>>,
@@ -88,7 +92,7 @@ mod native {
     }
 
     impl Space {
-        /// The first place for `len` elements.
+        /// Takes the first free part of `len` elements. Returns its position.
         fn take(&mut self, len: usize) -> usize {
             match self.free.iter().position(|free| free.len() >= len) {
                 Some(index) => {
@@ -107,6 +111,7 @@ mod native {
             }
         }
 
+        /// Frees a part, and joins it with the free parts that it touches.
         fn give_back(&mut self, part: Range<usize>) {
             if part.is_empty() {
                 return;
@@ -125,11 +130,13 @@ mod native {
         }
     }
 
+    /// The position of an element in bytes.
     fn position(element: usize) -> SeekFrom {
         SeekFrom::Start(element as u64 * size_of::<f32>() as u64)
     }
 
-    fn refuse(directory: &Path, source: std::io::Error) -> Error {
+    /// The error of an operation on the file in `directory`.
+    fn io_error(directory: &Path, source: std::io::Error) -> Error {
         let remedy = phrase!["choose another directory with ", Setting::Scratch, ", or allow more ", Setting::Memory];
         Error::Io { path: directory.to_owned(), action: "keep hidden states in", source, remedy }
     }

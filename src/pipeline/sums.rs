@@ -1,19 +1,22 @@
-//! Squared norms of a group's outputs, summed on the device.
+//! Sums of squares over all chunks of a stream, such as ‖WX‖² of the outputs of a stop. The device computes partial
+//! sums, and the host adds them in f64. `pipeline` and `run` use them to measure errors.
 
 use crate::Result;
 use crate::device::{Recorder, Tensor};
 
-/// Partial sums that are read when everything is on its way, so that a GPU does not wait for the host after each chunk.
+/// The partial sums of several sums, on the device. They are read together after the last chunk, so that a GPU does not
+/// wait for the host after each chunk. An entry is the number of the sum, its part, and the partial sums.
 #[derive(Default)]
 pub(super) struct Sums(Vec<(usize, usize, Tensor)>);
 
 impl Sums {
-    /// Adds `partials` to sum number `sum`, over the tokens to fit on (`part` 0) or those held out (1).
+    /// Adds `partials` to sum number `sum`, over the fitting tokens (`part` 0) or the held-out tokens (`part` 1).
     pub fn add(&mut self, sum: usize, part: usize, partials: Tensor) {
         self.0.push((sum, part, partials));
     }
 
-    /// Waits for the first `count` sums.
+    /// Waits for the device and returns sums 0 to `count` − 1, each over the fitting tokens and over the held-out
+    /// tokens.
     pub async fn read(self, rec: &mut Recorder, count: usize) -> Result<Vec<[f64; 2]>> {
         let mut sums = vec![[0.0; 2]; count];
         let partials: Vec<&Tensor> = self.0.iter().map(|(_, _, partials)| partials).collect();

@@ -1,6 +1,8 @@
-//! What a run does to which layer of a model: the options, which know no model, applied to one.
+//! Applies the options of a run to one model: which layers are quantized, in which groups, and in which form and
+//! format.
 //!
-//! Front ends validate a treatment before any work, and the pipeline and the checkpoint writer ask it for layers, groups and format.
+//! The options themselves know no model. Front ends validate a [`Treatment`] before any work. The pipeline and the
+//! checkpoint writer ask it for layers, group size and format.
 
 use crate::checkpoint::formats::default_for;
 use crate::checkpoint::{Format, LayerPlan, QuantizationSettings};
@@ -11,27 +13,28 @@ use crate::quant::{GroupSize, QuantizeOptions};
 use crate::stored::Form;
 use crate::{Error, Result};
 
-/// Group sizes that `auto` chooses from.
+/// The group sizes from which `auto` takes the first that divides every input width.
 const AUTOMATIC_GROUP_SIZES: [usize; 3] = [128, 64, 32];
 
-/// The options of a run, for one model.
+/// The options of a run, applied to one model.
 #[derive(Debug, Clone, Copy)]
 pub struct Treatment<'a> {
-    /// What is asked for.
+    /// The options of the run.
     pub options: &'a QuantizeOptions,
-    /// The model that is quantized.
+    /// The model to quantize.
     pub model: &'a ModelConfig,
 }
 
 impl<'a> Treatment<'a> {
-    /// `options` for `model`, not validated.
+    /// Combines `options` and `model` without checks.
     pub fn new(options: &'a QuantizeOptions, model: &'a ModelConfig) -> Self {
         Self { options, model }
     }
 
-    /// Checks the options by themselves and against the model: blocks, patterns, shapes and the length of the windows.
+    /// Checks the options by themselves and against the model: the number of blocks, the patterns, the shapes of the
+    /// layers and the length of the windows.
     ///
-    /// Errors: `Error::Input` naming the first option whose value cannot be used.
+    /// Errors: `Error::Input` naming the first option that cannot be used.
     pub fn validate(&self) -> Result<()> {
         self.options.validate()?;
         let all = self.model.blocks.len();
@@ -53,7 +56,8 @@ impl<'a> Treatment<'a> {
         Err(Error::input(Setting::SeqLen, seq_len.to_string(), expected, "use shorter windows"))
     }
 
-    /// Checks that every pattern matches a layer, that some layer is left to quantize, and that the method can round their shapes.
+    /// Checks that every pattern matches a layer, that at least one layer is quantized, and that the method can round
+    /// layers of these shapes.
     fn validate_layers(&self) -> Result<()> {
         let QuantizeOptions { alpha, bits_for, skip, method, .. } = self.options;
         let names: Vec<String> = self.model.linear_names().into_iter().chain(["lm_head".to_string()]).collect();
@@ -77,14 +81,14 @@ impl<'a> Treatment<'a> {
         linears.iter().try_for_each(|linear| quantizer.check_shape(self.options, [linear.rows, linear.columns]))
     }
 
-    /// The layers that are quantized, in model order.
+    /// The layers to quantize with their bits, in model order.
     pub fn layers(&self) -> Vec<LayerPlan> {
         let head = self.options.lm_head.then(|| self.model.head_linear().name);
         let names = self.model.linear_names().into_iter().chain(head);
         names.filter_map(|name| self.options.bits_of(&name).map(|bits| LayerPlan { name, bits })).collect()
     }
 
-    /// Group size; `None` for one grid per row, which is also what a method without a grid gets.
+    /// Inputs per grid. `None` if there is one grid per row. Methods without a grid also get `None`.
     pub fn group_size(&self) -> Option<usize> {
         if self.options.method.quantizer().off_grid().is_some() {
             return None;
@@ -99,17 +103,17 @@ impl<'a> Treatment<'a> {
         }
     }
 
-    /// The form in which layers are left: codes on grids, or dequantized weights if they lie on none.
+    /// The form in which the method leaves layers: codes on grids, or plain numbers if the weights lie on no grid.
     pub fn form(&self) -> Form {
         if self.options.method.quantizer().off_grid().is_some() { Form::Dense } else { Form::Codes }
     }
 
-    /// The format of the result unless another is asked for.
+    /// The default format of the checkpoint.
     pub fn format(&self) -> &'static dyn Format {
         default_for(self.form())
     }
 
-    /// What a format must know of the run.
+    /// The properties of the run that a format needs.
     pub fn settings(&self) -> QuantizationSettings {
         QuantizationSettings {
             bits: self.options.bits,
@@ -119,7 +123,8 @@ impl<'a> Treatment<'a> {
         }
     }
 
-    /// Whether the result depends on the calibration text: the method needs it, or some layer may be corrected.
+    /// Whether the result depends on the calibration text. It does if the method needs H, or if some layer may be
+    /// corrected.
     pub fn needs_calibration(&self) -> bool {
         let QuantizeOptions { alpha, method, .. } = self.options;
         method.quantizer().needs().hessian.is_some() || alpha.corrects()

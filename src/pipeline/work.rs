@@ -1,4 +1,5 @@
-//! How much a run has to compute, counted before it starts.
+//! Counts the floating-point operations of a run before it starts. `study::forecast` and the benchmark of the command
+//! line estimate times and rates from the counts.
 
 use std::collections::BTreeMap;
 
@@ -8,10 +9,11 @@ use crate::quant::methods::LinearExtent;
 use crate::quant::{Alpha, QuantizeOptions};
 use crate::record::Phase;
 
-/// The floating-point operations of a run per phase, a multiplication and an addition being two. Terms of less than n² per token
-/// or row are left out.
+/// The floating-point operations of a run per phase, where a multiplication and an addition count as two. Terms of less
+/// than n² per token or row are left out. The output matrix is not counted.
 ///
-/// With T tokens and a group of linears `[mᵢ, n]`: the streams take 4·T·Σmᵢ·n, H takes T·n² and D 2·T·n² (algorithms.md §1 and §2).
+/// For T tokens and a group of linear layers `[mᵢ, n]`, both streams together take 4·T·Σmᵢ·n, H takes T·n² (it is
+/// symmetric) and D takes 2·T·n² (algorithms.md §1 and §2).
 pub fn work(config: &ModelConfig, options: &QuantizeOptions) -> BTreeMap<Phase, f64> {
     let mut sums = BTreeMap::new();
     let mut add = |phase, operations: f64| *sums.entry(phase).or_default() += operations;
@@ -19,7 +21,7 @@ pub fn work(config: &ModelConfig, options: &QuantizeOptions) -> BTreeMap<Phase, 
     let group_size = Treatment::new(options, config).group_size().map(|columns| columns as f64);
     let quantizer = options.method.quantizer();
     for (layer, block) in config.blocks.iter().enumerate() {
-        // In two streams.
+        // The factor 2 counts both streams.
         add(Phase::Forward, 2.0 * tokens * block.work_between_linears(options.seq_len));
         for group in block.groups() {
             let n = group[0].columns as f64;
@@ -52,7 +54,8 @@ pub fn work(config: &ModelConfig, options: &QuantizeOptions) -> BTreeMap<Phase, 
                     Alpha::Fixed(_) => 1.0,
                     Alpha::Auto => 2.0,
                 };
-                // W·D and two triangular solves of half a product each; of what is held out W·D, and for α* Δ·H.
+                // A correction is W·D and two triangular solves, each half as much work as a product. A measurement on
+                // held-out tokens is W·D there, and Δ·H for α*.
                 let measured = if held_out && alpha == Alpha::Auto { 1.0 } else { 0.0 };
                 add(Phase::Correction, product * 2.0 * (corrections + measured));
                 let roundings = 1.0 + measured;

@@ -13,7 +13,7 @@ use aquatint::engine::network::Network;
 use aquatint::eval::{evaluate, logits};
 use aquatint::family::LinearSpec;
 use aquatint::ops::grid::{GridSpec, ScaleType, Search, Symmetry};
-use aquatint::pipeline::fold::{Finished, Producer};
+use aquatint::pipeline::fold::{BlockResults, Producer};
 use aquatint::pipeline::{Treatment, quantize};
 use aquatint::quant::methods::awq::Activations;
 use aquatint::quant::{Alpha, GroupSize, Method, Quantities, QuantizeOptions, Statistics};
@@ -236,7 +236,7 @@ fn scales_leave_the_output_of_the_full_precision_model_unchanged() {
             let specs = checkpoint.config().block_linears(block);
             let read = |spec: &LinearSpec| block_on(checkpoint.read(&format!("{}.weight", spec.name))).unwrap();
             let linears = specs.iter().map(|spec| exactly(spec, &read(spec)).into()).collect();
-            let mut finished = Finished { linears, ..Finished::default() };
+            let mut results = BlockResults { linears, ..BlockResults::default() };
             let mut factors: BTreeMap<usize, Vec<f32>> = BTreeMap::new();
             let line = &checkpoint.config().blocks[block];
             let mut first = 0;
@@ -246,20 +246,20 @@ fn scales_leave_the_output_of_the_full_precision_model_unchanged() {
                 let fold = line.fold(node);
                 assert_eq!(fold.is_some(), line.label(node) != "o" || kv_heads == 2, "{}", line.label(node));
                 let Some(fold) = fold else { continue };
-                let producer = block_on(Producer::of(&checkpoint, block, &fold, &finished)).unwrap().unwrap();
+                let producer = block_on(Producer::read(&checkpoint, block, &fold, &results)).unwrap().unwrap();
                 // Powers of two, which no rounding touches.
                 let columns = specs[linears.start].columns;
                 let wanted: Vec<f32> = random(block as u64, columns).iter().map(|v| (3.0 * v).round().exp2()).collect();
                 assert_eq!(producer.feasible(&wanted), wanted);
-                producer.fold(&wanted, &mut finished);
+                producer.fold(&wanted, &mut results);
                 linears.for_each(|linear| drop(factors.insert(linear, wanted.clone())));
             }
-            for (name, values) in finished.tensors {
+            for (name, values) in results.tensors {
                 folded_values += values.len();
                 both.insert_tensor(name.clone(), values.clone());
                 producers_only.insert_tensor(name, values);
             }
-            for (index, linear) in finished.linears.into_iter().enumerate() {
+            for (index, linear) in results.linears.into_iter().enumerate() {
                 let StoredLinear::Codes(mut linear) = linear else { panic!("codes went in") };
                 producers_only.insert(linear.name.clone(), linear.clone().into());
                 if let Some(scales) = factors.get(&index) {
@@ -293,15 +293,15 @@ fn what_is_stored_times_the_scale_is_what_was_there() {
         model.tensor(norm).bytes[..bytes].fill(0);
         let checkpoint = block_on(model.open()).unwrap();
         let values = block_on(checkpoint.read(norm)).unwrap();
-        let mut finished = Finished::default();
+        let mut results = BlockResults::default();
         let line = &checkpoint.config().blocks[1];
         let fold = line.fold(line.stops().nth(2).unwrap()).unwrap();
-        let producer = block_on(Producer::of(&checkpoint, 1, &fold, &finished)).unwrap().unwrap();
+        let producer = block_on(Producer::read(&checkpoint, 1, &fold, &results)).unwrap().unwrap();
         let mut wanted: Vec<f32> = random(3, values.len()).iter().map(|v| (2.0 * v).exp()).collect();
         wanted[5] = 1e7;
         let scales = producer.feasible(&wanted);
-        producer.fold(&scales, &mut finished);
-        let [(name, stored)] = &finished.tensors[..] else { panic!("one norm") };
+        producer.fold(&scales, &mut results);
+        let [(name, stored)] = &results.tensors[..] else { panic!("one norm") };
         assert_eq!(name, norm);
         for (i, ((&v, &s), &stored)) in values.iter().zip(&scales).zip(stored).enumerate() {
             assert!((stored * s - v).abs() <= 2e-7 * v.abs(), "{dtype} {i}: {stored} × {s} is not {v}");
