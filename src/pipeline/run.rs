@@ -10,7 +10,7 @@ use super::fold::{BlockResults, Producer};
 use super::journal::{BlockRecord, Journal};
 use super::stop::{Stop, WeightsByNode};
 use super::stream::Stream;
-use super::sums::Sums;
+use super::sums::{Sums, relative};
 use super::{Job, Output};
 use crate::device::{Recorder, Tensor};
 use crate::observer::Observer;
@@ -333,9 +333,9 @@ impl<'a> Run<'a> {
     fn record_layers(&mut self, measured: Vec<(RoundedLayer, [f64; 2], [f64; 2])>, holds_out: bool) -> Result<()> {
         for (layer, errors, norms) in measured {
             let mut report = LayerReport::new(&layer, self.options.correction_damping);
-            report.error_fitted = super::relative(errors[0], norms[0], &report.name)?;
+            report.error_fitted = relative(errors[0], norms[0], &report.name)?;
             if holds_out {
-                report.error_held_out = Some(super::relative(errors[1], norms[1], &report.name)?);
+                report.error_held_out = Some(relative(errors[1], norms[1], &report.name)?);
                 let before = layer.alpha.score_gain.map(|gain| (errors[1] + gain) / norms[1]);
                 report.error_held_out_uncorrected = before.filter(|error| error.is_finite());
             }
@@ -447,7 +447,7 @@ impl<'a> Run<'a> {
             error.add(0, 0, squared_difference(rec, &full, &quantized)?);
         }
         let error = error.read(rec, 1).await?[0][0];
-        let delta = super::relative(error, norm, &format!("the hidden states after block {block}"))?;
+        let delta = relative(error, norm, &format!("the hidden states after block {block}"))?;
         let report = BlockReport { block, delta, error: delta.sqrt() };
         self.journal_block(&report)?;
         self.report.blocks.push(report);

@@ -9,6 +9,7 @@ use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::device::{Recorder, Tensor};
 use crate::engine::block::{Block, Context, Lane};
+use crate::engine::network::Network;
 use crate::family::{Cut, LinearSpec, Value};
 use crate::observer::{Event, Group, Observer};
 use crate::ops::Positions;
@@ -100,4 +101,84 @@ impl Stop<'_> {
         let arrived = self.next.kept.iter().filter(|value| !self.cut.kept.contains(value));
         arrived.map(|&value| Ok((value, lane.take(rec, value)?))).collect()
     }
+}
+
+/// The stops of the current block, and what all streams share there.
+pub(super) struct BlockStops {
+    pub layer: usize,
+    pub block: Block,
+    pub cuts: Vec<Cut>,
+    specs: Vec<LinearSpec>,
+    /// The original weights of those earlier stops of the block through which chunks pass again.
+    pub earlier: WeightsByNode,
+}
+
+impl BlockStops {
+    /// Block `layer`, or the head, whose number is one past the last block. `remake`: as of [`family::Block::cuts`].
+    pub fn new(layer: usize, block: Block, remake: bool) -> Self {
+        let cuts = block.line().cuts(remake);
+        let specs = block.line().groups().flatten().map(|linear| linear.at(layer)).collect();
+        Self { layer, block, cuts, specs, earlier: WeightsByNode::new() }
+    }
+
+    /// The number of stops.
+    pub fn count(&self) -> usize {
+        self.cuts.len() - 1
+    }
+
+    /// Stop number `stop` as observers see it.
+    fn group(&self, stop: usize) -> Group {
+        let label = self.block.line().label(self.cuts[stop].node);
+        Group { block: self.layer, index: stop, groups: self.count(), label }
+    }
+
+    /// The linear layers of stop number `stop`.
+    fn specs(&self, stop: usize) -> &[LinearSpec] {
+        let mut groups = self.block.line().groups().map(<[_]>::len);
+        let first: usize = groups.by_ref().take(stop).sum();
+        &self.specs[first..first + groups.next().unwrap_or(0)]
+    }
+
+    /// Whether chunks pass through the linear layers of stop number `stop` again at a later stop.
+    pub fn is_run_again(&self, stop: usize) -> bool {
+        let node = self.cuts[stop].node;
+        self.cuts.iter().any(|cut| cut.remade.contains(&node))
+    }
+
+    /// Stop number `index`, whose linear layers have the original `weights`.
+    pub fn stop<'s>(&'s self, index: usize, weights: &'s [Tensor], shared: Shared<'s>) -> Stop<'s> {
+        let Shared { network, chunks, held_out_from } = shared;
+        let specs = self.specs(index);
+        let group = (self.layer < network.config().blocks.len()).then(|| self.group(index));
+        let place = match &group {
+            Some(group) => format!("block {}, {}", group.block, group.label),
+            None => specs[0].name.clone(),
+        };
+        Stop {
+            checkpoint: network.checkpoint(),
+            group,
+            place,
+            layer: self.layer,
+            block: &self.block,
+            cut: &self.cuts[index],
+            next: &self.cuts[index + 1],
+            specs,
+            weights,
+            earlier: &self.earlier,
+            ropes: network.ropes(),
+            positions: network.positions(),
+            chunks,
+            held_out_from,
+        }
+    }
+}
+
+/// What all stops of a session share.
+#[derive(Clone, Copy)]
+pub(super) struct Shared<'s> {
+    pub network: &'s Network<'s>,
+    /// The number of chunks.
+    pub chunks: usize,
+    /// The index of the first held-out chunk.
+    pub held_out_from: usize,
 }

@@ -1,8 +1,9 @@
 //! Sums of squares over all chunks of a stream, such as ‖WX‖² of the outputs of a stop. The device computes partial
 //! sums, and the host adds them in f64. `pipeline` and `run` use them to measure errors.
 
-use crate::Result;
 use crate::device::{Recorder, Tensor};
+use crate::error::{Setting, phrase};
+use crate::{Error, Result};
 
 /// The partial sums of several sums, on the device. They are read together after the last chunk, so that a GPU does not
 /// wait for the host after each chunk. An entry is the number of the sum, its part, and the partial sums.
@@ -26,4 +27,19 @@ impl Sums {
         }
         Ok(sums)
     }
+}
+
+/// Returns `error`/`norm`, or 0 if `error` is 0. Errors: `Error::NotFinite` naming `place`.
+pub(super) fn relative(error: f64, norm: f64, place: &str) -> Result<f64> {
+    let quotient = if error == 0.0 { 0.0 } else { error / norm };
+    if quotient.is_finite() {
+        return Ok(quotient);
+    }
+    Err(Error::NotFinite {
+        place: place.to_string(),
+        remedy: phrase![
+            "the quantized model has broken down; use more bits, smaller groups or ",
+            Setting::Alpha.set_to("off"),
+        ],
+    })
 }

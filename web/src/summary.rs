@@ -58,7 +58,7 @@ pub struct RunPlan {
 /// Describes `model`. `listing`: its files and their sizes. `device`: the GPU, if there is one.
 pub fn describe(model: &Checkpoint, listing: Vec<(String, u64)>, device: Option<&Device>) -> ModelSummary {
     let config = model.config();
-    let linears = config.block_linears(0);
+    let linears = config.linears();
     let fits = |&size: &i64| size == -1 || linears.iter().all(|linear| linear.columns % size as usize == 0);
     let mut problems = Vec::new();
     if model.quantized_layout().is_some() {
