@@ -30,7 +30,7 @@ pub fn forecast(device: &Device, memory: Memory, model: &Checkpoint, options: &Q
         forecast.product_rate / 1e9
     );
     let weights = HumanBytes(model.bytes());
-    say!("memory: {}; {weights} of weights are read block by block", describe(&forecast.plan));
+    say!("memory: {}; {weights} of weights are read group by group", describe(&forecast.plan));
     Ok(())
 }
 
