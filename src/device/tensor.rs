@@ -56,7 +56,7 @@ pub(crate) fn recycled<T: Element>(len: usize) -> Vec<T> {
     vec![T::default(); len]
 }
 
-/// Moves the memory of a large host tensor to [`FREE`].
+/// Moves the memory of a large host tensor to the list of free arrays.
 impl<T: Element> Drop for Tensor<T> {
     fn drop(&mut self) {
         let Storage::Host(values) = &mut self.storage else { return };
