@@ -84,25 +84,46 @@ impl<'n, 'a> Session<'n, 'a> {
             };
             runs.push(Run::new(job, Stream::new(rec, plan.streams)?, report));
         }
-        let mut full = Stream::new(rec, plan.streams)?;
+        let blocks = config.blocks.len();
+        let mut session = Self {
+            network,
+            full: Stream::new(rec, plan.streams)?,
+            held_out_from: fitting.chunks(per_chunk).len(),
+            remake: plan.recompute,
+            next_weights: None,
+            all_recorded: runs.iter().all(|run| run.recorded() >= blocks && !run.quantizes_head()),
+            runs,
+        };
         let together = match plan.streams {
             Place::Device => chunks.len(),
             Place::Host | Place::File => chunks_before_blocks(config, per_chunk * options.seq_len),
         };
         for chunks in chunks.chunks(together) {
-            for hidden in network.embed(rec, chunks).await? {
-                for run in &mut runs {
-                    let copy = rec.duplicate(&hidden)?;
-                    run.stream.push(rec, copy).await?;
-                }
-                full.push(rec, hidden).await?;
-            }
+            session.embed(rec, chunks).await?;
         }
-        wait_for_transfers(rec, [&mut full].into_iter().chain(runs.iter_mut().map(|run| &mut run.stream))).await?;
-        let held_out_from = fitting.chunks(per_chunk).len();
-        let blocks = config.blocks.len();
-        let all_recorded = runs.iter().all(|run| run.recorded() >= blocks && !run.quantizes_head());
-        Ok(Self { network, full, held_out_from, remake: plan.recompute, runs, next_weights: None, all_recorded })
+        session.wait_for_transfers(rec).await?;
+        Ok(session)
+    }
+
+    /// Adds chunks of windows to all streams: their embeddings.
+    async fn embed(&mut self, rec: &mut Recorder, chunks: &[&[Vec<u32>]]) -> Result<()> {
+        for hidden in self.network.embed(rec, chunks).await? {
+            for run in &mut self.runs {
+                let copy = rec.duplicate(&hidden)?;
+                run.stream.push(rec, copy).await?;
+            }
+            self.full.push(rec, hidden).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits until every array of every stream is where it is kept.
+    async fn wait_for_transfers(&mut self, rec: &mut Recorder) -> Result<()> {
+        self.full.wait_for_transfers(rec).await?;
+        for run in &mut self.runs {
+            run.stream.wait_for_transfers(rec).await?;
+        }
+        Ok(())
     }
 
     /// Completes the reports. `seconds`: the duration of the session, whose unbooked part is divided equally among the
@@ -189,8 +210,7 @@ impl<'n, 'a> Session<'n, 'a> {
             // The upload overlaps with the last work of this group on the GPU.
             self.next_weights = Some(self.network.weights(rec, layer, node).await?);
         }
-        let streams = self.runs.iter_mut().map(|run| &mut run.stream);
-        wait_for_transfers(rec, [&mut self.full].into_iter().chain(streams)).await?;
+        self.wait_for_transfers(rec).await?;
         let norms = norms.read(rec, stop.specs.len()).await?;
         self.book_since(rec, Phase::Forward, since, observer).await?;
         let again = stops.is_run_again(index);
@@ -303,12 +323,4 @@ async fn advance(
         full.keep(rec, chunk, arrived).await?;
     }
     Ok((errors, norms))
-}
-
-/// Waits until all chunks are where their streams keep them.
-async fn wait_for_transfers(rec: &mut Recorder, streams: impl Iterator<Item = &mut Stream>) -> Result<()> {
-    for stream in streams {
-        stream.wait_for_transfers(rec).await?;
-    }
-    Ok(())
 }
