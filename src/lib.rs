@@ -12,8 +12,8 @@
 //!
 //! ```
 //! use aquatint::device::{Device, Recorder};
-//! use aquatint::stored::{Replacements};
 //! use aquatint::quant::QuantizeOptions;
+//! use aquatint::stored::Replacements;
 //! use aquatint::{Calibration, bundled, pipeline};
 //!
 //! # fn main() -> aquatint::Result<()> {

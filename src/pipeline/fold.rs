@@ -6,7 +6,8 @@
 //! the producer before AWQ searches for scales, and folds the scales when the group is done.
 //!
 //! Norms and biases keep the type in which they are stored. Their new values are chosen first, and the scales are
-//! derived from them, so that both agree to the last bit but one. A linear layer that makes an input (v for o, up for
+//! derived from them, so that both agree to the last bit but one. A norm with gains and a bias has one scale for both:
+//! the gains agree, and the bias is rounded to its type. A linear layer that makes an input (v for o, up for
 //! down) is already quantized when the scales are known. The scales of its grids are then divided and rounded to f16
 //! again. This changes a weight by at most 2⁻¹¹ of its value, and by less than 2⁻¹² on average. The calibration streams
 //! use the values from before this last rounding.
@@ -82,7 +83,8 @@ impl Producer {
         if let Some((_, bounds)) = &self.linear {
             scales.iter_mut().zip(bounds).for_each(|(s, [least, greatest])| *s = s.max(*least).min(*greatest));
         }
-        for tensor in &self.tensors {
+        // The gains come last, so that the scales are exact for them.
+        for tensor in self.tensors.iter().rev() {
             scales.iter_mut().zip(&tensor.values).for_each(|(s, &value)| *s = exact_scale(value, *s, tensor.dtype));
         }
         scales
