@@ -103,3 +103,18 @@ fn work_counts_half_of_the_keys_or_those_of_the_window() {
     assert_eq!(window.blocks[0].work_between_linears(100), 2.0 * 2.0 * 64.0 * 10.0);
     assert_eq!(whole.largest_block(), 64 * 64 * 2 + 32 * 64 * 2 + 3 * 64 * 96);
 }
+
+#[test]
+fn a_norm_that_two_groups_read_takes_no_scales_and_is_kept_once_its_input_is_gone() {
+    let fields = json!({"use_parallel_residual": true, "num_key_value_heads": 4});
+    let model = model("StableLmForCausalLM", fields);
+    let block = &model.blocks[0];
+    let folds: Vec<bool> = block.stops().map(|stop| block.fold(stop).is_some()).collect();
+    assert_eq!(folds, [false, true, false, true]);
+    // Before o the norm can be computed again from the residual stream; before gate and up that stream is another one.
+    assert_eq!(kept(block, false), [vec![64], vec![64, 64], vec![64, 64], vec![64, 96], vec![64]]);
+    let cuts = block.cuts(false);
+    let norm = cuts[2].kept[0];
+    assert!(!cuts[1].kept.contains(&norm) && cuts[1].remade == [0], "{cuts:?}");
+    assert_eq!(block.nodes[0].makes, [norm]);
+}
