@@ -4,7 +4,7 @@
 //! as well.
 
 use super::build::Line;
-use super::config::dimensions::Dimensions;
+use super::config::dimensions::{Dimensions, require_silu};
 use super::config::fields::Fields;
 use super::config::rope::{Rope, require_whole_heads};
 use super::config::window;
@@ -53,9 +53,7 @@ pub(super) fn build(
     head_dim: Option<usize>,
     details: Details,
 ) -> Result<ModelConfig> {
-    if config.text("hidden_act")?.is_some_and(|name| !matches!(name, "silu" | "swish")) {
-        return Err(config.refuse("hidden_act", "\"silu\""));
-    }
+    require_silu(config)?;
     let dimensions = Dimensions::read(config, head_dim)?;
     require_whole_heads(config)?;
     let epsilon = config.positive("rms_norm_eps")?.unwrap_or(1e-6);

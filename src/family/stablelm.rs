@@ -2,7 +2,7 @@
 //! beside each other on one norm. Equations and keys: transformers, models/stablelm.
 
 use super::build::Line;
-use super::config::dimensions::Dimensions;
+use super::config::dimensions::{Dimensions, require_silu};
 use super::config::fields::Fields;
 use super::config::rope::{Rope, partial_rotary_factor};
 use super::graph::{Activation, Attention, Block, ModelConfig, NormKind};
@@ -13,9 +13,7 @@ use crate::Result;
 pub(super) const STABLELM: Family = Family { architecture: "StableLmForCausalLM", model_type: "stablelm", read };
 
 fn read(family: &Family, config: Fields<'_>) -> Result<ModelConfig> {
-    if config.text("hidden_act")?.is_some_and(|name| !matches!(name, "silu" | "swish")) {
-        return Err(config.refuse("hidden_act", "\"silu\""));
-    }
+    require_silu(config)?;
     if config.flag("qk_layernorm")?.unwrap_or(false) {
         return Err(config.refuse("qk_layernorm", "false, as norms of single heads are not implemented"));
     }

@@ -81,3 +81,13 @@ impl Dimensions {
         self.num_key_value_heads * self.head_dim
     }
 }
+
+/// Checks that the MLP's activation is SiLU, which it is where the file does not say.
+///
+/// Errors: `Error::Input` for any other.
+pub(in crate::family) fn require_silu(config: Fields<'_>) -> Result<()> {
+    match config.text("hidden_act")? {
+        None | Some("silu" | "swish") => Ok(()),
+        Some(_) => Err(config.refuse("hidden_act", "\"silu\"")),
+    }
+}
