@@ -62,6 +62,13 @@ struct BlockInHand {
     stream_weights: Vec<(String, Vec<f32>)>,
 }
 
+impl BlockInHand {
+    /// The weights of the earlier stop at `node` that Ŝ passes through.
+    fn earlier_weights<'w>(&'w self, stop: &'w Stop<'_>, node: usize) -> &'w [Tensor] {
+        self.weights.get(&node).unwrap_or(&stop.earlier[&node])
+    }
+}
+
 /// The linear layers of one stop after quantization in one run. The default is a group that keeps its original weights.
 #[derive(Default)]
 pub(super) struct QuantizedGroup {
@@ -149,11 +156,6 @@ impl<'a> Run<'a> {
             *all.entry(phase).or_default() += seconds;
         }
         all
-    }
-
-    /// The weights of the earlier stop at `node` that Ŝ passes through.
-    fn earlier_weights<'w>(&'w self, stop: &'w Stop<'_>, node: usize) -> &'w [Tensor] {
-        self.block.weights.get(&node).unwrap_or(&stop.earlier[&node])
     }
 
     /// Quantizes the linear layers of `stop`. If the block has a record, takes the weights from the record. If the
@@ -268,7 +270,7 @@ impl<'a> Run<'a> {
             let part = if chunk < stop.held_out_from { Some(&mut fitting) } else { held_out.as_mut() };
             if let Some(part) = part {
                 let exact = full.input(rec, chunk, stop, |node| &stop.earlier[&node])?;
-                let quantized = self.stream.input(rec, chunk, stop, |node| self.earlier_weights(stop, node))?;
+                let quantized = self.stream.input(rec, chunk, stop, |node| self.block.earlier_weights(stop, node))?;
                 part.accumulate(rec, &exact, &quantized)?;
             }
         }
@@ -286,8 +288,7 @@ impl<'a> Run<'a> {
         errors: &mut Sums,
     ) -> Result<()> {
         let Self { stream, block, .. } = self;
-        let earlier = |node| block.weights.get(&node).unwrap_or(&stop.earlier[&node]).as_slice();
-        let lane = stream.take_lane(rec, chunk, stop, earlier)?;
+        let lane = stream.take_lane(rec, chunk, stop, |node| block.earlier_weights(stop, node))?;
         let approximate = stop.block.project(rec, group.weights(stop), lane.get(stop.input()))?;
         for &(place, _) in &group.layers {
             errors.add(place, stop.part(chunk), squared_difference(rec, &exact[place], &approximate[place])?);
