@@ -13,6 +13,7 @@ use aquatint::device::{Precision, Recorder, Tensor};
 use aquatint::engine::rope::table;
 use aquatint::family::{Rope, RopeScaling};
 use aquatint::ops::Positions;
+use aquatint::ops::activate::{self, Activation};
 use aquatint::ops::add::add_assign;
 use aquatint::ops::attention::{Heads, attention};
 use aquatint::ops::cholesky;
@@ -22,9 +23,8 @@ use aquatint::ops::grid::{self, GridSpec, ScaleType, Search, Symmetry};
 use aquatint::ops::matmul::{Orientation, matmul};
 use aquatint::ops::nll;
 use aquatint::ops::rms_norm::rms_norm;
-use aquatint::ops::rope::rope;
+use aquatint::ops::rope::{Pairs, rope};
 use aquatint::ops::rtn;
-use aquatint::ops::silu_mul::silu_mul;
 use aquatint::ops::solve::solve_rows;
 use aquatint::quant::methods::{GroupInput, Layer, ScaleSearch};
 use aquatint::quant::{Curvature, HessianDiagonal, QuantizeOptions};
@@ -344,12 +344,20 @@ impl Bench {
         let angles = table(&Rope { rotated: HEAD_DIM, theta: 100_000.0, scaling: RopeScaling::None }, positions);
         let angles = self.rec.upload(&[positions, HEAD_DIM], angles)?;
         self.measure("rope", shape.clone(), traffic, |rec| {
-            rope(rec, &mut x, &angles, HEAD_DIM, Positions::whole(positions))
+            rope(rec, &mut x, &angles, HEAD_DIM, Pairs::Halves, Positions::whole(positions))
         })?;
         let (k, v) = (tensor(&mut self.rec, &[tokens, KV], 1.0)?, tensor(&mut self.rec, &[tokens, KV], 1.0)?);
         for seq_len in [512, 2048].into_iter().filter(|&seq_len| seq_len <= tokens) {
             let heads = HIDDEN / HEAD_DIM;
-            let causal = Heads { heads, kv_heads: KV / HEAD_DIM, head_dim: HEAD_DIM, window: None };
+            let causal = Heads {
+                heads,
+                kv_heads: KV / HEAD_DIM,
+                head_dim: HEAD_DIM,
+                window: None,
+                scale: 1.0 / (HEAD_DIM as f32).sqrt(),
+                softcap: None,
+                alibi: None,
+            };
             // q·k and the sum over v, for each pair of a query and a visible key.
             let pairs = tokens * (seq_len + 1) / 2;
             let work = Work::Flops(4.0 * (heads * HEAD_DIM * pairs) as f64);
@@ -364,7 +372,7 @@ impl Bench {
         let up = tensor(&mut self.rec, &[tokens, INNER], 0.9)?;
         let traffic = bytes(3 * gate.len());
         let shape = format!("T {tokens}, {INNER}");
-        self.measure("silu_mul", shape, traffic, |rec| silu_mul(rec, &gate, &up).map(drop))
+        self.measure("silu_gate", shape, traffic, |rec| activate::gate(rec, Activation::Silu, &gate, &up).map(drop))
     }
 
     /// The embedding, and the log-likelihoods over a slab of the vocabulary.

@@ -5,13 +5,17 @@
 // keys. For each tile, the invocation computes the scores of its queries against the keys 4x…4x+3. It then adds P·V to the
 // output columns 4x…4x+3 of each slab of 64 columns, where P holds the exponentials of the scores. Both products pass 16 depths
 // at a time through workgroup memory, as in matmul.wgsl. The output is held in registers. The variants DIM_64, DIM_128 and
-// DIM_256 have enough slabs for a head_dim up to that number.
+// DIM_256 have enough slabs for a head_dim up to that number. A wider head is divided into parts of 256 output columns. Each part
+// has a workgroup, which computes the scores over the whole head.
+#import tanh
 
 struct Params {
     // Number of workgroups that have work.
     count: u32,
     // Number of workgroups along x. The workgroups are spread over two axes.
     stride: u32,
+    // Number of parts per head.
+    parts: u32,
     // Number of query tiles per sequence.
     tiles: u32,
     heads: u32,
@@ -25,8 +29,14 @@ struct Params {
     capacity: u32,
     // The largest number of keys that a query sees, including its own.
     window: u32,
-    // Factor of the scores, 1/√head_dim.
+    // Factor of the scores.
     scale: f32,
+    // Bound of the scaled scores. 0: they have none.
+    softcap: f32,
+    // Factor of the ALiBi slopes. 0: nothing is added to the scores.
+    alibi: f32,
+    // The largest power of two that is not above `heads`.
+    regular: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -93,16 +103,36 @@ struct Place {
     // Index of the first element of the head in the first row of the sequence: in Q and the output, and in K and V.
     q_base: u32,
     kv_base: u32,
+    // The first output column of the part.
+    column: u32,
+    // What ALiBi adds to a score for each position between the key and the query, times −1.
+    slope: f32,
     // Position of the invocation in the 16×16 workgroup.
     x: u32,
     y: u32,
 }
 
-// Scales the scores of a query against four keys from `key` on. Keys that the query does not see get HIDDEN.
-fn mask(score: vec4<f32>, query: u32, key: u32) -> vec4<f32> {
+// The ALiBi slope of a head, times the factor. The first `regular` heads have the powers 2^(−8/regular), 2^(−16/regular), …; the
+// others have the powers that lie between these.
+fn slope(head: u32) -> f32 {
+    let index = select(2u * (head - p.regular) + 1u, 2u * (head + 1u), head < p.regular);
+    return p.alibi * exp2(-4.0 * f32(index) / f32(p.regular));
+}
+
+// Makes scores of the products of a query with four keys from `key` on: scaled, bounded, and with the ALiBi term. Keys that the
+// query does not see get HIDDEN.
+fn finish(at: Place, product: vec4<f32>, query: u32, key: u32) -> vec4<f32> {
     let keys = vec4<u32>(key, key + 1u, key + 2u, key + 3u);
     let visible = (keys <= vec4<u32>(query)) & (keys + p.window > vec4<u32>(query));
-    return select(vec4<f32>(HIDDEN), score * p.scale, visible);
+    var score = product * p.scale;
+    if p.softcap > 0.0 {
+        let x = score / p.softcap;
+        score = p.softcap * vec4<f32>(bounded_tanh(x.x), bounded_tanh(x.y), bounded_tanh(x.z), bounded_tanh(x.w));
+    }
+    if p.alibi != 0.0 {
+        score += at.slope * (vec4<f32>(keys) - f32(query));
+    }
+    return select(vec4<f32>(HIDDEN), score, visible);
 }
 
 // Returns the scores of the invocation's four queries (the elements of the array) against its four keys (the components of the
@@ -138,10 +168,10 @@ fn scores(at: Place, key: u32) -> array<vec4<f32>, 4> {
         workgroupBarrier();
     }
     let query = p.first + at.first + at.y * 4u;
-    s[0] = mask(s[0], query, key + at.x * 4u);
-    s[1] = mask(s[1], query + 1u, key + at.x * 4u);
-    s[2] = mask(s[2], query + 2u, key + at.x * 4u);
-    s[3] = mask(s[3], query + 3u, key + at.x * 4u);
+    s[0] = finish(at, s[0], query, key + at.x * 4u);
+    s[1] = finish(at, s[1], query + 1u, key + at.x * 4u);
+    s[2] = finish(at, s[2], query + 2u, key + at.x * 4u);
+    s[3] = finish(at, s[3], query + 3u, key + at.x * 4u);
     return s;
 }
 
@@ -184,7 +214,7 @@ fn share_weights(at: Place, part: u32, s: array<vec4<f32>, 4>) {
 // Copies V for the 16 keys from `key` on, in the columns of `slab`, to `right`.
 fn share_values(at: Place, key: u32, slab: u32) {
     let j = key + at.y;
-    let e = slab * TILE + at.x * 4u;
+    let e = at.column + slab * TILE + at.x * 4u;
     right[at.y * 16u + at.x] = vec4<f32>(
         load_v(at.kv_base, j, e),
         load_v(at.kv_base, j, e + 1u),
@@ -197,7 +227,7 @@ fn share_values(at: Place, key: u32, slab: u32) {
 fn store(at: Place, row: u32, slab: u32, values: vec4<f32>) {
     let query = at.first + at.y * 4u + row;
     for (var j = 0u; j < 4u; j += 1u) {
-        let column = slab * TILE + at.x * 4u + j;
+        let column = at.column + slab * TILE + at.x * 4u + j;
         if query < p.seq_len && column < p.head_dim {
             out[at.q_base + query * p.heads * p.head_dim + column] = values[j];
         }
@@ -210,13 +240,15 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if index >= p.count {
         return;
     }
-    let first = index % p.tiles * TILE;
-    let head = index / p.tiles % p.heads;
-    let sequence = index / p.tiles / p.heads;
+    let column = index % p.parts * TILE * SLABS;
+    let tile = index / p.parts;
+    let first = tile % p.tiles * TILE;
+    let head = tile / p.tiles % p.heads;
+    let sequence = tile / p.tiles / p.heads;
     let kv_head = head / (p.heads / p.kv_heads);
     let q_base = (sequence * p.seq_len * p.heads + head) * p.head_dim;
     let kv_base = (sequence * p.capacity * p.kv_heads + kv_head) * p.head_dim;
-    let at = Place(first, q_base, kv_base, lane % 16u, lane / 16u);
+    let at = Place(first, q_base, kv_base, column, slope(head), lane % 16u, lane / 16u);
 
     var output: array<vec4<f32>, 4u * SLABS>;
     // For each query: the largest score so far, and the part of Σ exp(score − largest) that belongs to this invocation's keys.

@@ -1,5 +1,5 @@
 // Rotary position embedding, in place (src/ops/rope.rs). The kernel rotates the first 2·pairs_per_head columns of every head by
-// the angles of the token's position. Column i forms a pair with column i + pairs_per_head. x is [tokens, heads·head_dim]. One
+// the angles of the token's position. The columns of pair i are i·step and i·step + distance. x is [tokens, heads·head_dim]. One
 // invocation per pair.
 
 struct Params {
@@ -8,6 +8,8 @@ struct Params {
     pairs_per_token: u32,
     pairs_per_head: u32,
     head_dim: u32,
+    step: u32,
+    distance: u32,
     seq_len: u32,
     // Position of the first token of a sequence.
     first: u32,
@@ -28,8 +30,8 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     }
     let position = p.first + pair / p.pairs_per_token % p.seq_len;
     let i = pair % p.pairs_per_head;
-    let first = pair / p.pairs_per_head * p.head_dim + i;
-    let second = first + p.pairs_per_head;
+    let first = pair / p.pairs_per_head * p.head_dim + i * p.step;
+    let second = first + p.distance;
     let cosine = table[position * 2u * p.pairs_per_head + i];
     let sine = table[position * 2u * p.pairs_per_head + p.pairs_per_head + i];
     let a = x[first];

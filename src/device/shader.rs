@@ -14,6 +14,7 @@ macro_rules! sources {
 
 /// Each shader file: its path below `shaders/` without the extension, and its text.
 const SOURCES: &[(&str, &str)] = sources![
+    "activate",
     "add",
     "attention",
     "cholesky_columns",
@@ -22,6 +23,7 @@ const SOURCES: &[(&str, &str)] = sources![
     "cholesky_panel",
     "cholesky_trailing",
     "clip",
+    "columns",
     "cooperative",
     "dequantize",
     "descent",
@@ -42,20 +44,21 @@ const SOURCES: &[(&str, &str)] = sources![
     "rms_norm",
     "rope",
     "rtn",
+    "scale",
     "shared/group",
     "shared/half",
     "shared/plane",
     "shared/product",
     "shared/quantizer",
+    "shared/tanh",
     "shared/tiles",
     "shared/walk",
-    "silu_mul",
+    "softcap",
     "solve",
     "solve_order",
     "split",
     "split_range",
     "widen",
-    "scale_columns",
 ];
 
 const PERMUTATIONS: &str = include_str!("../../shaders/permutations");

@@ -12,13 +12,13 @@ use crate::Result;
 use crate::device::{Recorder, Tensor};
 use crate::family::{self, Activation, Attention, Node, Norm, NormKind, Op, Value};
 use crate::ops::Positions;
+use crate::ops::activate::{self, gate};
 use crate::ops::add::{add_assign, add_bias};
 use crate::ops::attention::{Heads, attention};
 use crate::ops::layer_norm::layer_norm;
 use crate::ops::matmul::{Orientation, matmul};
 use crate::ops::rms_norm::rms_norm;
-use crate::ops::rope::rope;
-use crate::ops::silu_mul::silu_mul;
+use crate::ops::rope::{Pairs, rope};
 
 /// A block on a device, without the weights of its linear layers. All streams that pass through the block share it.
 #[derive(Debug)]
@@ -205,11 +205,13 @@ impl Block {
             Op::Norm(norm) => self.norm(rec, node, norm, lane)?,
             &Op::Rope { table, head_dim } => {
                 let mut x = self.operand(rec, node, reads[0], lane)?;
-                rope(rec, &mut x, &context.ropes[table], head_dim, context.positions)?;
+                rope(rec, &mut x, &context.ropes[table], head_dim, Pairs::Halves, context.positions)?;
                 x
             }
             Op::Attention(heads) => self.attention(rec, node, heads, lane, context)?,
-            Op::Gate(Activation::Silu) => silu_mul(rec, lane.get(reads[0]), lane.get(reads[1]))?,
+            Op::Gate(Activation::Silu) => {
+                gate(rec, activate::Activation::Silu, lane.get(reads[0]), lane.get(reads[1]))?
+            }
             Op::Add => {
                 let mut sum = self.operand(rec, node, reads[0], lane)?;
                 add_assign(rec, &mut sum, lane.get(reads[1]))?;
@@ -261,7 +263,8 @@ impl Block {
         context: &mut Context<'_>,
     ) -> Result<Tensor> {
         let [q, k, v] = [0, 1, 2].map(|operand| lane.get(self.line.nodes[node].reads[operand]));
-        let heads = Heads { heads, kv_heads, head_dim, window };
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let heads = Heads { heads, kv_heads, head_dim, window, scale, softcap: None, alibi: None };
         let Some(state) = &mut context.state else { return attention(rec, q, k, v, heads, context.positions) };
         let cache = state.0.iter_mut().find(|(number, _)| *number == node);
         let (_, [keys, values]) = cache.expect("a state has a cache for every attention node");

@@ -11,10 +11,12 @@
 #[macro_use]
 pub mod uniform;
 
+pub mod activate;
 pub mod add;
 pub mod attention;
 pub mod cholesky;
 pub mod clip;
+pub mod columns;
 pub(crate) mod cooperative;
 pub mod dequantize;
 pub mod descent;
@@ -37,7 +39,7 @@ pub mod rms_norm;
 pub mod rope;
 pub mod rtn;
 pub mod scale;
-pub mod silu_mul;
+pub mod softcap;
 pub mod solve;
 pub mod tier;
 mod walk;

@@ -60,6 +60,7 @@ macro_rules! uniform {
 
 /// The uniform blocks of all ops.
 pub const UNIFORMS: &[Uniform] = &[
+    super::activate::Params::UNIFORM,
     super::add::Params::UNIFORM,
     super::attention::Params::UNIFORM,
     super::cholesky::ColumnsParams::UNIFORM,
@@ -67,6 +68,7 @@ pub const UNIFORMS: &[Uniform] = &[
     super::cholesky::TileParams::UNIFORM,
     super::cholesky::TrailingParams::UNIFORM,
     super::clip::Params::UNIFORM,
+    super::columns::Params::UNIFORM,
     super::cooperative::Params::UNIFORM,
     super::cooperative::SplitParams::UNIFORM,
     super::dequantize::Params::UNIFORM,
@@ -89,7 +91,7 @@ pub const UNIFORMS: &[Uniform] = &[
     super::rope::Params::UNIFORM,
     super::rtn::Params::UNIFORM,
     super::scale::Params::UNIFORM,
-    super::silu_mul::Params::UNIFORM,
+    super::softcap::Params::UNIFORM,
     super::solve::OrderParams::UNIFORM,
     super::solve::Params::UNIFORM,
     super::widen::Params::UNIFORM,

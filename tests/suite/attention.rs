@@ -7,7 +7,8 @@ use aquatint::ops::Positions;
 use aquatint::ops::attention::{Heads, attention};
 
 fn heads(heads: usize, kv_heads: usize, head_dim: usize) -> Heads {
-    Heads { heads, kv_heads, head_dim, window: None }
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    Heads { heads, kv_heads, head_dim, window: None, scale, softcap: None, alibi: None }
 }
 
 /// The positions of the queries, and the number of rows of K and V that each sequence has.
@@ -21,6 +22,19 @@ fn whole(seq_len: usize) -> Layout {
     Layout { positions: Positions::whole(seq_len), capacity: seq_len }
 }
 
+/// The ALiBi slopes of `heads` heads, step by step as `build_alibi_tensor` of transformers makes them.
+fn slopes(heads: usize) -> Vec<f64> {
+    let closest = 2f64.powf((heads as f64).log2().floor());
+    let base = 2f64.powf(-(2f64.powf(-(closest.log2() - 3.0))));
+    let mut slopes: Vec<f64> = (1..=closest as i32).map(|power| base.powi(power)).collect();
+    if heads != closest as usize {
+        let extra_base = 2f64.powf(-(2f64.powf(-((2.0 * closest).log2() - 3.0))));
+        let remaining = (closest as usize).min(heads - closest as usize);
+        slopes.extend((1..1 + 2 * remaining as i32).step_by(2).map(|power| extra_base.powi(power)));
+    }
+    slopes
+}
+
 /// The reference for one query head at one token: a softmax over the visible keys, then the weighted sum of their values.
 fn one_head([q, k, v]: [&[f32]; 3], h: Heads, layout: Layout, token: usize, head: usize) -> Vec<f64> {
     let dim = h.head_dim;
@@ -31,7 +45,9 @@ fn one_head([q, k, v]: [&[f32]; 3], h: Heads, layout: Layout, token: usize, head
     let query = &q[(token * h.heads + head) * dim..][..dim];
     let score = |j: usize| {
         let product: f64 = query.iter().zip(&k[row(j)..]).map(|(&q, &k)| f64::from(q) * f64::from(k)).sum();
-        product / (dim as f64).sqrt()
+        let scaled = product * f64::from(h.scale);
+        let capped = h.softcap.map_or(scaled, |cap| f64::from(cap) * (scaled / f64::from(cap)).tanh());
+        capped + h.alibi.map_or(0.0, |factor| f64::from(factor) * slopes(h.heads)[head] * (j as f64 - position as f64))
     };
     let scores: Vec<(usize, f64)> = (0..=position).filter(sees).map(|j| (j, score(j))).collect();
     let max = scores.iter().map(|s| s.1).fold(f64::NEG_INFINITY, f64::max);
@@ -88,6 +104,10 @@ fn wide_heads(device: Device) {
     for head_dim in [65, 80, 128, 129, 256] {
         compare(&mut rec, heads(2, 1, head_dim), whole(135), 1, 1.0);
     }
+    // Heads of several parts, the last of which may be narrower than the others.
+    for head_dim in [257, 320, 448, 511, 512] {
+        compare(&mut rec, heads(2, 1, head_dim), whole(70), 2, 1.0);
+    }
 }
 
 device_tests!(a_window_hides_old_keys: cpu, software_gpu);
@@ -113,11 +133,82 @@ fn queries_see_what_a_cache_holds_and_no_more(device: Device) {
     }
 }
 
+device_tests!(the_scale_is_the_callers: cpu, software_gpu);
+fn the_scale_is_the_callers(device: Device) {
+    let mut rec = recorder(&device);
+    for scale in [1.0, 0.015_625, -0.7] {
+        compare(&mut rec, Heads { scale, ..heads(4, 2, 24) }, whole(70), 1, 1.0);
+    }
+}
+
+device_tests!(a_cap_bounds_the_scores: cpu, software_gpu);
+fn a_cap_bounds_the_scores(device: Device) {
+    let mut rec = recorder(&device);
+    for (cap, spread) in [(50.0, 1.0), (2.0, 1.0), (50.0, 100.0), (0.5, 1000.0)] {
+        let h = Heads { softcap: Some(cap), ..heads(4, 2, 24) };
+        compare(&mut rec, h, whole(70), 2, spread);
+        compare(&mut rec, Heads { window: Some(9), ..h }, whole(150), 1, spread);
+    }
+}
+
+device_tests!(alibi_favours_near_keys: cpu, software_gpu);
+fn alibi_favours_near_keys(device: Device) {
+    let mut rec = recorder(&device);
+    for (count, kv_heads) in [(1, 1), (2, 1), (3, 3), (6, 2), (8, 8), (12, 4), (71, 1)] {
+        for factor in [1.0, 0.125] {
+            let h = Heads { alibi: Some(factor), ..heads(count, kv_heads, 8) };
+            compare(&mut rec, h, whole(21), 2, 1.0);
+        }
+    }
+    let h = Heads { alibi: Some(1.0), ..heads(5, 1, 80) };
+    compare(&mut rec, h, whole(150), 1, 1.0);
+    compare(&mut rec, Heads { softcap: Some(3.0), ..h }, whole(150), 1, 1.0);
+}
+
+#[test]
+fn slopes_are_those_of_the_paper() {
+    let slopes = |count| (0..count).map(|head| heads(count, 1, 1).slope(head)).collect::<Vec<_>>();
+    assert_eq!(slopes(8), [0.5, 0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]);
+    // "Train Short, Test Long": twelve heads are not a power of two. The last four lie between the first five.
+    let between: Vec<f64> = (0..4).map(|head| (-0.5 - f64::from(head)).exp2()).collect();
+    assert_eq!(slopes(12)[..8], slopes(8));
+    assert_eq!(slopes(12)[8..], between);
+    for count in 1..=130 {
+        let expected = self::slopes(count);
+        let close = |(ours, theirs): (&f64, &f64)| (ours / theirs - 1.0).abs() < 1e-12;
+        assert_eq!(expected.len(), count);
+        assert!(slopes(count).iter().zip(&expected).all(close), "{count} heads");
+    }
+}
+
+device_tests!(every_form_of_score_reads_a_cache: cpu, software_gpu);
+fn every_form_of_score_reads_a_cache(device: Device) {
+    let mut rec = recorder(&device);
+    for (first, seq_len, capacity) in [(70, 1, 100), (37, 70, 150)] {
+        let layout = Layout { positions: Positions { first, seq_len }, capacity };
+        for h in [
+            Heads { softcap: Some(1.5), scale: 1.0, ..heads(4, 2, 24) },
+            Heads { alibi: Some(1.0), ..heads(6, 2, 24) },
+            heads(2, 1, 300),
+            Heads { softcap: Some(1.5), alibi: Some(0.5), ..heads(3, 1, 512) },
+        ] {
+            for window in [None, Some(1), Some(66)] {
+                compare(&mut rec, Heads { window, ..h }, layout, 2, 1.0);
+            }
+        }
+    }
+}
+
 device_tests!(a_sequence_in_pieces_is_the_sequence_at_once: cpu, software_gpu);
 fn a_sequence_in_pieces_is_the_sequence_at_once(device: Device) {
     const TOKENS: usize = 141;
     let mut rec = recorder(&device);
-    for h in [heads(6, 2, 8), Heads { window: Some(9), ..heads(6, 2, 8) }] {
+    for h in [
+        heads(6, 2, 8),
+        Heads { window: Some(9), ..heads(6, 2, 8) },
+        Heads { softcap: Some(1.0), alibi: Some(1.0), ..heads(6, 2, 8) },
+        heads(2, 1, 260),
+    ] {
         let (q_width, kv_width) = (h.heads * h.head_dim, h.kv_heads * h.head_dim);
         let q = rec.upload(&[TOKENS, q_width], random(1, TOKENS * q_width)).unwrap();
         let k = rec.upload(&[TOKENS, kv_width], random(2, TOKENS * kv_width)).unwrap();
@@ -143,7 +234,9 @@ fn large_scores_do_not_overflow(device: Device) {
 
 device_tests!(more_workgroups_than_an_axis_is_given: cpu, software_gpu);
 fn more_workgroups_than_an_axis_is_given(device: Device) {
-    compare(&mut recorder(&device), heads(2, 1, 2), whole(1), 2_100, 1.0);
+    let mut rec = recorder(&device);
+    compare(&mut rec, heads(2, 1, 2), whole(1), 2_100, 1.0);
+    compare(&mut rec, heads(2, 1, 257), whole(1), 1_050, 1.0);
 }
 
 device_tests!(later_tokens_and_other_sequences_change_nothing: cpu, software_gpu);
@@ -178,6 +271,9 @@ fn heads_that_do_not_fit_are_an_error() {
         (Heads { kv_heads: 3, ..fits }, three, false),
         (Heads { head_dim: 2, ..fits }, three, false),
         (Heads { window: Some(0), ..fits }, three, false),
+        (Heads { softcap: Some(2.0), ..fits }, three, true),
+        (Heads { softcap: Some(0.0), ..fits }, three, false),
+        (Heads { softcap: Some(f32::NAN), ..fits }, three, false),
         (fits, Positions::whole(4), false),
         (fits, Positions::whole(0), false),
         (fits, Positions { first: 1, seq_len: 3 }, false),

@@ -3,6 +3,7 @@
 //! Each op or behaviour has a file. `common` has the devices, the macro that makes one test per device, and references in float64;
 //! `small_model` makes small checkpoints to change.
 
+mod activate;
 mod add;
 mod attention;
 mod awq;
@@ -12,6 +13,7 @@ mod checkpoint;
 mod cholesky;
 mod cli;
 mod clip;
+mod columns;
 mod common;
 mod config;
 mod cooperative;
@@ -47,8 +49,8 @@ mod rope;
 mod rtn;
 mod scale;
 mod shaders;
-mod silu_mul;
 mod small_model;
+mod softcap;
 mod solve;
 mod study;
 mod sweep;

@@ -3,7 +3,7 @@
 use crate::common::{device_tests, random, read, recorder, relative_error};
 use aquatint::device::Device;
 use aquatint::ops::Positions;
-use aquatint::ops::rope::rope;
+use aquatint::ops::rope::{Pairs, rope};
 
 /// The table of angles with base 10000, in f32 as the loader of a checkpoint makes it.
 fn table(positions: usize, head_dim: usize) -> Vec<f32> {
@@ -17,7 +17,13 @@ fn table(positions: usize, head_dim: usize) -> Vec<f32> {
         .collect()
 }
 
-fn reference(x: &[f32], table: &[f32], [heads, head_dim, rotated]: [usize; 3], positions: Positions) -> Vec<f64> {
+fn reference(
+    x: &[f32],
+    table: &[f32],
+    [heads, head_dim, rotated]: [usize; 3],
+    pairs: Pairs,
+    positions: Positions,
+) -> Vec<f64> {
     let half = rotated / 2;
     let turned = |at: usize| {
         let (token, i) = (at / (heads * head_dim), at % head_dim);
@@ -25,9 +31,14 @@ fn reference(x: &[f32], table: &[f32], [heads, head_dim, rotated]: [usize; 3], p
             return f64::from(x[at]);
         }
         let row = &table[(positions.first + token % positions.seq_len) * rotated..][..rotated];
-        let (cos, sin) = (f64::from(row[i % half]), f64::from(row[half + i % half]));
-        let here = f64::from(x[at]);
-        if i < half { here * cos - f64::from(x[at + half]) * sin } else { here * cos + f64::from(x[at - half]) * sin }
+        // The number of the pair, the distance of its columns, and whether this is its first column.
+        let (pair, distance, is_first) = match pairs {
+            Pairs::Halves => (i % half, half, i < half),
+            Pairs::Neighbours => (i / 2, 1, i % 2 == 0),
+        };
+        let (cos, sin) = (f64::from(row[pair]), f64::from(row[half + pair]));
+        let other = f64::from(if is_first { -x[at + distance] } else { x[at - distance] });
+        f64::from(x[at]) * cos + other * sin
     };
     (0..x.len()).map(turned).collect()
 }
@@ -54,16 +65,18 @@ fn turns_each_pair_by_its_position(device: Device) {
         let tokens = sequences * seq_len;
         let values = random(case as u64, tokens * heads * head_dim);
         let angles = table(longest, rotated);
-        let mut x = rec.upload(&[tokens, heads * head_dim], values.clone()).unwrap();
         let t = rec.upload(&[longest, rotated], angles.clone()).unwrap();
-        rope(&mut rec, &mut x, &t, head_dim, positions).unwrap();
-        let expected = reference(&values, &angles, [heads, head_dim, rotated], positions);
-        let error = relative_error(&read(&mut rec, &x), &expected);
-        assert!(
-            error < 1e-6,
-            "{} {sequences} of {positions:?}, {heads}×{head_dim}, {rotated} turned: {error}",
-            device.name()
-        );
+        for pairs in [Pairs::Halves, Pairs::Neighbours] {
+            let mut x = rec.upload(&[tokens, heads * head_dim], values.clone()).unwrap();
+            rope(&mut rec, &mut x, &t, head_dim, pairs, positions).unwrap();
+            let expected = reference(&values, &angles, [heads, head_dim, rotated], pairs, positions);
+            let error = relative_error(&read(&mut rec, &x), &expected);
+            assert!(
+                error < 1e-6,
+                "{} {sequences} of {positions:?}, {heads}×{head_dim}, {rotated} turned as {pairs:?}: {error}",
+                device.name()
+            );
+        }
     }
 }
 
@@ -72,14 +85,17 @@ fn an_odd_head_and_a_short_table_are_errors() {
     let mut rec = recorder(&Device::Cpu);
     let mut x = rec.zeros(&[4, 6]).unwrap();
     let odd = rec.zeros(&[4, 3]).unwrap();
-    assert!(rope(&mut rec, &mut x, &odd, 3, Positions::whole(4)).is_err());
+    assert!(rope(&mut rec, &mut x, &odd, 3, Pairs::Halves, Positions::whole(4)).is_err());
     let wide = rec.zeros(&[4, 6]).unwrap();
-    assert!(rope(&mut rec, &mut x, &wide, 3, Positions::whole(4)).is_err(), "more columns turn than a head has");
+    assert!(
+        rope(&mut rec, &mut x, &wide, 3, Pairs::Halves, Positions::whole(4)).is_err(),
+        "more columns turn than a head has"
+    );
     let short = rec.zeros(&[3, 6]).unwrap();
     for (first, seq_len) in [(0, 4), (2, 2)] {
-        let refused = rope(&mut rec, &mut x, &short, 6, Positions { first, seq_len }).unwrap_err();
+        let refused = rope(&mut rec, &mut x, &short, 6, Pairs::Neighbours, Positions { first, seq_len }).unwrap_err();
         assert!(refused.to_string().contains("table [3, 6]"));
     }
-    assert!(rope(&mut rec, &mut x, &short, 6, Positions::whole(3)).is_ok());
-    assert!(rope(&mut rec, &mut x, &short, 6, Positions { first: 1, seq_len: 2 }).is_ok());
+    assert!(rope(&mut rec, &mut x, &short, 6, Pairs::Neighbours, Positions::whole(3)).is_ok());
+    assert!(rope(&mut rec, &mut x, &short, 6, Pairs::Neighbours, Positions { first: 1, seq_len: 2 }).is_ok());
 }

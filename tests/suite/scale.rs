@@ -1,7 +1,7 @@
-//! `ops::scale`: every column times its factor; a factor of zero takes a column out.
+//! `ops::scale`: every element times a factor, or every column times its own; a factor of zero takes a column out.
 
 use aquatint::device::Device;
-use aquatint::ops::scale::scale_columns;
+use aquatint::ops::scale::{scale, scale_columns};
 
 use crate::common::{device_tests, random, read, recorder};
 
@@ -19,6 +19,18 @@ fn each_column_gets_its_factor_and_zero_takes_it_out(device: Device) {
         scale_columns(&mut rec, &mut w, &factors_tensor).unwrap();
         let expected: Vec<f32> = values.iter().enumerate().map(|(at, v)| v * factors[at % n]).collect();
         assert_eq!(read(&mut rec, &w), expected, "{} {m} × {n}", device.name());
+    }
+}
+
+device_tests!(each_element_gets_the_factor: cpu, software_gpu);
+fn each_element_gets_the_factor(device: Device) {
+    let mut rec = recorder(&device);
+    for [m, n] in SHAPES.into_iter().chain([[1031, 1033]]) {
+        let values = random(1, m * n);
+        let mut x = rec.upload(&[m, n], values.clone()).unwrap();
+        scale(&mut rec, &mut x, -0.3).unwrap();
+        let expected: Vec<f32> = values.iter().map(|x| x * -0.3).collect();
+        assert!(read(&mut rec, &x) == expected, "{} {m} × {n}", device.name());
     }
 }
 
