@@ -1,4 +1,4 @@
-//! Fuzz target: a checkpoint, ordinary or GPTQ. The input is config.json, a line break, and one safetensors file.
+//! Fuzz target: a checkpoint, ordinary, GPTQ or in low precision. The input is config.json, a line break, and one safetensors file.
 
 #![no_main]
 

@@ -1,12 +1,13 @@
-//! The traits that every checkpoint format implements, and the types that formats exchange with the rest of
+//! The trait that every checkpoint format implements, and the types that formats exchange with the rest of
 //! `checkpoint`.
 //!
 //! A format decides on which grids a layer can be quantized, which tensors a quantized layer becomes, and what
 //! `config.json` says about them. Each format is one file in `formats/`, and `formats/mod.rs` has the table of all
-//! formats. The write plan and the writer use [`Format`]; the reader uses [`PackedLayers`]. None of them knows a format
-//! by name.
+//! formats. The write plan and the writer use [`Format`], and neither knows a format by name. How packed layers are read
+//! again is told in `layout`.
 //!
-//! Formats do not handle tensors that are not quantized: the write plan copies them unchanged. The plan also unties the
+//! Formats do not handle tensors that are not quantized: the write plan copies them unchanged, or widens those that the
+//! source stores in low precision. The plan also unties the
 //! output matrix. A matrix that is tied to the embedding becomes a tensor of its own once it is quantized.
 
 use std::collections::BTreeMap;
@@ -59,36 +60,6 @@ pub trait Format: fmt::Debug + Sync {
         let _ = model;
         Vec::new()
     }
-
-    /// The name of the packed layout in messages, such as "GPTQ". Only a format whose layers [`open`](Self::open) can
-    /// read again has one. `None` for a format that stores each layer as one ordinary float tensor.
-    fn layout(&self) -> Option<&'static str> {
-        None
-    }
-
-    /// Reads `description`, the quantization configuration of a checkpoint. `subject` names its file in messages.
-    /// Returns `None` if the checkpoint is of another format.
-    ///
-    /// Errors: `Error::Input` if the checkpoint is of this format and one of its fields cannot be used.
-    fn open(&self, description: &Map<String, Value>, subject: &str) -> Result<Option<Box<dyn PackedLayers>>> {
-        let _ = (description, subject);
-        Ok(None)
-    }
-}
-
-/// Reads the packed layers of one checkpoint, according to its quantization configuration.
-pub trait PackedLayers: fmt::Debug {
-    /// Whether the layer `module` is stored packed. `has` tells whether the checkpoint has a tensor of the given name.
-    fn holds(&self, module: &str, has: &dyn Fn(&str) -> bool) -> bool;
-
-    /// The tensors that store the weight of the layer `module`. `shape` is the shape of the weight, `[rows, columns]`.
-    /// For a part of a float type, the file may use any other float type.
-    fn parts(&self, module: &str, shape: [usize; 2]) -> Vec<Part>;
-
-    /// Dequantizes a layer to its weight, `[rows, columns]`, row-major.
-    ///
-    /// Errors: `Error::Input` if the tensors contradict each other or the quantization configuration.
-    fn dequantize(&self, layer: &PackedLayer<'_>) -> Result<Vec<f32>>;
 }
 
 /// One tensor of a stored layer.
@@ -100,35 +71,6 @@ pub struct Part {
     pub dtype: Dtype,
     /// Dimensions, outermost first.
     pub shape: Vec<usize>,
-}
-
-impl Part {
-    /// Whether the element type is F32, F16 or BF16.
-    pub(super) fn is_float(&self) -> bool {
-        matches!(self.dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
-    }
-}
-
-/// The elements of a [`Part`], as read from a file.
-#[derive(Debug, Clone, PartialEq)]
-pub enum PartData {
-    /// 32-bit words.
-    Words(Vec<u32>),
-    /// Floats, converted to f32. All are finite.
-    Floats(Vec<f32>),
-}
-
-/// The contents of a packed layer, as read from a checkpoint.
-#[derive(Debug)]
-pub struct PackedLayer<'a> {
-    /// Directory or name of the checkpoint, for messages.
-    pub place: &'a str,
-    /// Module path without `.weight`.
-    pub module: &'a str,
-    /// Rows (outputs) and columns (inputs) of the weight.
-    pub shape: [usize; 2],
-    /// Contents of the tensors, in the order and with the sizes of [`PackedLayers::parts`].
-    pub parts: Vec<PartData>,
 }
 
 /// The settings of a run that matter to the files.

@@ -2,15 +2,17 @@
 //!
 //! A plan is made from the source checkpoint, a format and the settings of a run. The writer carries it out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
+use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use super::format::{Format, Part, PlannedLayer, PlannedModel, QuantizationSettings};
 use super::header::byte_size;
-use super::reader::{CONFIG_FILE, Checkpoint};
-use super::shards::{INDEX_FILE, SINGLE_FILE};
+use super::passengers::TensorGroup;
+use super::reader::Checkpoint;
+use super::shards::{CONFIG_FILE, INDEX_FILE, SINGLE_FILE};
 use crate::family::{LinearSpec, ModelConfig, state_both_forms};
 use crate::{Error, Result};
 
@@ -25,6 +27,8 @@ pub struct WritePlan {
     /// JSON files such as `config.json`, each with name and content.
     pub(super) documents: Vec<(String, String)>,
     notes: Vec<String>,
+    copied: Vec<TensorGroup>,
+    left_out: Vec<TensorGroup>,
     bytes: u64,
     bits_per_weight: f64,
 }
@@ -44,6 +48,8 @@ pub(super) enum Item {
     /// The tensor `name`, copied from byte range `range` of a source file. The caller of the writer may replace its
     /// values.
     Copy { name: String, file: usize, range: Range<u64> },
+    /// The weight `name`, which the source stores in low precision, as floats of the type `dtype`.
+    Widen { name: String, dtype: Dtype },
     /// A quantized layer that the caller of the writer hands over.
     Linear(PlannedLayer),
 }
@@ -94,8 +100,11 @@ impl WritePlan {
     /// the embedding, it is untied. Each shard stays below `shard_limit` bytes; [`DEFAULT_SHARD_LIMIT`] suits every
     /// client.
     ///
-    /// Errors: `Error::Input` if `source` is itself quantized, if the format cannot store one of the layers, or if a
-    /// tensor name is taken; `Error::Shape` if `linears` names a layer that the model lacks.
+    /// A source in low precision is no obstacle: the layers that are not quantized are written as ordinary floats, in the
+    /// type of [`Checkpoint::dtype`].
+    ///
+    /// Errors: `Error::Input` if `source` is itself the result of a quantization, or if the format cannot store one of
+    /// the layers; `Error::Shape` if `linears` names a layer that the model lacks.
     pub fn new(
         source: &Checkpoint,
         format: &'static dyn Format,
@@ -111,6 +120,8 @@ impl WritePlan {
         let model = planned_model(source, format, settings, linears)?;
         let units = units(source, format, &model)?;
         let bits_per_weight = bits_per_weight(&units);
+        let copied = copied_groups(source, &units);
+        let left_out = left_out_groups(source);
         let groups = split_into_shards(units, shard_limit);
         let mut documents = documents(source, format, &model);
         let count = groups.len();
@@ -123,10 +134,7 @@ impl WritePlan {
             tensor_bytes += data;
             file_bytes += header.len() as u64 + data;
             for tensor in group.iter().flat_map(|unit| &unit.tensors) {
-                let name = &tensor.part.name;
-                if weight_map.insert(name.clone(), file.clone().into()).is_some() {
-                    return Err(duplicate_tensor(source, name));
-                }
+                weight_map.insert(tensor.part.name.clone(), file.clone().into());
             }
             shards.push(Shard { file, header, items: group.into_iter().map(|unit| unit.item).collect() });
         }
@@ -137,12 +145,24 @@ impl WritePlan {
         let documents_bytes: usize = documents.iter().map(|(_, text)| text.len()).sum();
         let sidecar_bytes: u64 = source.sidecars().map(|file| file.len()).sum();
         let bytes = file_bytes + documents_bytes as u64 + sidecar_bytes;
-        Ok(Self { format, shards, documents, notes: format.notes(&model), bytes, bits_per_weight })
+        let notes = format.notes(&model);
+        Ok(Self { format, shards, documents, notes, copied, left_out, bytes, bits_per_weight })
     }
 
     /// Known limits: what some clients will not do with this checkpoint. Each note is a sentence without a full stop.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// The tensors of the source that the model does not use and that are copied, with their sizes in the copy.
+    pub fn copied(&self) -> &[TensorGroup] {
+        &self.copied
+    }
+
+    /// The tensors of the source that the copy leaves out because they have no meaning in it, with their sizes in the
+    /// source.
+    pub fn left_out(&self) -> &[TensorGroup] {
+        &self.left_out
     }
 
     /// Total size of all files in bytes.
@@ -155,12 +175,6 @@ impl WritePlan {
     pub fn bits_per_weight(&self) -> f64 {
         self.bits_per_weight
     }
-}
-
-/// The error for a tensor of the source that has the same name as a tensor of a quantized layer.
-fn duplicate_tensor(source: &Checkpoint, tensor: &str) -> Error {
-    let found = format!("a stray tensor {tensor}, whose name the quantized layer needs");
-    Error::input(source.name(), found, "float weights alone", "use the original model")
 }
 
 /// Describes the model for `format`: asks it for the grid of each of the layers `layers` of `source`.
@@ -196,27 +210,26 @@ fn weight_name(linear: &LinearSpec) -> String {
     format!("{}.weight", linear.name)
 }
 
-/// All items to write, in order: the tensors of the model in model order, then the other tensors of the source.
+/// All items to write, in order: the tensors of the model in model order, then those of the source that the model does
+/// not use.
 ///
 /// Some readers need every tensor to start at a multiple of its element size. The tensors of the model have even
 /// widths, so each takes a multiple of four bytes. The other tensors follow, widest element type first.
 fn units(source: &Checkpoint, format: &dyn Format, model: &PlannedModel) -> Result<Vec<Unit>> {
     let config = source.config();
-    let head_weight = weight_name(&model.head);
     let mut expected: Vec<String> = config.expected_tensors().into_iter().map(|(name, _)| name).collect();
     if unties_head(source, model) {
-        expected.push(head_weight.clone());
+        expected.push(weight_name(&model.head));
     }
-    let known: BTreeSet<&str> = expected.iter().map(String::as_str).collect();
-    let dropped = |name: &str| config.tie_word_embeddings && name == head_weight;
-    let mut others: Vec<&str> = source.stored_names().filter(|name| !known.contains(name) && !dropped(name)).collect();
-    let width = |name: &str| source.tensor(name).map_or(0, |tensor| tensor.dtype.bitsize());
+    let mut others: Vec<&str> = source.unused().copied.keys().map(String::as_str).collect();
+    let width = |name: &str| source.dtype(name).map_or(0, |dtype| dtype.bitsize());
     others.sort_by_key(|name| std::cmp::Reverse(width(name)));
     let names = expected.iter().map(String::as_str).chain(others);
     let layer = |name: &str| name.strip_suffix(".weight").and_then(|module| model.layers.get(module));
     names
         .map(|name| match layer(name) {
             Some(layer) => linear_unit(layer, format),
+            None if source.is_packed(name) => widened_unit(source, name),
             None => copy_unit(source, name),
         })
         .collect()
@@ -234,11 +247,30 @@ fn bits_per_weight(units: &[Unit]) -> f64 {
     if weights == 0 { 0.0 } else { 8.0 * bytes as f64 / weights as f64 }
 }
 
+/// The tensors among `units` that the model does not use, in groups.
+fn copied_groups(source: &Checkpoint, units: &[Unit]) -> Vec<TensorGroup> {
+    let written = units.iter().flat_map(|unit| &unit.tensors);
+    let part = |tensor: &PlannedTensor| Some((*source.unused().copied.get(&tensor.part.name)?, tensor.bytes));
+    TensorGroup::all(written.filter_map(part))
+}
+
+/// The tensors of the source that the copy leaves out, in groups.
+fn left_out_groups(source: &Checkpoint) -> Vec<TensorGroup> {
+    let bytes = |name: &str| source.tensor(name).map_or(0, |tensor| tensor.range.end - tensor.range.start);
+    TensorGroup::all(source.unused().left_out.iter().map(|(name, part)| (*part, bytes(name))))
+}
+
 fn copy_unit(source: &Checkpoint, name: &str) -> Result<Unit> {
     let tensor = source.tensor(name)?;
     let part = Part { name: name.to_owned(), dtype: tensor.dtype, shape: tensor.shape.clone() };
     let item = Item::Copy { name: name.to_owned(), file: tensor.file, range: tensor.range.clone() };
     Ok(Unit { item, tensors: vec![PlannedTensor::new(part)?] })
+}
+
+fn widened_unit(source: &Checkpoint, name: &str) -> Result<Unit> {
+    let (dtype, shape) = (source.dtype(name)?, source.shape(name)?.to_vec());
+    let part = Part { name: name.to_owned(), dtype, shape };
+    Ok(Unit { item: Item::Widen { name: name.to_owned(), dtype }, tensors: vec![PlannedTensor::new(part)?] })
 }
 
 fn linear_unit(layer: &PlannedLayer, format: &dyn Format) -> Result<Unit> {

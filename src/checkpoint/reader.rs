@@ -1,15 +1,18 @@
 //! Opens a checkpoint and reads its tensors. All tensors are checked against `config.json` first, then read one by one.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
-use super::format::{PackedLayer, Part, PartData};
-use super::formats::{DESCRIPTION_FILE, Packing};
-use super::shards::{Files, Tensor};
+use super::format::Part;
+use super::formats::DESCRIPTION_FILE;
+use super::layout::{BROKEN, Origin, PackedWeight, PartData};
+use super::layouts::Packing;
+use super::passengers::{self, Unused};
+use super::shards::{CONFIG_FILE, Files, Tensor, belongs, is_sidecar};
 use super::source::{Source, pieces};
 use crate::device::recycled;
 use crate::family::ModelConfig;
@@ -18,23 +21,26 @@ use crate::ops::widen::Encoding;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Result};
 
-pub(super) const CONFIG_FILE: &str = "config.json";
 const TOKENIZER_FILE: &str = "tokenizer.json";
 const GENERATION_CONFIG_FILE: &str = "generation_config.json";
 
 /// An open checkpoint: a model directory, the bundled model, or files that a browser was given.
 ///
-/// Opening reads only the headers and checks name, type and shape of every tensor of the model. Weights are read on
-/// request, as f32. A quantized layer reads like any other tensor: it is dequantized to s·(q − z).
+/// Opening reads only the headers. It checks name, type and shape of every tensor of the model, and that the files hold
+/// no tensor without a known purpose. Weights are read on request, as f32. A packed weight, quantized or in low
+/// precision, reads like any other tensor.
 pub struct Checkpoint {
     files: Files,
     directory: Option<PathBuf>,
     config: ModelConfig,
     raw_config: Map<String, Value>,
-    /// How quantized layers are stored. `None` for a checkpoint without a quantization configuration.
+    /// How packed weights are stored. `None` for a checkpoint without a quantization configuration.
     packing: Option<Packing>,
+    /// The float type of a packed weight in a copy of the model.
+    widened: Dtype,
     tensors: BTreeMap<String, Tensor>,
     shapes: HashMap<String, Vec<usize>>,
+    unused: Unused,
 }
 
 /// The place of a float tensor, or of some of its rows, in a weight file.
@@ -47,27 +53,15 @@ pub(super) struct Floats<'a> {
     range: Range<u64>,
 }
 
-/// A layer that is stored quantized, with the reader of its layout.
-#[derive(Clone, Copy)]
+/// A weight that is stored packed, with the reader of its layout.
 struct Packed<'a> {
     packing: &'a Packing,
-    /// Module path.
-    module: &'a str,
-}
-
-impl Packed<'_> {
-    /// The tensors that store the weight. `shape`: the shape of the weight, `[rows, columns]`.
-    fn parts(&self, shape: &[usize]) -> Result<Vec<Part>> {
-        Ok(self.packing.layers.parts(self.module, matrix(shape)?))
-    }
-}
-
-/// Takes `shape` as that of a matrix, `[rows, columns]`. Errors: `Error::Shape` if it has another number of dimensions.
-fn matrix(shape: &[usize]) -> Result<[usize; 2]> {
-    let [rows, columns] = *shape else {
-        return Err(Error::shape("Checkpoint", format!("a quantized tensor of shape {shape:?}")));
-    };
-    Ok([rows, columns])
+    /// Tensor name of the weight.
+    name: &'a str,
+    /// Rows and columns. All dimensions but the last count as rows.
+    shape: [usize; 2],
+    /// The tensors that store it.
+    parts: Vec<Part>,
 }
 
 impl Floats<'_> {
@@ -107,7 +101,8 @@ impl Checkpoint {
     /// Opens a checkpoint from its files. `place` is the name of the checkpoint in messages.
     ///
     /// Errors: `Error::Input` if config.json is missing, if a file is damaged or describes a model or format that this
-    /// crate cannot read, or if a tensor is missing or has another type or shape than config.json says.
+    /// crate cannot read, if a tensor is missing or has another type or shape than config.json says, or if a tensor is
+    /// there that has no known purpose.
     pub async fn from_sources(place: &str, mut sources: Vec<Box<dyn Source>>) -> Result<Self> {
         sources.sort_by(|a, b| a.name().cmp(b.name()));
         let files = Files { place: place.to_owned(), sources };
@@ -121,8 +116,8 @@ impl Checkpoint {
             ));
         };
         let config = ModelConfig::from_value(&Value::Object(raw_config.clone()), &label)?;
-        let packing = match raw_config.get("quantization_config").filter(|description| !description.is_null()) {
-            Some(description) => Some(Packing::open(description, &label)?),
+        let packing = match Packing::of_model(&raw_config, &label)? {
+            Some(packing) => Some(packing),
             // Older checkpoints have their quantization configuration only in this file.
             None => match files.json(DESCRIPTION_FILE).await? {
                 Some(description) => Some(Packing::open(&description, &files.label(DESCRIPTION_FILE))?),
@@ -130,9 +125,18 @@ impl Checkpoint {
             },
         };
         let tensors = files.tensors().await?;
+        let widened = match &packing {
+            Some(_) => named_dtype(Fields { subject: &label, object: &raw_config })?,
+            None => None,
+        };
+        let embedding = tensors.get(&config.embedding).map(|tensor| tensor.dtype);
+        let widened = widened.or(embedding.filter(|dtype| is_float(*dtype))).unwrap_or(Dtype::F32);
         let shapes = config.expected_tensors().into_iter().collect();
-        let checkpoint = Self { files, directory: None, config, raw_config, packing, tensors, shapes };
+        let unused = Unused::default();
+        let mut checkpoint =
+            Self { files, directory: None, config, raw_config, packing, widened, tensors, shapes, unused };
         checkpoint.check_tensors()?;
+        checkpoint.unused = checkpoint.find_unused().await?;
         Ok(checkpoint)
     }
 
@@ -199,29 +203,37 @@ impl Checkpoint {
         self.files.sources.iter().map(AsRef::as_ref).filter(move |source| kept(source.name()))
     }
 
-    /// Shape of the tensor `name`. For a quantized layer, this is the shape of the dequantized weight.
+    /// Shape of the tensor `name`. For a packed weight, this is the shape of the numbers that it reads as.
     pub fn shape(&self, name: &str) -> Result<&[usize]> {
         let shape = self.shapes.get(name).or_else(|| self.tensors.get(name).map(|tensor| &tensor.shape));
         shape.map(Vec::as_slice).ok_or_else(|| self.missing(name))
     }
 
-    /// Element type of the tensor `name`. For a quantized layer, this is the element type of the scales.
+    /// Element type of the tensor `name` in a copy of the model in which it is not quantized. Only a packed weight has
+    /// another type in the files.
+    ///
+    /// A packed weight is copied in the type that config.json names under `dtype` or `torch_dtype`, or else in that of
+    /// the embedding. Transformers dequantizes to this type, too. The product of an FP8 number and its scale is rounded
+    /// to it, whereas BF16 holds every MXFP4 number exactly.
     pub fn dtype(&self, name: &str) -> Result<Dtype> {
-        let scales = match self.packed(name) {
-            Some(packed) => packed.parts(self.shape(name)?)?.into_iter().find(Part::is_float),
-            None => None,
-        };
-        Ok(self.tensor(scales.as_ref().map_or(name, |part| &part.name))?.dtype)
+        if self.is_packed(name) { Ok(self.widened) } else { Ok(self.tensor(name)?.dtype) }
     }
 
-    /// Whether the weight `name` is stored quantized.
-    pub fn is_quantized(&self, name: &str) -> bool {
+    /// Whether the weight `name` is stored packed: quantized, or in low precision.
+    pub fn is_packed(&self, name: &str) -> bool {
         self.packed(name).is_some()
     }
 
-    /// Name of the layout of the quantized layers, such as "GPTQ". `None` for a model that is not quantized.
+    /// Name of the layout of the packed weights, such as "FP8". `None` for a model whose weights are ordinary floats.
+    pub fn layout(&self) -> Option<&'static str> {
+        self.packing.as_ref().map(|packing| packing.layout.name)
+    }
+
+    /// Name of the layout of the quantized layers, such as "GPTQ". `None` for a model as it was released, which can be
+    /// quantized, in whatever precision it is stored.
     pub fn quantized_layout(&self) -> Option<&'static str> {
-        self.packing.as_ref().map(|packing| packing.layout)
+        let quantized = self.packing.as_ref().filter(|packing| packing.layout.origin == Origin::Quantization);
+        quantized.map(|packing| packing.layout.name)
     }
 
     /// Reads the whole tensor `name` as f32, row-major.
@@ -229,7 +241,7 @@ impl Checkpoint {
     /// Errors: `Error::NotFinite` if the tensor holds a NaN or an infinity.
     pub async fn read(&self, name: &str) -> Result<Vec<f32>> {
         match self.packed(name) {
-            Some(packed) => self.read_packed(packed, self.shape(name)?).await,
+            Some(packed) => self.read_packed(&packed).await,
             None => self.read_floats(&self.floats(name)?).await,
         }
     }
@@ -240,7 +252,7 @@ impl Checkpoint {
         match self.packed(name) {
             Some(packed) => {
                 let width = self.row_width(name, &rows)?;
-                let weight = self.read_packed(packed, self.shape(name)?).await?;
+                let weight = self.read_packed(&packed).await?;
                 Ok(weight[rows.start * width..rows.end * width].to_vec())
             }
             None => self.read_floats(&self.float_rows(name, rows)?).await,
@@ -275,9 +287,9 @@ impl Checkpoint {
         below.for_each(|(_, tensor)| self.file(tensor.file).prefetch(tensor.range.clone()));
     }
 
-    /// Names of all stored tensors, sorted.
-    pub(super) fn stored_names(&self) -> impl Iterator<Item = &str> {
-        self.tensors.keys().map(String::as_str)
+    /// The stored tensors that the model does not use.
+    pub(super) fn unused(&self) -> &Unused {
+        &self.unused
     }
 
     /// The place, type and shape of a stored tensor.
@@ -290,12 +302,14 @@ impl Checkpoint {
         &*self.files.sources[index]
     }
 
-    /// The packed layer that stores the weight `name`, or `None` if the weight is not quantized.
+    /// How the weight `name` is packed, or `None` if it is stored as an ordinary tensor.
     fn packed<'a>(&'a self, name: &'a str) -> Option<Packed<'a>> {
         let packing = self.packing.as_ref()?;
-        let module = name.strip_suffix(".weight")?;
-        let holds = packing.layers.holds(module, &|tensor| self.tensors.contains_key(tensor));
-        holds.then_some(Packed { packing, module })
+        let shape = self.shape(name).ok()?;
+        let stored = |name: &str| self.tensors.get(name).map(|tensor| (tensor.dtype, &tensor.shape[..]));
+        let parts = packing.layers.parts(name, shape, &stored)?;
+        let (&columns, outer) = shape.split_last()?;
+        Some(Packed { packing, name, shape: [outer.iter().product(), columns], parts })
     }
 
     /// The error for a tensor that the checkpoint lacks.
@@ -312,13 +326,69 @@ impl Checkpoint {
     fn check_tensors(&self) -> Result<()> {
         for (name, shape) in self.config.expected_tensors() {
             match self.packed(&name) {
-                Some(packed) => self.check_packed(packed, &shape)?,
+                Some(packed) => self.check_packed(&packed)?,
                 None => {
                     self.check_tensor(&name, &shape)?;
                 }
             }
         }
         Ok(())
+    }
+
+    /// Finds the stored tensors that the model does not use. The output matrix of a model that ties it to the embedding
+    /// has no meaning in a copy, nor have the scales of inputs that belong to packed weights, nor the biases of zeros that
+    /// some older quantizers add.
+    ///
+    /// Errors: `Error::Input` naming a tensor that has no known purpose.
+    async fn find_unused(&self) -> Result<Unused> {
+        let (names, known) = (self.tensors.keys().map(String::as_str), |name: &&str| self.shapes.contains_key(*name));
+        let mut rest: BTreeSet<&str> = names.filter(|name| !known(name)).collect();
+        let passengers: Vec<&str> = rest.iter().copied().filter(|name| passengers::part_of(name).is_some()).collect();
+        let mut unused = Unused::default();
+        for name in self.shapes.keys().map(String::as_str).chain(passengers) {
+            let Some(packed) = self.packed(name) else { continue };
+            // Passengers are not checked anywhere else.
+            self.check_packed(&packed)?;
+            packed.parts.iter().filter(|part| part.name != name).for_each(|part| {
+                rest.remove(part.name.as_str());
+            });
+            let scales = packed.packing.layers.input_scales(name).into_iter();
+            unused.left_out.extend(scales.filter(|scale| rest.remove(scale.as_str())).map(|s| (s, "input scales")));
+        }
+        let tied = self.config.tie_word_embeddings.then(|| format!("{}.weight", self.config.head_linear().name));
+        let mut unknown = Vec::new();
+        for name in rest {
+            if tied.as_deref() == Some(name) {
+                unused.left_out.insert(name.to_owned(), "tied output matrix");
+            } else if let Some(part) = passengers::part_of(name) {
+                unused.copied.insert(name.to_owned(), part);
+            } else if self.is_zero_bias(name).await? {
+                unused.left_out.insert(name.to_owned(), "biases of zeros");
+            } else {
+                unknown.push(name);
+            }
+        }
+        match unknown[..] {
+            [] => Ok(unused),
+            [first, ref others @ ..] => Err(self.unknown(first, others.len())),
+        }
+    }
+
+    /// Whether the stored tensor `name` is a bias, and all its numbers are zeros.
+    async fn is_zero_bias(&self, name: &str) -> Result<bool> {
+        let is_bias = name.ends_with(".bias") && is_float(self.tensor(name)?.dtype);
+        Ok(is_bias && self.read_floats(&self.floats(name)?).await?.iter().all(|&value| value == 0.0))
+    }
+
+    /// The error for the tensor `name`, and for `others` more, that have no known purpose.
+    fn unknown(&self, name: &str, others: usize) -> Error {
+        let more = if others == 0 { String::new() } else { format!(" and {others} more") };
+        Error::input(
+            &self.files.place,
+            format!("tensor {name}{more}, for which the model has no use"),
+            "the tensors that config.json describes, and those of vision, audio and MTP parts",
+            "use the config.json that belongs to these weights; if it does, this kind of model is not supported",
+        )
     }
 
     /// The tensor `name`. Errors: `Error::Input` if it is missing, has another shape, or is not of a float type.
@@ -344,7 +414,9 @@ impl Checkpoint {
     }
 
     fn check_shape(&self, name: &str, tensor: &Tensor, shape: &[usize]) -> Result<()> {
-        if tensor.shape == shape {
+        // One number may be stored with any number of dimensions.
+        let single = shape.is_empty() && tensor.shape.iter().all(|&extent| extent == 1);
+        if tensor.shape == shape || single {
             return Ok(());
         }
         Err(Error::input(
@@ -355,10 +427,10 @@ impl Checkpoint {
         ))
     }
 
-    /// Checks the tensors of a packed layer. `shape`: the shape of its weight.
-    fn check_packed(&self, packed: Packed<'_>, shape: &[usize]) -> Result<()> {
-        for part in packed.parts(shape)? {
-            if part.is_float() {
+    /// Checks the tensors of a packed weight.
+    fn check_packed(&self, packed: &Packed<'_>) -> Result<()> {
+        for part in &packed.parts {
+            if is_float(part.dtype) {
                 self.check_tensor(&part.name, &part.shape)?;
                 continue;
             }
@@ -366,29 +438,33 @@ impl Checkpoint {
             self.check_shape(&part.name, tensor, &part.shape)?;
             if tensor.dtype != part.dtype {
                 let found = format!("tensor {} of type {}", part.name, tensor.dtype);
-                let remedy = format!("use a checkpoint in the usual {} layout", packed.packing.layout);
+                let remedy = format!("use a checkpoint in the usual {} layout", packed.packing.layout.name);
                 return Err(Error::input(self.files.label_at(tensor.file), found, part.dtype.to_string(), remedy));
             }
         }
         Ok(())
     }
 
-    async fn read_packed(&self, packed: Packed<'_>, shape: &[usize]) -> Result<Vec<f32>> {
+    async fn read_packed(&self, packed: &Packed<'_>) -> Result<Vec<f32>> {
         let mut parts = Vec::new();
-        for part in packed.parts(shape)? {
-            parts.push(match part.is_float() {
-                true => PartData::Floats(self.read_floats(&self.floats(&part.name)?).await?),
-                false => PartData::Words(self.read_words(&part.name).await?),
-            });
+        for part in &packed.parts {
+            parts.push(self.read_part(part).await?);
         }
-        let (place, module) = (self.name(), packed.module);
-        packed.packing.layers.dequantize(&PackedLayer { place, module, shape: matrix(shape)?, parts })
+        let Packed { packing, name, shape, .. } = *packed;
+        packing.layers.unpack(&PackedWeight { place: self.name(), name, shape, parts })
     }
 
-    async fn read_words(&self, name: &str) -> Result<Vec<u32>> {
-        let tensor = self.tensor(name)?;
+    /// Reads a part of a packed weight. Its type and shape were checked when the checkpoint was opened.
+    async fn read_part(&self, part: &Part) -> Result<PartData<'_>> {
+        if is_float(part.dtype) {
+            return Ok(PartData::Floats(self.read_floats(&self.floats(&part.name)?).await?));
+        }
+        let tensor = self.tensor(&part.name)?;
         let bytes = self.file(tensor.file).read(tensor.range.clone()).await?;
-        Ok(bytes.as_chunks::<4>().0.iter().map(|&word| u32::from_le_bytes(word)).collect())
+        match part.dtype.bitsize() {
+            8 => Ok(PartData::Bytes(bytes)),
+            _ => Ok(PartData::Words(bytes.as_chunks::<4>().0.iter().map(|&word| u32::from_le_bytes(word)).collect())),
+        }
     }
 
     async fn read_floats(&self, floats: &Floats<'_>) -> Result<Vec<f32>> {
@@ -407,24 +483,24 @@ impl Checkpoint {
     /// The error for a tensor that holds a NaN or an infinity.
     pub(super) fn not_finite(&self, floats: &Floats<'_>) -> Error {
         let place = format!("{}, tensor {}", self.files.label_at(floats.file), floats.name);
-        let remedy = "download the file again; if it stays so, the model itself is broken".into();
-        Error::NotFinite { place, remedy }
+        Error::NotFinite { place, remedy: BROKEN.into() }
     }
 }
 
-/// Whether a file called `name` is part of a checkpoint. A model directory may hold other files.
-pub fn belongs(name: &str) -> bool {
-    let weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
-    name == CONFIG_FILE || weights || is_sidecar(name)
+/// Whether `dtype` is one of the float types that are read as they are.
+fn is_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16)
 }
 
-/// Whether `name` is a sidecar file: configuration other than `config.json`, tokenizer, templates, remote code,
-/// licence.
-fn is_sidecar(name: &str) -> bool {
-    let extension = Path::new(name).extension().and_then(|e| e.to_str()).unwrap_or_default();
-    let known = matches!(extension, "json" | "jinja" | "model" | "tiktoken" | "txt" | "py");
-    let described_elsewhere = name == CONFIG_FILE || name.ends_with(".index.json");
-    !name.starts_with('.')
-        && !described_elsewhere
-        && (known || name.starts_with("LICENSE") || name.starts_with("NOTICE"))
+/// The element type that a config.json names for the weights, if it names one. Errors: `Error::Input` if it is not a
+/// float type.
+fn named_dtype(config: Fields<'_>) -> Result<Option<Dtype>> {
+    let key = if config.get("dtype").is_some() { "dtype" } else { "torch_dtype" };
+    match config.text(key)? {
+        None => Ok(None),
+        Some("bfloat16") => Ok(Some(Dtype::BF16)),
+        Some("float16") => Ok(Some(Dtype::F16)),
+        Some("float32") => Ok(Some(Dtype::F32)),
+        Some(_) => Err(config.refuse(key, "\"bfloat16\", \"float16\" or \"float32\"")),
+    }
 }

@@ -1,8 +1,9 @@
-//! The files of a checkpoint: finds the weight files (shards), reads their headers, and merges them into one table of
-//! tensors.
+//! The files of a checkpoint: tells which belong to it, finds the weight files (shards), reads their headers, and merges
+//! them into one table of tensors.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::path::Path;
 
 use safetensors::Dtype;
 use serde_json::Value;
@@ -12,6 +13,7 @@ use super::source::Source;
 use crate::family::json_object;
 use crate::{Error, Result};
 
+pub(super) const CONFIG_FILE: &str = "config.json";
 /// The index of a checkpoint with several shards.
 pub(super) const INDEX_FILE: &str = "model.safetensors.index.json";
 /// The weight file of a checkpoint with a single shard.
@@ -147,4 +149,21 @@ impl Files {
         }
         Ok(tensors)
     }
+}
+
+/// Whether a file called `name` is part of a checkpoint. A model directory may hold other files.
+pub fn belongs(name: &str) -> bool {
+    let weights = name.ends_with(".safetensors") || name.ends_with(".safetensors.index.json");
+    name == CONFIG_FILE || weights || is_sidecar(name)
+}
+
+/// Whether `name` is a sidecar file: configuration other than `config.json`, tokenizer, templates, remote code,
+/// licence.
+pub(super) fn is_sidecar(name: &str) -> bool {
+    let extension = Path::new(name).extension().and_then(|e| e.to_str()).unwrap_or_default();
+    let known = matches!(extension, "json" | "jinja" | "model" | "tiktoken" | "txt" | "py");
+    let described_elsewhere = name == CONFIG_FILE || name.ends_with(".index.json");
+    !name.starts_with('.')
+        && !described_elsewhere
+        && (known || name.starts_with("LICENSE") || name.starts_with("NOTICE"))
 }

@@ -7,6 +7,8 @@ use std::io;
 use std::ops::Range;
 use std::path::PathBuf;
 
+use safetensors::Dtype;
+
 use super::floats;
 use super::format::PlannedLayer;
 use super::plan::{Item, WritePlan};
@@ -21,7 +23,7 @@ use crate::{Error, Result};
 ///
 /// Hand over the planned layers in model order with [`put_linear`](Self::put_linear), then call
 /// [`finish`](Self::finish). All other tensors and files are copied from the source unchanged, except those given to
-/// [`put_tensor`](Self::put_tensor). A writer that is dropped without `finish` removes what it has written.
+/// [`put_tensor`](Self::put_tensor) and weights in low precision, which become ordinary floats. A writer that is dropped without `finish` removes what it has written.
 pub struct CheckpointWriter<'a> {
     source: &'a Checkpoint,
     plan: WritePlan,
@@ -125,6 +127,11 @@ impl<'a> CheckpointWriter<'a> {
                     }
                     self.item += 1;
                 }
+                Some(Item::Widen { name, dtype }) => {
+                    let values = self.source.read(name).await?;
+                    self.output.write(&encoded(name, &values, *dtype)?).await?;
+                    self.item += 1;
+                }
                 None => {
                     self.shard += 1;
                     self.item = 0;
@@ -133,6 +140,14 @@ impl<'a> CheckpointWriter<'a> {
         }
         Ok(None)
     }
+}
+
+/// The weight `name` as little-endian bytes of `dtype`. Errors: `Error::NotFinite` if a value is too large for `dtype`.
+fn encoded(name: &str, values: &[f32], dtype: Dtype) -> Result<Vec<u8>> {
+    floats::encode(values, dtype).ok_or_else(|| Error::NotFinite {
+        place: format!("{name} in {dtype}"),
+        remedy: "set \"dtype\" to \"float32\" in config.json".into(),
+    })
 }
 
 /// The sink of the writer. Turns its errors into messages, and removes what was written if it is dropped before the

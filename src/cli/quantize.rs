@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use aquatint::calibration::TextFile;
-use aquatint::checkpoint::{CheckpointWriter, DirectorySink, Existing, Format, read_text_file};
+use aquatint::checkpoint::{CheckpointWriter, DirectorySink, Existing, Format, TensorGroup, read_text_file};
 use aquatint::device::{Device, Memory, Recorder};
 use aquatint::observer::Observer;
 use aquatint::pipeline::Treatment;
@@ -96,6 +96,14 @@ impl<'a> Quantization<'a> {
             HumanBytes(self.run.sizes().quantized_bytes),
             self.args.out.display()
         );
+        if let Some(layout) = self.model.layout() {
+            say!("source: {layout} weights, widened as they are read");
+        }
+        for (fate, groups) in [("copied unchanged", self.run.copied()), ("left out", self.run.left_out())] {
+            if !groups.is_empty() {
+                say!("{fate}: {}", listing(groups));
+            }
+        }
     }
 
     /// Quantizes and completes the output, from the first block or from where an earlier run was stopped.
@@ -132,6 +140,19 @@ impl<'a> Quantization<'a> {
         console.finish(args.profile.as_deref(), &kernel_times)?;
         Ok(report)
     }
+}
+
+/// "312 tensors of the vision tower (0.80 GiB), 15 of the MTP head (0.20 GiB)".
+fn listing(groups: &[TensorGroup]) -> String {
+    let line = |(position, group): (usize, &TensorGroup)| {
+        let noun = match (position, group.tensors) {
+            (0, 1) => " tensor",
+            (0, _) => " tensors",
+            _ => "",
+        };
+        format!("{}{noun} of the {} ({})", group.tensors, group.part, HumanBytes(group.bytes))
+    };
+    groups.iter().enumerate().map(line).collect::<Vec<_>>().join(", ")
 }
 
 /// The texts of `--evaluate`.

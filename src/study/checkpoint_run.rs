@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::calibration::Calibration;
-use crate::checkpoint::{Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, Format, Sink, WritePlan};
+use crate::checkpoint::{Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, Format, Sink, TensorGroup, WritePlan};
 use crate::device::Recorder;
 use crate::observer::Observer;
 use crate::pipeline::{Job, Journal, Treatment, quantize_together};
@@ -46,6 +46,16 @@ impl<'a> CheckpointRun<'a> {
     /// What some client will not do with the files.
     pub fn notes(&self) -> &[String] {
         self.plan.notes()
+    }
+
+    /// The tensors that the model does not use and that are copied.
+    pub fn copied(&self) -> &[TensorGroup] {
+        self.plan.copied()
+    }
+
+    /// The tensors that the new checkpoint leaves out because they have no meaning in it.
+    pub fn left_out(&self) -> &[TensorGroup] {
+        self.plan.left_out()
     }
 
     /// A writer of the planned files to `sink`.

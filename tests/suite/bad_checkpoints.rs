@@ -196,15 +196,44 @@ fn quantization_that_no_format_reads_is_refused() {
         config["quantization_config"] = description;
         with_config(&config.to_string())
     };
-    for method in ["awq", "bitsandbytes", "compressed-tensors", "fp8"] {
+    let readable = "float weights, GPTQ, FP8 or MXFP4";
+    for (method, content) in [("awq", "4-bit codes"), ("bitsandbytes", "4 or 8 bits"), ("hqq", "HQQ"), ("own", "")] {
         let found = format!("weights quantized with \"{method}\"");
-        let expected = ["model/config.json", &found, "float weights or GPTQ", "original, unquantized"];
+        let expected = ["model/config.json", &found, content, readable, "original, unquantized model"];
         refused(open(json!({"quant_method": method})), &expected);
     }
-    refused(open(json!([4])), &["no JSON object", "float weights or GPTQ"]);
+    for format in ["pack-quantized", "int-quantized", "nvfp4-pack-quantized"] {
+        let found = format!("compressed-tensors in its format \"{format}\"");
+        let description = json!({"quant_method": "compressed-tensors", "format": format});
+        refused(open(description), &["model/config.json", &found, readable, "original, unquantized model"]);
+    }
+    let mut config = Model::new(|_| {}).config;
+    config["quantization"] = json!({"group_size": 64, "bits": 4});
+    config["quantization_config"] = config["quantization"].clone();
+    refused(with_config(&config.to_string()), &["weights quantized by MLX", readable]);
+    refused(open(json!([4])), &["no JSON object", readable]);
     refused(open(json!({"quant_method": 4})), &["\"quant_method\": 4", "a string"]);
     refused(open(json!({"quant_method": "gptq", "bits": 5})), &["model/config.json", "\"bits\": 5"]);
     assert!(open(Value::Null).is_ok());
+}
+
+#[test]
+fn a_tensor_that_nothing_uses_is_named() {
+    let mut model = Model::new(|_| {});
+    model.tensors.push(Stored::f32("model.layers.0.self_attn.sinks", &[2], &[0.0; 2]));
+    refused(block_on(model.open()), &["tensor model.layers.0.self_attn.sinks, for which", "config.json that belongs"]);
+    model.tensors.push(Stored::f32("model.layers.1.mlp.up_proj.weight", &[2], &[0.0; 2]));
+    refused(block_on(model.open()), &["tensor model.layers.0.self_attn.sinks and 1 more, for which"]);
+    // A bias that config.json does not mention changes the model, unless it is zero.
+    let bias = "model.layers.0.self_attn.q_proj.bias";
+    for (value, good) in [(0.0, true), (0.5, false)] {
+        let mut model = Model::new(|_| {});
+        model.tensors.push(Stored::f32(bias, &[32], &[[0.0; 31].as_slice(), &[value]].concat()));
+        match good {
+            true => assert!(block_on(model.open()).is_ok()),
+            false => refused(block_on(model.open()), &[&format!("tensor {bias}, for which")]),
+        }
+    }
 }
 
 #[test]

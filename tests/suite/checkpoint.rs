@@ -9,7 +9,7 @@ use crate::small_model::{Model, Stored, random_layer};
 use aquatint::checkpoint::formats::{self, float::Float, gptq::Gptq};
 use aquatint::checkpoint::{
     Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Dtype, Existing, Format, LayerPlan,
-    QuantizationSettings, WritePlan,
+    QuantizationSettings, TensorGroup, WritePlan,
 };
 use aquatint::device::Device;
 use aquatint::stored::{DenseLinear, QuantizedLinear, StoredLinear};
@@ -94,7 +94,7 @@ fn a_gptq_checkpoint_reads_back_exactly_at_every_width(device: Device) {
             let read = block_on(Checkpoint::open(&out)).unwrap();
             for layer in &layers {
                 let name = format!("{}.weight", layer.name);
-                assert!(read.is_quantized(&name));
+                assert!(read.is_packed(&name));
                 assert_eq!(block_on(read.read(&name)).unwrap(), layer.dequantize(), "{name} {settings:?}");
             }
             let layer = &layers[5];
@@ -294,22 +294,26 @@ fn shards_stay_below_the_limit_and_the_index_finds_everything() {
 }
 
 #[test]
-fn tensors_outside_the_graph_and_biases_are_copied_but_a_tied_output_layer_is_not() {
+fn passengers_and_biases_are_copied_but_a_tied_output_layer_is_not() {
     let mut model = Model::new(|config| {
         config["tie_word_embeddings"] = true.into();
         config["attention_bias"] = true.into();
     });
-    model.tensors.push(Stored { name: "extra.odd".into(), dtype: "U8", shape: vec![3], bytes: vec![1, 2, 3] });
-    model.tensors.push(Stored { name: "extra.wide".into(), dtype: "I64", shape: vec![1], bytes: vec![9; 8] });
+    model.tensors.push(Stored { name: "visual.odd".into(), dtype: "U8", shape: vec![3], bytes: vec![1, 2, 3] });
+    model.tensors.push(Stored { name: "mtp.wide".into(), dtype: "I64", shape: vec![1], bytes: vec![9; 8] });
     model.tensors.push(Stored::f32("lm_head.weight", &[1], &[f32::NAN]));
     let source = block_on(model.open()).unwrap();
     let home = tempfile::tempdir().unwrap();
     let settings = settings(4, None, true);
     write(&source, (&Gptq, settings), &random_layers(&source, &settings), 1 << 30, sink(&home.path().join("out")));
+    let plan = WritePlan::new(&source, &Gptq, settings, &LayerPlan::all(source.config(), 4), 1 << 30).unwrap();
+    let group = |part, bytes| TensorGroup { part, tensors: 1, bytes };
+    assert_eq!(plan.copied(), [group("MTP head", 8), group("vision tower", 3)]);
+    assert_eq!(plan.left_out(), [group("tied output matrix", 4)]);
     let bytes = fs::read(home.path().join("out/model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
-    assert_eq!(file.tensor("extra.odd").unwrap().data(), [1, 2, 3]);
-    assert_eq!(file.tensor("extra.wide").unwrap().data(), [9; 8]);
+    assert_eq!(file.tensor("visual.odd").unwrap().data(), [1, 2, 3]);
+    assert_eq!(file.tensor("mtp.wide").unwrap().data(), [9; 8]);
     assert!(file.tensor("lm_head.weight").is_err());
     let bias = "model.layers.0.self_attn.o_proj.bias";
     assert_eq!(file.tensor(bias).unwrap().data(), model.tensor(bias).bytes);
@@ -367,7 +371,7 @@ fn layers_left_out_are_listed_for_the_client() {
     let config = json_file(&out.join("quantize_config.json"));
     assert_eq!(config["modules_in_block_to_quantize"], json!([["self_attn.q_proj", "mlp.up_proj"]]));
     let read = block_on(Checkpoint::open(&out)).unwrap();
-    assert!(!read.is_quantized("model.layers.0.mlp.down_proj.weight"));
+    assert!(!read.is_packed("model.layers.0.mlp.down_proj.weight"));
     assert!(config.get("dynamic").is_none());
 }
 
@@ -404,8 +408,8 @@ fn bits_of_their_own_and_a_layer_left_out_somewhere_become_rules() {
     );
     assert_eq!((&quantization["lm_head"], &config["tie_word_embeddings"]), (&json!(true), &json!(false)));
     let read = block_on(Checkpoint::open(&out)).unwrap();
-    assert!(!read.is_quantized("model.layers.1.mlp.gate_proj.weight"));
-    assert!(!read.is_quantized("model.embed_tokens.weight"));
+    assert!(!read.is_packed("model.layers.1.mlp.gate_proj.weight"));
+    assert!(!read.is_packed("model.embed_tokens.weight"));
     for layer in &layers {
         assert_eq!(
             block_on(read.read(&format!("{}.weight", layer.name))).unwrap(),

@@ -56,10 +56,13 @@ families! {
     qwen3_with_head_norms: "qwen3",
     stablelm_with_layer_norms_and_half_of_each_head_turned: "stablelm",
     stablelm_with_attention_and_mlp_on_one_norm: "stablelm-parallel",
+    llama_in_fp8_with_scales_in_blocks: "fp8-block",
+    llama_in_fp8_with_one_scale_per_weight: "fp8-tensor",
+    llama_in_mxfp4: "mxfp4",
 }
 
 /// The fixtures, and how many of the four groups of a block have something before them that can take AWQ's scales.
-const FIXTURES: [(&str, usize); 8] = [
+const FIXTURES: [(&str, usize); 11] = [
     ("llama", 3),
     ("llama-scaled", 3),
     ("llama-linear", 3),
@@ -69,6 +72,9 @@ const FIXTURES: [(&str, usize); 8] = [
     ("stablelm", 3),
     // One norm feeds two groups, so it can take the scales of neither; but every query head has values of its own.
     ("stablelm-parallel", 2),
+    ("fp8-block", 3),
+    ("fp8-tensor", 3),
+    ("mxfp4", 3),
 ];
 
 fn open(family: &str) -> Checkpoint {

@@ -54,7 +54,7 @@ fn mixed() -> Model {
     }
     for dtype in ["F32", "F16", "BF16"] {
         let values: Vec<f32> = (0..77).map(|i| (i as f32 - 38.0) / 8.0).collect();
-        let mut odd = Stored::f32(&format!("odd.{dtype}"), &[7, 11], &values);
+        let mut odd = Stored::f32(&format!("visual.odd.{dtype}"), &[7, 11], &values);
         store_as(&mut odd, dtype);
         model.tensors.push(odd);
     }

@@ -33,6 +33,7 @@ mod house;
 mod kl;
 mod layer_norm;
 mod load;
+mod low_precision;
 mod magnitude;
 mod matmul;
 mod memory;

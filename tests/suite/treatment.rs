@@ -111,7 +111,7 @@ fn the_output_matrix_becomes_a_quantized_layer_of_its_own() {
         assert_eq!(report.layers.last().unwrap().name, "lm_head");
         assert!(report.layers.last().unwrap().error_fitted > 0.0);
         let read = stored(&mut rec, &model, &with_head(bits));
-        assert!(!read.config().tie_word_embeddings && read.is_quantized("lm_head.weight"));
+        assert!(!read.config().tie_word_embeddings && read.is_packed("lm_head.weight"));
         let (in_memory, on_disk) = (perplexity(&mut rec, &model, Some(&layers)), perplexity(&mut rec, &read, None));
         assert!((in_memory / on_disk - 1.0).abs() < 1e-6, "{bits}: {in_memory} {on_disk}");
         if bits == 8 {

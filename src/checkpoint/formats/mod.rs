@@ -1,20 +1,16 @@
-//! The table of all checkpoint formats. Users choose a format from it to write, and the reader asks each of them
-//! whether it can read a quantized checkpoint.
+//! The table of all checkpoint formats, from which users choose one to write.
 //!
 //! A format is one file in this folder and one row of [`FORMATS`]. The trait that it implements is in
-//! `checkpoint/format.rs`.
+//! `checkpoint/format.rs`. A format that packs layers also has a row in the table of `layouts`, so that its checkpoints
+//! can be read.
 
 pub mod f32;
 pub mod float;
 pub mod gptq;
 mod vllm;
 
-use serde_json::Value;
-
-use super::format::{Format, PackedLayers};
-use crate::family::config::fields::Fields;
+use super::format::Format;
 use crate::stored::Form;
-use crate::{Error, Result};
 
 /// All formats, in the order in which they are offered to users.
 pub static FORMATS: &[&dyn Format] = &[&gptq::Gptq, &float::Float, &f32::F32];
@@ -33,38 +29,4 @@ pub fn default_for(form: Form) -> &'static dyn Format {
         Form::Codes => &gptq::Gptq,
         Form::Dense => &float::Float,
     }
-}
-
-/// The packed layers of a quantized checkpoint, with the name of their layout.
-#[derive(Debug)]
-pub struct Packing {
-    /// Name of the layout in messages, such as "GPTQ".
-    pub layout: &'static str,
-    /// Reader of the layers.
-    pub layers: Box<dyn PackedLayers>,
-}
-
-impl Packing {
-    /// Reads a quantization configuration: the value of `quantization_config` in a config.json, or a whole
-    /// quantize_config.json. `subject` names the file in messages.
-    ///
-    /// Errors: `Error::Input` if no format can read it, or if the format that can finds a field that cannot be used.
-    pub fn open(description: &Value, subject: &str) -> Result<Self> {
-        let Some(object) = description.as_object() else {
-            return Err(unsupported(subject, "a quantization configuration that is no JSON object"));
-        };
-        for format in FORMATS {
-            if let (Some(layout), Some(layers)) = (format.layout(), format.open(object, subject)?) {
-                return Ok(Self { layout, layers });
-            }
-        }
-        let method = Fields { subject, object }.text("quant_method")?.unwrap_or_default();
-        Err(unsupported(subject, &format!("weights quantized with \"{method}\"")))
-    }
-}
-
-fn unsupported(subject: &str, found: &str) -> Error {
-    let layouts: Vec<&str> = FORMATS.iter().filter_map(|format| format.layout()).collect();
-    let expected = format!("float weights or {}", layouts.join(" or "));
-    Error::input(subject, found, expected, "use the original, unquantized checkpoint")
 }

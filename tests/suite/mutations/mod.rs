@@ -110,7 +110,7 @@ fn the_seeds_are_good_files() {
         let files = vec![("config.json", seed[..end].to_vec()), ("model.safetensors", seed[end + 1..].to_vec())];
         let model = pollster::block_on(crate::small_model::open(files)).unwrap();
         let weight = "model.layers.0.mlp.down_proj.weight";
-        assert_eq!(model.is_quantized(weight), model.quantized_layout().is_some());
+        assert_eq!(model.is_packed(weight), model.layout().is_some());
         assert!(pollster::block_on(model.read(weight)).is_ok());
     }
     for seed in seeds("config") {

@@ -1,6 +1,6 @@
 //! Every parser of a file that a user gives, fed with bytes: whatever they are, it returns.
 
-use aquatint::checkpoint::formats::Packing;
+use aquatint::checkpoint::layouts::Packing;
 use aquatint::checkpoint::{Checkpoint, MemorySource, Source, read_header};
 use aquatint::eval::tasks::Task;
 use aquatint::pipeline::BlockRecord;
@@ -42,11 +42,11 @@ pub fn config(bytes: &[u8]) {
         let _ = ModelConfig::parse(text, "config.json");
     }
     if let Ok(config) = serde_json::from_slice::<serde_json::Value>(bytes) {
-        let _ = config.get("quantization_config").map(|description| Packing::open(description, "config.json"));
+        let _ = config.as_object().map(|object| Packing::of_model(object, "config.json"));
     }
 }
 
-/// A whole checkpoint, ordinary or GPTQ: config.json, a line break, and one safetensors file. What opens is read.
+/// A whole checkpoint, ordinary, GPTQ or in low precision: config.json, a line break, and one safetensors file. What opens is read.
 pub fn checkpoint(bytes: &[u8]) {
     let end = bytes.iter().position(|&byte| byte == b'\n').unwrap_or(bytes.len());
     let weights = bytes.get(end + 1..).unwrap_or_default();

@@ -14,7 +14,8 @@ use safetensors::Dtype;
 use serde_json::{Map, Value};
 
 use super::vllm;
-use crate::checkpoint::format::{Format, PackedLayers, Part, PlannedLayer, PlannedModel};
+use crate::checkpoint::format::{Format, Part, PlannedLayer, PlannedModel};
+use crate::checkpoint::layout::{self, Opened, Origin, PackedLayers};
 use crate::error::{Setting, phrase};
 use crate::family::LinearSpec;
 use crate::stored::{Form, LayerGrid, StoredLinear};
@@ -94,15 +95,14 @@ impl Format for Gptq {
     fn notes(&self, model: &PlannedModel) -> Vec<String> {
         vllm::unequal_layers(model).into_iter().collect()
     }
+}
 
-    fn layout(&self) -> Option<&'static str> {
-        Some("GPTQ")
-    }
+/// The layout of the layers that this format writes.
+pub static LAYOUT: layout::Layout = layout::Layout { name: "GPTQ", origin: Origin::Quantization, open };
 
-    fn open(&self, description: &Map<String, Value>, subject: &str) -> Result<Option<Box<dyn PackedLayers>>> {
-        let config = GptqConfig::read(description, subject)?;
-        Ok(config.map(|config| Box::new(config) as Box<dyn PackedLayers>))
-    }
+fn open(description: &Map<String, Value>, subject: &str) -> Opened {
+    let config = GptqConfig::read(description, subject)?;
+    Ok(config.map(|config| Box::new(config) as Box<dyn PackedLayers>))
 }
 
 /// How the tensor `qzeros` stores a zero point z.

@@ -4,31 +4,32 @@
 use super::config::GptqConfig;
 use super::{Layout, ZeroPoints};
 use crate::checkpoint::bits;
-use crate::checkpoint::format::{PackedLayer, PackedLayers, Part, PartData};
+use crate::checkpoint::format::Part;
+use crate::checkpoint::layout::{Lookup, PackedLayers, PackedWeight, PartData, module_of};
 use crate::{Error, Result};
 
 impl PackedLayers for GptqConfig {
-    fn holds(&self, module: &str, has: &dyn Fn(&str) -> bool) -> bool {
-        !has(&format!("{module}.weight")) && has(&format!("{module}.qweight"))
+    fn parts(&self, name: &str, shape: &[usize], stored: &Lookup<'_>) -> Option<Vec<Part>> {
+        let [rows, columns] = *shape else { return None };
+        let module = name.strip_suffix(".weight")?;
+        let packed = stored(name).is_none() && stored(&format!("{module}.qweight")).is_some();
+        packed.then(|| self.layer_layout(module, [rows, columns]).parts(module))
     }
 
-    fn parts(&self, module: &str, shape: [usize; 2]) -> Vec<Part> {
-        self.layer_layout(module, shape).parts(module)
-    }
-
-    fn dequantize(&self, layer: &PackedLayer<'_>) -> Result<Vec<f32>> {
+    fn unpack(&self, layer: &PackedWeight<'_>) -> Result<Vec<f32>> {
+        let module = module_of(layer.name);
         let [PartData::Words(codes), PartData::Words(zeros), PartData::Floats(scales), PartData::Words(group_of)] =
             &layer.parts[..]
         else {
-            return Err(Error::shape("gptq::dequantize", format!("{}: not its four tensors", layer.module)));
+            return Err(Error::shape("gptq::unpack", format!("{module}: not its four tensors")));
         };
-        let layout = self.layer_layout(layer.module, layer.shape);
+        let layout = self.layer_layout(module, layer.shape);
         let zeros = layout.unpack_zeros(zeros);
         self.check_symmetry(layer, &layout, &zeros)?;
         layout.dequantize(codes, &zeros, scales, group_of).ok_or_else(|| {
             Error::input(
                 layer.place,
-                format!("{}.g_idx with a group that does not exist", layer.module),
+                format!("{module}.g_idx with a group that does not exist"),
                 "group numbers that fit group_size in the configuration",
                 "correct group_size, or download the checkpoint again",
             )
@@ -47,7 +48,7 @@ impl GptqConfig {
     /// wrong version of the format, and every weight would be off by one step.
     ///
     /// Errors: `Error::Input` naming the zero point.
-    fn check_symmetry(&self, layer: &PackedLayer<'_>, layout: &Layout, zeros: &[u8]) -> Result<()> {
+    fn check_symmetry(&self, layer: &PackedWeight<'_>, layout: &Layout, zeros: &[u8]) -> Result<()> {
         let middle = 1u16 << (layout.bits - 1);
         let other = zeros.iter().find(|&&z| self.symmetric && u16::from(z) != middle);
         let Some(other) = other else { return Ok(()) };
@@ -57,7 +58,7 @@ impl GptqConfig {
         };
         Err(Error::input(
             layer.place,
-            format!("zero point {other} in {}.qzeros, read as {}", layer.module, self.zero_points.label()),
+            format!("zero point {other} in {}.qzeros, read as {}", module_of(layer.name), self.zero_points.label()),
             format!("{middle} throughout, since the checkpoint calls itself symmetric"),
             format!("correct sym, or set checkpoint_format to {} if that is how it was written", counterpart.label()),
         ))
