@@ -30,7 +30,8 @@ pub struct Heads {
     /// The bound c of the scores, positive: c·tanh(score/c) takes the place of a scaled score.
     pub softcap: Option<f32>,
     /// Factor of the ALiBi term (Press, Smith and Lewis, "Train Short, Test Long", 2022): `factor·slope·(j − i)` is added to the
-    /// score of the query at position i and the key at position j. [`Heads::slope`] gives the slope of each head.
+    /// scaled and bounded score of the query at position i and the key at position j. [`Heads::slope`] gives the slope of each
+    /// head.
     pub alibi: Option<f32>,
 }
 
@@ -45,9 +46,9 @@ impl Heads {
         1 << self.heads.ilog2()
     }
 
-    /// The ALiBi slope of a query head. Of n heads, where n is a power of two, head h has the slope 2^(−8·(h + 1)/n). Of another
-    /// number, the first heads have the slopes for the next lower power of two. The others have the slopes at even h for twice
-    /// that power.
+    /// The ALiBi slope of a query head. If the number n of heads is a power of two, head h has the slope 2^(−8·(h + 1)/n).
+    /// Otherwise the first heads have the slopes for the next lower power of two, and the others have the slopes of the heads 0, 2,
+    /// 4, … for twice that power.
     pub fn slope(&self, head: usize) -> f64 {
         let regular = self.regular();
         let index = if head < regular { 2 * (head + 1) } else { 2 * (head - regular) + 1 };
@@ -243,9 +244,15 @@ impl<'a> Twin<'a> {
 
 /// Adds `slope·(j − i)` to each score. The last score is that of the query's own key, j = i.
 fn add_alibi(scores: &mut [f32], slope: f32) {
-    for (distance, score) in scores.iter_mut().rev().enumerate() {
-        *score -= slope * distance as f32;
-    }
+    let last = scores.len() as i32 - 1;
+    vectorised(
+        #[inline(always)]
+        || {
+            for (score, key) in scores.iter_mut().zip(0i32..) {
+                *score += slope * (key - last) as f32;
+            }
+        },
+    );
 }
 
 /// Replaces the scores by exp(score − maximum) and returns their sum.

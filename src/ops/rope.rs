@@ -6,12 +6,12 @@ use crate::device::{Dispatch, Recorder, Tensor};
 use crate::ops::{Positions, spread_elements};
 use crate::{Error, Result};
 
-/// Which columns of a head form a pair, of the 2·h columns that are rotated. Pair i, for 0 ≤ i < h, has the columns a and b.
+/// Which columns of a head are rotated together. If 2·h columns are rotated, they form the pairs 0 ≤ i < h of two columns a and b.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pairs {
-    /// a = i and b = i + h.
+    /// a = i and b = i + h, as in most checkpoints of Hugging Face.
     Halves,
-    /// a = 2·i and b = 2·i + 1.
+    /// a = 2·i and b = 2·i + 1, as in GPT-J, GLM-4 and Cohere.
     Neighbours,
 }
 
