@@ -341,7 +341,8 @@ impl Bench {
         let traffic = bytes(2 * x.len());
         self.measure("rms_norm", shape.clone(), traffic, |rec| rms_norm(rec, &x, &weight, 1e-5).map(drop))?;
         let positions = 2048.min(tokens);
-        let angles = table(&Rope { rotated: HEAD_DIM, theta: 100_000.0, scaling: RopeScaling::None }, positions);
+        let plain = Rope { rotated: HEAD_DIM, theta: 100_000.0, scaling: RopeScaling::None, growth: None };
+        let angles = table(&plain, positions);
         let angles = self.rec.upload(&[positions, HEAD_DIM], angles)?;
         self.measure("rope", shape.clone(), traffic, |rec| {
             rope(rec, &mut x, &angles, HEAD_DIM, Pairs::Halves, Positions::whole(positions))

@@ -326,9 +326,7 @@ fn header(units: &[Unit]) -> Result<(Vec<u8>, u64)> {
 fn documents(source: &Checkpoint, format: &dyn Format, model: &PlannedModel) -> Vec<(String, String)> {
     let mut config = source.raw_config().clone();
     config.remove("quantization_config");
-    if let Some(rope) = source.config().ropes.first() {
-        state_both_forms(&mut config, rope);
-    }
+    state_both_forms(&mut config, &source.config().ropes);
     let mut documents = format.describe(model, &mut config);
     if unties_head(source, model) {
         config.insert("tie_word_embeddings".to_owned(), false.into());

@@ -22,7 +22,7 @@ use build::Line;
 use config::dimensions::Dimensions;
 use config::fields::Fields;
 pub(crate) use config::rope::state_both_forms;
-pub use config::rope::{Rope, RopeScaling};
+pub use config::rope::{Growth, Rope, RopeScaling};
 pub use derive::{Cut, Fold};
 pub use graph::{Activation, Attention, Block, Linear, LinearSpec, ModelConfig, Name, Node, Norm, NormKind, Op, Value};
 

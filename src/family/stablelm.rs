@@ -4,7 +4,7 @@
 use super::build::Line;
 use super::config::dimensions::{Dimensions, require_silu};
 use super::config::fields::Fields;
-use super::config::rope::{Rope, partial_rotary_factor};
+use super::config::rope::{Rope, rotated_columns};
 use super::graph::{Activation, Attention, Block, ModelConfig, NormKind};
 use super::{Family, decoder};
 use crate::Result;
@@ -18,16 +18,12 @@ fn read(family: &Family, config: Fields<'_>) -> Result<ModelConfig> {
         return Err(config.refuse("qk_layernorm", "false, as norms of single heads are not implemented"));
     }
     let dimensions = Dimensions::read(config, None)?;
-    let part = partial_rotary_factor(config)?.unwrap_or(0.25);
-    let rotated = (dimensions.head_dim as f32 * part) as usize;
-    if !(2..=dimensions.head_dim).contains(&rotated) || !rotated.is_multiple_of(2) {
-        return Err(config.refuse("partial_rotary_factor", "a share of the head that is an even number of columns"));
-    }
+    let rope = Rope::read(config, rotated_columns(config, dimensions.head_dim, 0.25)?)?;
     let norm = (NormKind::Layer, config.positive("layer_norm_eps")?.unwrap_or(1e-5));
     let bias = config.flag("use_qkv_bias")?.unwrap_or(false);
     let parallel = config.flag("use_parallel_residual")?.unwrap_or(false);
     let block = block(&dimensions, norm, bias, parallel);
-    Ok(decoder(family, dimensions, norm, Rope::read(config, rotated)?, block))
+    Ok(decoder(family, dimensions, norm, rope, block))
 }
 
 /// The block. `parallel`: whether the MLP reads the norm that attention reads, instead of one behind it.

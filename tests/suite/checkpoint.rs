@@ -360,6 +360,27 @@ fn both_forms_of_rope_are_written_whichever_is_read() {
 }
 
 #[test]
+fn a_share_of_the_head_is_written_where_both_forms_look_for_it() {
+    let home = tempfile::tempdir().unwrap();
+    for place in ["rope_parameters", "top level"] {
+        let model = Model::new(|config| {
+            config["partial_rotary_factor"] = Value::Null;
+            match place {
+                "top level" => config["partial_rotary_factor"] = 1.0.into(),
+                _ => config["rope_parameters"] = json!({"rope_type": "default", "partial_rotary_factor": 1.0}),
+            }
+        });
+        let source = block_on(model.open()).unwrap();
+        let out = home.path().join(place);
+        write(&source, unquantized(), &[], 1 << 30, sink(&out));
+        let config = json_file(&out.join("config.json"));
+        assert_eq!(config["partial_rotary_factor"], 1.0, "{place}");
+        assert_eq!(config["rope_parameters"]["partial_rotary_factor"], 1.0, "{place}");
+        assert_eq!(config["rope_scaling"], Value::Null, "{place}");
+    }
+}
+
+#[test]
 fn layers_left_out_are_listed_for_the_client() {
     let source = block_on(bundled::checkpoint()).unwrap();
     let home = tempfile::tempdir().unwrap();

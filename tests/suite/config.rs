@@ -26,6 +26,11 @@ fn refused(result: Result<ModelConfig, String>, parts: &[&str]) {
     }
 }
 
+/// A table of heads 16 wide without scaling.
+fn plain(theta: f64) -> Rope {
+    Rope { rotated: 16, theta, scaling: RopeScaling::None, growth: None }
+}
+
 /// The attention of the first block.
 fn attention(config: &ModelConfig) -> Attention {
     config.blocks[0].attentions().next().expect("an attention node").1
@@ -45,7 +50,7 @@ fn defaults_are_those_of_the_published_implementation() {
     assert_eq!((attention(&config).kv_heads, attention(&config).head_dim), (4, 16));
     let epsilons = norms(&config).map(|norm| norm.epsilon);
     assert!(epsilons.eq([1e-6; 2]) && !config.tie_word_embeddings);
-    assert_eq!(config.ropes, [Rope { rotated: 16, theta: 10_000.0, scaling: RopeScaling::None }]);
+    assert_eq!(config.ropes, [plain(10_000.0)]);
     assert_eq!(attention(&parse("Qwen3ForCausalLM", json!({})).unwrap()).head_dim, 128);
     let by_type = llama(json!({"architectures": null, "model_type": "qwen2"})).unwrap();
     assert_eq!(by_type.model_type, "qwen2");
@@ -109,37 +114,100 @@ fn rope_reads_alike_in_both_forms() {
     });
     let mut parameters = llama3.clone();
     parameters["rope_theta"] = 500000.0.into();
-    let old = llama(json!({"rope_theta": 500000.0, "rope_scaling": llama3})).unwrap().ropes[0];
-    let new = llama(json!({"rope_parameters": parameters})).unwrap().ropes[0];
+    let old = llama(json!({"rope_theta": 500000.0, "rope_scaling": llama3})).unwrap().ropes;
+    let new = llama(json!({"rope_parameters": parameters})).unwrap().ropes;
+    let both = llama(json!({"rope_theta": 500000.0, "rope_scaling": llama3, "rope_parameters": parameters}));
     let scaling = RopeScaling::Llama3 {
         factor: 32.0,
         low_freq_factor: 1.0,
         high_freq_factor: 4.0,
         original_max_position_embeddings: 8192,
     };
-    assert_eq!(
-        (old, new),
-        (Rope { rotated: 16, theta: 500_000.0, scaling }, Rope { rotated: 16, theta: 500_000.0, scaling })
-    );
-    let linear = llama(json!({"rope_scaling": {"type": "linear", "factor": 2}})).unwrap().ropes[0];
-    assert_eq!(linear.scaling, RopeScaling::Linear { factor: 2.0 });
-    let outer_theta = llama(json!({"rope_theta": 7.0, "rope_parameters": {"rope_type": "default"}})).unwrap().ropes[0];
-    assert_eq!(outer_theta, Rope { rotated: 16, theta: 7.0, scaling: RopeScaling::None });
+    let expected = [Rope { scaling, ..plain(500_000.0) }];
+    assert_eq!([old, new, both.unwrap().ropes], [&expected; 3]);
+    let scaling = |fields| llama(fields).unwrap().ropes.remove(0).scaling;
+    let linear = scaling(json!({"rope_scaling": {"type": "linear", "factor": 2}}));
+    assert_eq!(linear, RopeScaling::Linear { factor: 2.0 });
+    let outer_theta = llama(json!({"rope_theta": 7.0, "rope_parameters": {"rope_type": "default"}})).unwrap().ropes;
+    assert_eq!(outer_theta, [plain(7.0)]);
+}
+
+#[test]
+fn factors_that_a_file_leaves_out_are_computed_as_in_transformers() {
+    let scaling = |fields| llama(fields).unwrap().ropes.remove(0).scaling;
+    let yarn = |more: Value, outer: Value| {
+        let mut inner = json!({"rope_type": "yarn", "original_max_position_embeddings": 64});
+        inner.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let mut fields = json!({"rope_parameters": inner});
+        fields.as_object_mut().unwrap().extend(outer.as_object().unwrap().clone());
+        match scaling(fields) {
+            RopeScaling::Yarn { factor, attention_factor, original_max_position_embeddings: original, .. } => {
+                (factor, attention_factor, original)
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    let magnitude = |factor: f64, mscale: f64| 0.1 * mscale * factor.ln() + 1.0;
+    // 512 positions in all are 8 times 64.
+    assert_eq!(yarn(json!({}), json!({})), (8.0, magnitude(8.0, 1.0), 64));
+    assert_eq!(yarn(json!({"factor": 4}), json!({})), (4.0, magnitude(4.0, 1.0), 64));
+    assert_eq!(yarn(json!({"factor": 4, "attention_factor": 1.5}), json!({})), (4.0, 1.5, 64));
+    let both = json!({"factor": 4, "mscale": 0.7, "mscale_all_dim": 0.4});
+    assert_eq!(yarn(both, json!({})), (4.0, magnitude(4.0, 0.7) / magnitude(4.0, 0.4), 64));
+    assert_eq!(yarn(json!({"factor": 4, "mscale": 0.7}), json!({})), (4.0, magnitude(4.0, 1.0), 64));
+    let nowhere = yarn(json!({"original_max_position_embeddings": null}), json!({}));
+    assert_eq!(nowhere, (1.0, 1.0, 512));
+    let outside = json!({"original_max_position_embeddings": 128});
+    assert_eq!(yarn(json!({"original_max_position_embeddings": null}), outside).0, 4.0);
+
+    let long =
+        json!({"type": "su", "short_factor": [1, 1, 1, 1, 1, 1, 1, 1], "long_factor": [1, 1, 1, 1, 2, 2, 3, 4.5]});
+    let long = scaling(json!({"rope_scaling": long, "original_max_position_embeddings": 32}));
+    let RopeScaling::LongRope { attention_factor, long_factor, original_max_position_embeddings: 32, .. } = long else {
+        panic!("{long:?}");
+    };
+    assert_eq!((attention_factor, long_factor[7]), ((1.0 + 16f64.ln() / 32f64.ln()).sqrt(), 4.5));
 }
 
 #[test]
 fn rope_that_is_not_implemented_is_refused() {
-    for kind in ["yarn", "dynamic", "longrope"] {
+    for (kind, part) in [("dynamic", "change with the length of the text"), ("mrope", "not implemented")] {
         let scaling = json!({"rope_type": kind, "factor": 4.0});
-        refused(llama(json!({"rope_scaling": scaling})), &[kind, "\"llama3\""]);
-        refused(llama(json!({"rope_parameters": scaling})), &[kind, "\"linear\""]);
+        refused(llama(json!({"rope_scaling": scaling})), &[kind, "\"llama3\"", part]);
+        refused(llama(json!({"rope_parameters": scaling})), &[kind, "\"linear\"", part]);
     }
-    refused(llama(json!({"rope_scaling": {"type": "linear"}})), &["no \"factor\""]);
-    refused(
-        llama(json!({"rope_theta": 1.0, "rope_parameters": {"rope_theta": 2.0}})),
-        &["rope_theta 1", "rope_theta 2"],
-    );
     refused(llama(json!({"partial_rotary_factor": 0.5})), &["partial_rotary_factor", "0.5"]);
+    let nested = json!({"full_attention": {"rope_type": "default"}});
+    refused(llama(json!({"rope_parameters": nested})), &["full_attention", "one description"]);
+}
+
+#[test]
+fn rope_that_makes_no_sense_is_named() {
+    let both = |rope_type: &str, fields: Value| {
+        let mut all = json!({"rope_type": rope_type, "factor": 2.0, "original_max_position_embeddings": 64});
+        all.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        llama(json!({"rope_scaling": all}))
+    };
+    refused(llama(json!({"rope_scaling": {"type": "linear"}})), &["no \"factor\""]);
+    refused(llama(json!({"rope_theta": 2.0, "rope_parameters": {"rope_theta": 3.0}})), &["2.0 beside", "3.0", "same"]);
+    refused(llama(json!({"rope_theta": 1})), &["base of 1"]);
+    let linear = json!({"type": "linear", "factor": 2});
+    refused(llama(json!({"rope_scaling": linear, "rope_parameters": {"rope_type": "default"}})), &["differ"]);
+    refused(both("linear", json!({"type": "yarn"})), &["\"type\": \"yarn\" beside \"rope_type\": \"linear\""]);
+    refused(both("llama3", json!({"low_freq_factor": 4, "high_freq_factor": 1})), &["\"high_freq_factor\": 1"]);
+    refused(both("yarn", json!({"beta_fast": 1, "beta_slow": 32})), &["\"beta_fast\": 1", "32"]);
+    refused(both("yarn", json!({"truncate": 1})), &["\"truncate\": 1"]);
+    let eight = || json!([1, 1, 1, 1, 1, 1, 1, 1]);
+    refused(both("longrope", json!({"short_factor": eight()})), &["no \"long_factor\"", "a list of 8 numbers"]);
+    refused(both("longrope", json!({"short_factor": eight(), "long_factor": [1, 2]})), &["\"long_factor\": [1,2]"]);
+    let one = json!({"short_factor": eight(), "long_factor": eight(), "original_max_position_embeddings": 1});
+    refused(both("longrope", one), &["\"original_max_position_embeddings\": 1"]);
+    let stablelm = |share: Value| parse("StableLmForCausalLM", json!({"partial_rotary_factor": share}));
+    assert_eq!(stablelm(json!(0.51)).unwrap().ropes[0].rotated, 8);
+    assert_eq!(stablelm(json!(null)).unwrap().ropes[0].rotated, 4);
+    for share in [0.01, 0.2, 1.2] {
+        refused(stablelm(json!(share)), &["partial_rotary_factor", "16 columns"]);
+    }
 }
 
 #[test]

@@ -47,6 +47,7 @@ mod report;
 mod resume;
 mod rms_norm;
 mod rope;
+mod rope_tables;
 mod rtn;
 mod scale;
 mod shaders;

@@ -19,11 +19,15 @@ impl<'a> Fields<'a> {
 
     /// The error for a field with a value that cannot be used.
     pub fn refuse(&self, key: &str, expected: &str) -> Error {
-        let found = match self.object.get(key) {
+        Error::input(self.subject, self.shown(key), expected, "correct the file or download it again")
+    }
+
+    /// The field as a sentence shows it.
+    pub fn shown(&self, key: &str) -> String {
+        match self.object.get(key) {
             Some(value) => format!("\"{key}\": {}", abridged(value)),
             None => format!("no \"{key}\""),
-        };
-        Error::input(self.subject, found, expected, "correct the file or download it again")
+        }
     }
 
     /// Reads a whole number of at least 1, below 2³². `None` if the field is absent.
@@ -49,9 +53,22 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// As [`Fields::positive`], for a field that must be present.
-    pub fn required_positive(&self, key: &str) -> Result<f32> {
-        self.positive(key)?.ok_or_else(|| self.refuse(key, &format!("\"{key}\" as a number above zero")))
+    /// As [`Fields::positive`], in double precision.
+    pub fn precise(&self, key: &str) -> Result<Option<f64>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        above_zero(value).map(Some).ok_or_else(|| self.refuse(key, "a number above zero"))
+    }
+
+    /// As [`Fields::precise`], for a field that must be present.
+    pub fn required_precise(&self, key: &str) -> Result<f64> {
+        self.precise(key)?.ok_or_else(|| self.refuse(key, &format!("\"{key}\" as a number above zero")))
+    }
+
+    /// Reads a list of `count` finite numbers above zero, which must be present.
+    pub fn required_list(&self, key: &str, count: usize) -> Result<Vec<f64>> {
+        let list = self.get(key).and_then(Value::as_array).filter(|list| list.len() == count);
+        let numbers = list.and_then(|list| list.iter().map(above_zero).collect());
+        numbers.ok_or_else(|| self.refuse(key, &format!("\"{key}\" as a list of {count} numbers above zero")))
     }
 
     /// Reads `true` or `false`. `None` if the field is absent.
@@ -85,6 +102,11 @@ impl<'a> Fields<'a> {
             None => Err(self.refuse(key, "an object")),
         }
     }
+}
+
+/// The value as a finite number above zero, if it is one.
+fn above_zero(value: &Value) -> Option<f64> {
+    value.as_f64().filter(|x| *x > 0.0 && x.is_finite())
 }
 
 /// The value as JSON text, shortened to fit into a sentence.
