@@ -1,4 +1,5 @@
-//! Encodes f32 values as the bytes of a safetensors float type. The writer and the float formats use it.
+//! Encodes f32 values as the bytes of a safetensors float type, and transposes matrices. The reader, the writer and the
+//! float formats use it.
 
 use half::{bf16, f16};
 use safetensors::Dtype;
@@ -20,4 +21,9 @@ pub fn encode(values: &[f32], dtype: Dtype) -> Option<Vec<u8>> {
         }
         _ => None,
     }
+}
+
+/// Transposes a row-major matrix of the shape `[rows, columns]`.
+pub fn transpose(values: &[f32], [rows, columns]: [usize; 2]) -> Vec<f32> {
+    (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
 }

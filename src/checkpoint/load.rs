@@ -12,13 +12,14 @@ use crate::device::{Recorder, Tensor};
 use crate::ops::widen::widen;
 
 impl Checkpoint {
-    /// Loads the whole tensor `name` as f32 onto the device of `rec`. A packed weight is unpacked on the CPU first.
+    /// Loads the whole tensor `name` as f32 onto the device of `rec`. A packed weight is unpacked, and a transposed one is
+    /// turned, on the CPU first.
     ///
     /// Errors: `Error::NotFinite` if the tensor holds a NaN or an infinity. A GPU reports this late: the next wait of
     /// `rec` fails (see [`Recorder::fail_if`]).
     pub async fn load(&self, rec: &mut Recorder, name: &str) -> Result<Tensor> {
         let shape = self.shape(name)?;
-        if rec.is_gpu() && !self.is_packed(name) {
+        if rec.is_gpu() && self.is_plain(name) {
             return self.stream(rec, &self.floats(name)?, shape).await;
         }
         let values = self.read(name).await?;
@@ -32,7 +33,7 @@ impl Checkpoint {
         if let Some(count) = shape.first_mut() {
             *count = rows.len();
         }
-        if rec.is_gpu() && !self.is_packed(name) {
+        if rec.is_gpu() && self.is_plain(name) {
             return self.stream(rec, &self.float_rows(name, rows)?, &shape).await;
         }
         let values = self.read_rows(name, rows).await?;

@@ -7,10 +7,12 @@
 use std::collections::BTreeMap;
 
 /// Beginnings of names, and the part of the release to which such tensors belong. Each may follow `model.`.
-const PARTS: [(&str, &str); 8] = [
+const PARTS: [(&str, &str); 10] = [
     ("vision_tower.", "vision tower"),
     ("visual.", "vision tower"),
     ("vision_embedder.", "vision tower"),
+    ("vision_adapter.", "vision tower"),
+    ("vision_projection.", "vision tower"),
     ("embed_vision.", "vision tower"),
     ("audio_tower.", "audio tower"),
     ("embed_audio.", "audio tower"),

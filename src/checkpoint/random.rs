@@ -50,7 +50,11 @@ impl RandomWeights {
     fn new(config: &ModelConfig, seed: u64) -> Self {
         let mut header = Map::new();
         let (mut tensors, mut elements) = (Vec::new(), 0);
-        for (name, shape) in config.expected_tensors() {
+        let transposed = config.transposed_weights();
+        for (name, mut shape) in config.expected_tensors() {
+            if transposed.contains(&name) {
+                shape.reverse();
+            }
             let content = match shape.len() {
                 1 if name.ends_with(".bias") => Content::Constant(0.0),
                 1 => Content::Constant(1.0),

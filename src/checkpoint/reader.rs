@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
+use super::floats;
 use super::format::Part;
 use super::formats::DESCRIPTION_FILE;
 use super::layout::{BROKEN, Origin, PackedWeight, PartData};
@@ -40,6 +41,9 @@ pub struct Checkpoint {
     widened: Dtype,
     tensors: BTreeMap<String, Tensor>,
     shapes: HashMap<String, Vec<usize>>,
+    /// Names of the weights that are stored as `[inputs, outputs]`, unless they are packed. Everything outside sees
+    /// `[outputs, inputs]`.
+    transposed: BTreeSet<String>,
     unused: Unused,
 }
 
@@ -125,6 +129,7 @@ impl Checkpoint {
             },
         };
         let tensors = files.tensors().await?;
+        let config = config.with_names_of(|name| tensors.contains_key(name));
         let widened = match &packing {
             Some(_) => named_dtype(Fields { subject: &label, object: &raw_config })?,
             None => None,
@@ -132,9 +137,18 @@ impl Checkpoint {
         let embedding = tensors.get(&config.embedding).map(|tensor| tensor.dtype);
         let widened = widened.or(embedding.filter(|dtype| is_float(*dtype))).unwrap_or(Dtype::F32);
         let shapes = config.expected_tensors().into_iter().collect();
-        let unused = Unused::default();
-        let mut checkpoint =
-            Self { files, directory: None, config, raw_config, packing, widened, tensors, shapes, unused };
+        let mut checkpoint = Self {
+            transposed: config.transposed_weights(),
+            directory: None,
+            unused: Unused::default(),
+            files,
+            config,
+            raw_config,
+            packing,
+            widened,
+            tensors,
+            shapes,
+        };
         checkpoint.check_tensors()?;
         checkpoint.unused = checkpoint.find_unused().await?;
         Ok(checkpoint)
@@ -242,21 +256,35 @@ impl Checkpoint {
     pub async fn read(&self, name: &str) -> Result<Vec<f32>> {
         match self.packed(name) {
             Some(packed) => self.read_packed(&packed).await,
-            None => self.read_floats(&self.floats(name)?).await,
+            None => {
+                let values = self.read_floats(&self.floats(name)?).await?;
+                match (self.is_transposed(name), self.shape(name)?) {
+                    (true, &[rows, columns]) => Ok(floats::transpose(&values, [columns, rows])),
+                    _ => Ok(values),
+                }
+            }
         }
+    }
+
+    /// Whether the weight `name` is stored as `[inputs, outputs]`.
+    fn is_transposed(&self, name: &str) -> bool {
+        self.transposed.contains(name) && !self.is_packed(name)
+    }
+
+    /// Whether the elements of the tensor `name` lie in the file as ordinary floats in the order in which they are used.
+    pub(super) fn is_plain(&self, name: &str) -> bool {
+        !self.transposed.contains(name) && !self.is_packed(name)
     }
 
     /// Reads the rows `rows` of the tensor `name` as f32, along its first dimension. Errors: as [`Checkpoint::read`],
     /// and `Error::Shape` if the tensor lacks these rows.
     pub async fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
-        match self.packed(name) {
-            Some(packed) => {
-                let width = self.row_width(name, &rows)?;
-                let weight = self.read_packed(&packed).await?;
-                Ok(weight[rows.start * width..rows.end * width].to_vec())
-            }
-            None => self.read_floats(&self.float_rows(name, rows)?).await,
+        if self.is_plain(name) {
+            return self.read_floats(&self.float_rows(name, rows)?).await;
         }
+        let width = self.row_width(name, &rows)?;
+        let weight = self.read(name).await?;
+        Ok(weight[rows.start * width..rows.end * width].to_vec())
     }
 
     /// The place of the float tensor `name` in its file.
@@ -328,6 +356,7 @@ impl Checkpoint {
             match self.packed(&name) {
                 Some(packed) => self.check_packed(&packed)?,
                 None => {
+                    let shape = if self.is_transposed(&name) { shape.into_iter().rev().collect() } else { shape };
                     self.check_tensor(&name, &shape)?;
                 }
             }

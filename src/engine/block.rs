@@ -10,22 +10,27 @@ use std::sync::Arc;
 
 use crate::Result;
 use crate::device::{Recorder, Tensor};
-use crate::family::{self, Activation, Attention, Node, Norm, NormKind, Op, Value};
+use crate::family::{self, Attention, Columns, Node, Norm, NormKind, Op, Value};
 use crate::ops::Positions;
-use crate::ops::activate::{self, gate};
+use crate::ops::activate::{Activation, activate, gate};
 use crate::ops::add::{add_assign, add_bias};
 use crate::ops::attention::{Heads, attention};
+use crate::ops::columns::columns;
+use crate::ops::embedding;
 use crate::ops::layer_norm::layer_norm;
 use crate::ops::matmul::{Orientation, matmul};
 use crate::ops::rms_norm::rms_norm;
 use crate::ops::rope::{Pairs, rope};
+use crate::ops::scale::{scale, scale_columns};
+use crate::ops::softcap::softcap;
 
 /// A block on a device, without the weights of its linear layers. All streams that pass through the block share it.
 #[derive(Debug)]
 pub struct Block {
     line: Arc<family::Block>,
-    /// For each node, the small tensors that it uses: the gains and the bias of a norm, or the biases of the linear
-    /// layers in their order (`None` for a layer without a bias).
+    /// For each node, the small tensors that it uses: the gains of a norm, and the bias of a LayerNorm; the biases of
+    /// linear layers in their order (`None` for a layer without a bias); the table of learned positions; factors of
+    /// columns.
     vectors: Vec<Vec<Option<Tensor>>>,
     /// For each value, the index of the last node that reads it.
     last_readers: Vec<usize>,
@@ -99,7 +104,7 @@ pub struct Context<'a> {
 pub struct State(Vec<(usize, [Tensor; 2])>);
 
 impl Block {
-    /// Makes a block from its description. `vectors`: for each node, the gains and biases that it uses.
+    /// Makes a block from its description. `vectors`: for each node, the small tensors that it uses.
     pub(super) fn new(line: Arc<family::Block>, vectors: Vec<Vec<Option<Tensor>>>) -> Self {
         let last_readers = line.last_readers();
         Self { line, vectors, last_readers }
@@ -186,15 +191,44 @@ impl Block {
         lane.take(rec, self.line.outputs[0])
     }
 
-    /// Computes the input of the last stop of the block from `hidden`, the one input of the block. The nodes before the
-    /// stop must have no linear layers and no rotary angles. The head uses this: its last stop is the output matrix.
-    pub(super) fn last_input(&self, rec: &mut Recorder, hidden: &Tensor) -> Result<Tensor> {
-        let last = self.line.stops().last().unwrap_or(0);
+    /// Computes the input of the output matrix from `hidden`, the one input of the block. The block must be a head,
+    /// whose only linear layer is the output matrix.
+    pub(super) fn output_input(&self, rec: &mut Recorder, hidden: &Tensor) -> Result<Tensor> {
+        let output = self.output_node();
         let mut lane = self.lane();
         lane.put(Value(0), LaneTensor::Borrowed(hidden));
         let mut context = Context { ropes: &[], positions: Positions::whole(hidden.shape()[0]), state: None };
-        self.run(rec, 0..last, |_| &[], &mut lane, &mut context)?;
-        lane.take(rec, self.line.nodes[last].reads[0])
+        self.run(rec, 0..output, |_| &[], &mut lane, &mut context)?;
+        lane.take(rec, self.line.nodes[output].reads[0])
+    }
+
+    /// Makes logits of the products of some rows of the output matrix: adds the bias and runs the nodes after the
+    /// matrix. `products` and the result: `[tokens, rows]`; `bias`: of these rows. The block must be a head.
+    pub(super) fn finish_output(
+        &self,
+        rec: &mut Recorder,
+        mut products: Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        if let Some(bias) = bias {
+            add_bias(rec, &mut products, bias)?;
+        }
+        let output = self.output_node();
+        let mut lane = self.lane();
+        let mut context = Context { ropes: &[], positions: Positions::whole(products.shape()[0]), state: None };
+        lane.put(self.line.nodes[output].makes[0], LaneTensor::Owned(products));
+        self.run(rec, output + 1..self.line.nodes.len(), |_| &[], &mut lane, &mut context)?;
+        lane.take(rec, self.line.outputs[0])
+    }
+
+    /// The bias of the output matrix. The block must be a head.
+    pub(super) fn output_bias(&self) -> Option<&Tensor> {
+        self.vectors[self.output_node()].iter().flatten().next()
+    }
+
+    /// Index of the output matrix among the nodes of a head.
+    fn output_node(&self) -> usize {
+        self.line.stops().last().unwrap_or(0)
     }
 
     /// Runs a node that has no linear layers.
@@ -203,24 +237,49 @@ impl Block {
         let made = match op {
             Op::Linears(_) => unreachable!("linear layers are run with their weights"),
             Op::Norm(norm) => self.norm(rec, node, norm, lane)?,
-            &Op::Rope { table, head_dim } => {
+            &Op::Rope { table, head_dim, pairs } => {
                 let mut x = self.operand(rec, node, reads[0], lane)?;
-                rope(rec, &mut x, &context.ropes[table], head_dim, Pairs::Halves, context.positions)?;
+                rope(rec, &mut x, &context.ropes[table], head_dim, pairs_of(pairs), context.positions)?;
+                x
+            }
+            &Op::Position { offset, .. } => {
+                let mut x = self.operand(rec, node, reads[0], lane)?;
+                add_positions(rec, &mut x, self.vector(node), offset, context.positions)?;
                 x
             }
             Op::Attention(heads) => self.attention(rec, node, heads, lane, context)?,
-            Op::Gate(Activation::Silu) => {
-                gate(rec, activate::Activation::Silu, lane.get(reads[0]), lane.get(reads[1]))?
-            }
+            Op::Columns(Columns { period, start, width }) => columns(rec, lane.get(reads[0]), *period, *start, *width)?,
+            Op::Activate(activation) => activate(rec, activation_of(*activation), lane.get(reads[0]))?,
+            Op::Gate(activation) => gate(rec, activation_of(*activation), lane.get(reads[0]), lane.get(reads[1]))?,
             Op::Add => {
                 let mut sum = self.operand(rec, node, reads[0], lane)?;
                 add_assign(rec, &mut sum, lane.get(reads[1]))?;
                 sum
             }
+            Op::Scale(factor) => {
+                let mut x = self.operand(rec, node, reads[0], lane)?;
+                scale(rec, &mut x, *factor)?;
+                x
+            }
+            Op::Multiply(_) => {
+                let mut x = self.operand(rec, node, reads[0], lane)?;
+                scale_columns(rec, &mut x, self.vector(node))?;
+                x
+            }
+            Op::Softcap(cap) => {
+                let mut x = self.operand(rec, node, reads[0], lane)?;
+                softcap(rec, &mut x, *cap)?;
+                x
+            }
         };
         lane.put(makes[0], LaneTensor::Owned(made));
         self.drop_last_reads(node, lane);
         Ok(())
+    }
+
+    /// The one small tensor of a node.
+    fn vector(&self, node: usize) -> &Tensor {
+        self.vectors[node][0].as_ref().expect("the network loads every tensor of a node")
     }
 
     /// Returns an operand that the op will overwrite. This is the value itself if `node` reads it last, otherwise a
@@ -258,18 +317,54 @@ impl Block {
         &self,
         rec: &mut Recorder,
         node: usize,
-        &Attention { heads, kv_heads, head_dim, window }: &Attention,
+        &Attention { heads, kv_heads, head_dim, window, scale, softcap, alibi }: &Attention,
         lane: &Lane<'_>,
         context: &mut Context<'_>,
     ) -> Result<Tensor> {
         let [q, k, v] = [0, 1, 2].map(|operand| lane.get(self.line.nodes[node].reads[operand]));
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let heads = Heads { heads, kv_heads, head_dim, window, scale, softcap: None, alibi: None };
+        let heads = Heads { heads, kv_heads, head_dim, window, scale, softcap, alibi };
         let Some(state) = &mut context.state else { return attention(rec, q, k, v, heads, context.positions) };
         let cache = state.0.iter_mut().find(|(number, _)| *number == node);
         let (_, [keys, values]) = cache.expect("a state has a cache for every attention node");
         rec.write_rows(k, keys, context.positions.first)?;
         rec.write_rows(v, values, context.positions.first)?;
         attention(rec, q, keys, values, heads, context.positions)
+    }
+}
+
+/// Adds to every token of `x` the row of `table` that belongs to its position: row `offset` for position 0. `x`:
+/// `[tokens, width]`; `table`: `[rows, width]`.
+fn add_positions(
+    rec: &mut Recorder,
+    x: &mut Tensor,
+    table: &Tensor,
+    offset: usize,
+    positions: Positions,
+) -> Result<()> {
+    let tokens = x.shape()[0];
+    let row = |token: usize| (offset + positions.first + token % positions.seq_len) as u32;
+    let rows = rec.upload(&[tokens], (0..tokens).map(row).collect())?;
+    let mut learned = rec.empty(x.shape())?;
+    embedding::gather(rec, table, 0, &rows, &mut learned)?;
+    add_assign(rec, x, &learned)
+}
+
+/// The activation as `ops` names it.
+fn activation_of(activation: family::Activation) -> Activation {
+    match activation {
+        family::Activation::Silu => Activation::Silu,
+        family::Activation::Gelu => Activation::Gelu,
+        family::Activation::GeluTanh => Activation::GeluTanh,
+        family::Activation::Relu => Activation::Relu,
+        family::Activation::ReluSquared => Activation::ReluSquared,
+        family::Activation::Sigmoid => Activation::Sigmoid,
+    }
+}
+
+/// The pairs of rotary embedding as `ops` names them.
+fn pairs_of(pairs: family::Pairs) -> Pairs {
+    match pairs {
+        family::Pairs::Halves => Pairs::Halves,
+        family::Pairs::Neighbours => Pairs::Neighbours,
     }
 }

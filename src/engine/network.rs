@@ -11,7 +11,7 @@ use super::rope;
 use crate::checkpoint::Checkpoint;
 use crate::device::{Recorder, Tensor};
 use crate::error::{Advice, Setting, phrase};
-use crate::family::{self, Linear, LinearSpec, ModelConfig, Name, Op, Rope};
+use crate::family::{self, Factors, Gains, LinearSpec, ModelConfig, Node, Norm, NormKind, Op, Rope};
 use crate::ops::Positions;
 use crate::ops::embedding;
 use crate::ops::matmul::{Orientation, matmul};
@@ -56,6 +56,8 @@ pub struct Vocabulary(Vec<(usize, Tensor)>);
 #[derive(Debug)]
 pub struct Head {
     block: Block,
+    /// The bias of the output matrix, one piece for each slab. Empty if there is none.
+    bias: Vec<Tensor>,
     /// The output matrix. In a model with tied embeddings it is also the embedding.
     pub(super) output: Vocabulary,
 }
@@ -115,7 +117,7 @@ impl<'a> Network<'a> {
     async fn load_weight(&self, rec: &mut Recorder, linear: &LinearSpec) -> Result<Tensor> {
         match self.replacements.and_then(|r| r.get(&linear.name)) {
             Some(replacement) => rec.upload(&[linear.rows, linear.columns], replacement.dequantize()),
-            None => self.checkpoint.load(rec, &format!("{}.weight", linear.name)).await,
+            None => self.checkpoint.load(rec, &linear.weight()).await,
         }
     }
 
@@ -134,32 +136,75 @@ impl<'a> Network<'a> {
         }
     }
 
-    /// Loads block `layer` without the weights of its linear layers: the gains and biases.
+    /// Loads block `layer` without the weights of its linear layers: gains, biases and other small tensors.
     ///
     /// Errors: as [`Checkpoint::load`]. This holds for every method here that loads tensors.
     pub async fn block(&self, rec: &mut Recorder, layer: usize) -> Result<Block> {
         self.load_vectors(rec, &self.config().blocks[layer], layer).await
     }
 
-    /// Loads the gains and biases of all nodes of `line`, the description of block `layer` or of the head.
+    /// Loads the small tensors of all nodes of `line`, the description of block `layer` or of the head.
     async fn load_vectors(&self, rec: &mut Recorder, line: &Arc<family::Block>, layer: usize) -> Result<Block> {
         let mut vectors = Vec::new();
-        for node in &line.nodes {
-            let names: Vec<Option<Name>> = match &node.op {
-                Op::Linears(linears) => linears.iter().map(Linear::bias).collect(),
-                Op::Norm(norm) => norm.tensors().into_iter().map(Some).collect(),
-                Op::Rope { .. } | Op::Attention(_) | Op::Gate(_) | Op::Add => Vec::new(),
-            };
-            let mut loaded = Vec::new();
-            for name in names {
-                loaded.push(match name {
-                    Some(name) => Some(self.load_vector(rec, &name.at(layer)).await?),
-                    None => None,
-                });
-            }
-            vectors.push(loaded);
+        for Node { op, makes, .. } in &line.nodes {
+            vectors.push(match op {
+                Op::Linears(linears) => {
+                    let mut biases = Vec::new();
+                    for linear in linears {
+                        biases.push(match linear.bias() {
+                            Some(name) => Some(self.load_vector(rec, &name.at(layer)).await?),
+                            None => None,
+                        });
+                    }
+                    biases
+                }
+                Op::Norm(norm) => self.norm_vectors(rec, norm, layer).await?,
+                Op::Position { table, .. } => vec![Some(self.checkpoint.load(rec, &table.at(layer)).await?)],
+                Op::Multiply(factors) => {
+                    vec![Some(self.load_factors(rec, factors, line.widths[makes[0].0], layer).await?)]
+                }
+                _ => Vec::new(),
+            });
         }
         Ok(Block::new(line.clone(), vectors))
+    }
+
+    /// Loads the gains of a norm, and the bias of a LayerNorm. Those that the model does not have are 1 or 0.
+    async fn norm_vectors(&self, rec: &mut Recorder, norm: &Norm, layer: usize) -> Result<Vec<Option<Tensor>>> {
+        let gains = match (norm.weight(), norm.gains) {
+            (Some(name), Gains::PlusOne) => {
+                let weight = self.read_vector(&name.at(layer)).await?;
+                rec.upload(&[norm.width], weight.iter().map(|w| 1.0 + w).collect())?
+            }
+            (Some(name), _) => self.load_vector(rec, &name.at(layer)).await?,
+            (None, _) => rec.upload(&[norm.width], vec![1.0; norm.width])?,
+        };
+        let bias = match (norm.kind, norm.bias()) {
+            (NormKind::Rms, _) => return Ok(vec![Some(gains)]),
+            (NormKind::Layer, Some(name)) => self.load_vector(rec, &name.at(layer)).await?,
+            (NormKind::Layer, None) => rec.upload(&[norm.width], vec![0.0; norm.width])?,
+        };
+        Ok(vec![Some(gains), Some(bias)])
+    }
+
+    /// Loads the factors of `width` columns. A single factor is repeated for every column.
+    async fn load_factors(&self, rec: &mut Recorder, factors: &Factors, width: usize, layer: usize) -> Result<Tensor> {
+        let mut values = Vec::new();
+        for part in &factors.parts {
+            values.extend(self.read_vector(&part.at(layer)).await?);
+        }
+        if let [one] = values[..] {
+            values.resize(width, one);
+        }
+        rec.upload(&[width], values)
+    }
+
+    /// Reads a small tensor into host memory.
+    async fn read_vector(&self, name: &str) -> Result<Vec<f32>> {
+        match self.replacements.and_then(|r| r.tensor(name)) {
+            Some(values) => Ok(values.to_vec()),
+            None => self.checkpoint.read(name).await,
+        }
     }
 
     /// Loads the weights of the linear layers of the stop at `node` of block `layer`, `[rows, columns]` each. Returns
@@ -233,7 +278,12 @@ impl<'a> Network<'a> {
             Some(linear) => self.upload_slabs(rec, &linear.dequantize())?,
             None => self.load_vocabulary(rec, &self.config().output_weight()).await?,
         };
-        Ok(Head { block: self.head_block(rec).await?, output })
+        let block = self.head_block(rec).await?;
+        let bias = match block.output_bias() {
+            Some(bias) => output.cut(rec, bias)?,
+            None => Vec::new(),
+        };
+        Ok(Head { block, bias, output })
     }
 
     /// Loads the head without the output matrix: the final norm.
@@ -295,6 +345,17 @@ impl Vocabulary {
         self.0.iter().map(|(_, slab)| slab.shape()[0]).sum()
     }
 
+    /// Cuts `vector`, which has one number per entry, into pieces as long as the slabs.
+    fn cut(&self, rec: &mut Recorder, vector: &Tensor) -> Result<Vec<Tensor>> {
+        let column = rec.duplicate(vector)?.reshape(&[self.entries(), 1])?;
+        let mut pieces = Vec::new();
+        for (first, slab) in &self.0 {
+            let rows = slab.shape()[0];
+            pieces.push(rec.copy_rows(&column, *first, rows)?.reshape(&[rows])?);
+        }
+        Ok(pieces)
+    }
+
     /// Looks up the rows of `ids`. Each id must be below the size of the vocabulary. Returns `[tokens, hidden]`.
     pub fn gather(&self, rec: &mut Recorder, ids: &[u32]) -> Result<Tensor> {
         let mut rows = rec.empty(&[ids.len(), self.0[0].1.shape()[1]])?;
@@ -310,7 +371,7 @@ impl Head {
     /// Computes the input of the output matrix, which [`Head::logits`] takes. `hidden`: the residual stream after the
     /// last block, `[tokens, hidden]`, like the result.
     pub fn normalise(&self, rec: &mut Recorder, hidden: &Tensor) -> Result<Tensor> {
-        self.block.last_input(rec, hidden)
+        self.block.output_input(rec, hidden)
     }
 
     /// The first vocabulary entry of each slab.
@@ -321,7 +382,8 @@ impl Head {
     /// Computes the logits of the vocabulary entries of slab number `slab`. `normalised`: `[tokens, hidden]`, from
     /// [`Head::normalise`]. Returns `[tokens, rows of the slab]`.
     pub fn logits(&self, rec: &mut Recorder, normalised: &Tensor, slab: usize) -> Result<Tensor> {
-        matmul(rec, Orientation::Nt, normalised, &self.output.0[slab].1)
+        let logits = matmul(rec, Orientation::Nt, normalised, &self.output.0[slab].1)?;
+        self.block.finish_output(rec, logits, self.bias.get(slab))
     }
 
     /// Computes the logits of one token over the whole vocabulary. `hidden`: the residual stream of the token after the

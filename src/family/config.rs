@@ -1,8 +1,9 @@
 //! Readers of the parts of `config.json` that many families write in the same way.
 //!
-//! `fields` gives typed access to JSON, `dimensions` reads widths and counts, `rope` the rotary position embedding, and
-//! `window` the sliding window of attention.
+//! `fields` gives typed access to JSON, `dimensions` reads widths and counts, `activation` the function of the MLP, `rope`
+//! the rotary position embedding, and `window` the sliding windows of attention.
 
+pub(super) mod activation;
 pub(super) mod dimensions;
 pub(crate) mod fields;
 pub(super) mod rope;

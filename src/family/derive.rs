@@ -5,10 +5,12 @@
 //! stops to measure, correct and quantize. A stream is the hidden states of the calibration windows on their way
 //! through the blocks.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::graph::{Attention, Block, Linear, LinearSpec, ModelConfig, Name, Op, Value};
+use super::graph::{
+    Activation, Attention, Block, Gains, Layout, Linear, LinearSpec, ModelConfig, Name, Node, Op, Value,
+};
 
 /// A stop as a stream of hidden states sees it: what it keeps there, and how it gets to the next stop.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +32,12 @@ pub struct Cut {
 pub struct Fold {
     /// Gains and biases. Each is divided by the scales.
     pub tensors: Vec<Name>,
+    /// How the first of the tensors is stored, if it holds gains.
+    pub gains: Gains,
     /// The linear layer whose rows are divided, if a linear layer makes the input.
     pub linear: Option<Name>,
+    /// For each channel of the input, its index in the tensors and its row in the linear layer.
+    pub rows: Vec<usize>,
 }
 
 impl Op {
@@ -190,30 +196,43 @@ impl Block {
     /// before. `None` if a channel has several sources or other readers.
     pub fn fold(&self, node: usize) -> Option<Fold> {
         let (mut reader, mut value) = (node, *self.nodes.get(node)?.reads.first()?);
+        let mut rows: Vec<usize> = (0..self.widths[value.0]).collect();
         loop {
-            if self.outputs.contains(&value) || !self.readers(value).eq([reader]) {
-                return None;
-            }
-            reader = self.maker(value)?;
+            reader = self.only_maker(value, reader, &rows)?;
             let maker = &self.nodes[reader];
             value = match &maker.op {
-                Op::Norm(norm) if norm.width == self.widths[value.0] => {
-                    return Some(Fold { tensors: norm.tensors(), linear: None });
+                Op::Norm(norm) if norm.width == self.widths[value.0] && norm.gains != Gains::None => {
+                    return Some(Fold { tensors: norm.tensors(), gains: norm.gains, linear: None, rows });
                 }
                 Op::Linears(linears) => {
                     let linear = &linears[maker.makes.iter().position(|&made| made == value)?];
-                    return Some(Fold {
-                        tensors: linear.bias().into_iter().collect(),
-                        linear: Some(linear.path.clone()),
-                    });
+                    let tensors = linear.bias().into_iter().collect();
+                    return Some(Fold { tensors, gains: Gains::None, linear: Some(linear.path.clone()), rows });
                 }
                 Op::Gate(_) => maker.reads[1],
+                // A positive factor passes through the maximum with 0.
+                Op::Activate(Activation::Relu) | Op::Scale(_) => maker.reads[0],
+                Op::Columns(columns) => {
+                    rows.iter_mut().for_each(|row| *row = columns.source(*row));
+                    maker.reads[0]
+                }
                 // Attention mixes the rows of a head of v over the tokens and keeps channels apart. Query heads that
                 // share a value head would share its channels.
                 Op::Attention(attention) if attention.heads == attention.kv_heads => maker.reads[2],
                 _ => return None,
             };
         }
+    }
+
+    /// The node that makes the columns `columns` of `value`. `None` if the value is an input or an output of the block,
+    /// or if any node but `reader` reads one of these columns.
+    fn only_maker(&self, value: Value, reader: usize, columns: &[usize]) -> Option<usize> {
+        let takes = |node: usize| match &self.nodes[node].op {
+            Op::Columns(taken) => columns.iter().any(|column| taken.contains(*column)),
+            _ => true,
+        };
+        let alone = self.readers(value).all(|node| node == reader || !takes(node));
+        if alone && !self.outputs.contains(&value) { self.maker(value) } else { None }
     }
 
     /// Average number of operations per token in the nodes between linear layers, for sequences of `length` tokens. Ops
@@ -227,29 +246,77 @@ impl Block {
         self.attentions().map(work).sum()
     }
 
-    /// Name and shape of every tensor of layer `layer`, in the order of the nodes. A weight has the shape
-    /// `[outputs, inputs]`.
+    /// Name and shape of every tensor of layer `layer`, in the order of the nodes. The shape of a weight is
+    /// `[outputs, inputs]`, also where it is stored transposed.
     pub fn tensors(&self, layer: usize) -> Vec<(String, Vec<usize>)> {
         let mut tensors = Vec::new();
-        for node in &self.nodes {
-            match &node.op {
+        for Node { op, makes, .. } in &self.nodes {
+            match op {
                 Op::Linears(linears) => {
                     for linear in linears {
-                        tensors.push((linear.path.with(".weight").at(layer), vec![linear.rows, linear.columns]));
+                        let spec = linear.at(layer);
+                        tensors.push((spec.weight(), vec![spec.rows, spec.columns]));
                         tensors.extend(linear.bias().map(|bias| (bias.at(layer), vec![linear.rows])));
                     }
                 }
                 Op::Norm(norm) => {
                     tensors.extend(norm.tensors().into_iter().map(|name| (name.at(layer), vec![norm.width])));
                 }
-                Op::Rope { .. } | Op::Attention(_) | Op::Gate(_) | Op::Add => {}
+                Op::Position { table, rows, .. } => {
+                    tensors.push((table.at(layer), vec![*rows, self.widths[makes[0].0]]));
+                }
+                Op::Multiply(factors) => {
+                    tensors.extend(factors.parts.iter().map(|name| (name.at(layer), factors.shape.clone())));
+                }
+                Op::Rope { .. }
+                | Op::Attention(_)
+                | Op::Columns(_)
+                | Op::Activate(_)
+                | Op::Gate(_)
+                | Op::Add
+                | Op::Scale(_)
+                | Op::Softcap(_) => {}
             }
         }
         tensors
     }
+
+    /// This block with other names of its tensors and modules, as of [`Name::renamed`].
+    fn renamed(&self, names: &[(&str, &str)]) -> Self {
+        let rename = |name: &Name| name.renamed(names);
+        let mut block = self.clone();
+        for node in &mut block.nodes {
+            match &mut node.op {
+                Op::Linears(linears) => linears.iter_mut().for_each(|linear| linear.path = rename(&linear.path)),
+                Op::Norm(norm) => norm.path = rename(&norm.path),
+                Op::Position { table, .. } => *table = rename(table),
+                Op::Multiply(factors) => factors.parts.iter_mut().for_each(|part| *part = rename(part)),
+                Op::Rope { .. }
+                | Op::Attention(_)
+                | Op::Columns(_)
+                | Op::Activate(_)
+                | Op::Gate(_)
+                | Op::Add
+                | Op::Scale(_)
+                | Op::Softcap(_) => {}
+            }
+        }
+        block
+    }
 }
 
 impl ModelConfig {
+    /// This model with other names of its tensors and modules. `names`: pairs of an old and a new beginning.
+    pub(super) fn renamed(&self, names: &[(&str, &str)]) -> Self {
+        let mut known: BTreeMap<*const Block, Arc<Block>> = BTreeMap::new();
+        let mut rename = |block: &Arc<Block>| {
+            known.entry(Arc::as_ptr(block)).or_insert_with(|| Arc::new(block.renamed(names))).clone()
+        };
+        let blocks = self.blocks.iter().map(&mut rename).collect();
+        let embedding = Name::new(self.embedding.clone()).renamed(names).text().to_owned();
+        Self { blocks, head: rename(&self.head), embedding, ..self.clone() }
+    }
+
     /// The linear layers of block `layer`, in the order in which they run.
     pub fn block_linears(&self, layer: usize) -> Vec<LinearSpec> {
         self.blocks[layer].groups().flatten().map(|linear| linear.at(layer)).collect()
@@ -268,7 +335,7 @@ impl ModelConfig {
 
     /// Name of the tensor that holds the output matrix: the embedding if the two are tied.
     pub fn output_weight(&self) -> String {
-        if self.tie_word_embeddings { self.embedding.clone() } else { format!("{}.weight", self.head_linear().name) }
+        if self.tie_word_embeddings { self.embedding.clone() } else { self.head_linear().weight() }
     }
 
     /// Columns of the widest value of any block.
@@ -281,13 +348,10 @@ impl ModelConfig {
         self.distinct_blocks().map(Block::weights).max().unwrap_or(0)
     }
 
-    /// The blocks, without those that share the description of the block before them.
+    /// The different blocks, in the order in which they first occur.
     pub fn distinct_blocks(&self) -> impl Iterator<Item = &Block> {
-        let before = [None].into_iter().chain(self.blocks.iter().map(Some));
-        let differs = |(block, before): &(&Arc<Block>, Option<&Arc<Block>>)| {
-            before.is_none_or(|before| !Arc::ptr_eq(block, before))
-        };
-        self.blocks.iter().zip(before).filter(differs).map(|(block, _)| &**block)
+        let mut seen = BTreeSet::new();
+        self.blocks.iter().filter(move |block| seen.insert(Arc::as_ptr(block))).map(|block| &**block)
     }
 
     /// Module paths of the linear layers of all blocks, in model order.
@@ -295,13 +359,20 @@ impl ModelConfig {
         self.linears().into_iter().map(|linear| linear.name).collect()
     }
 
-    /// Name and shape of every tensor of the model, in model order. The shape of a weight is `[outputs, inputs]`.
+    /// Name and shape of every tensor of the model, in model order. The shape of a weight is `[outputs, inputs]`, also
+    /// where it is stored transposed.
     pub fn expected_tensors(&self) -> Vec<(String, Vec<usize>)> {
         let embedding = (self.embedding.clone(), vec![self.vocab_size, self.hidden_size]);
         let blocks = self.blocks.iter().enumerate().flat_map(|(layer, block)| block.tensors(layer));
-        let output = self.head_linear().name;
+        let output = self.head_linear().weight();
         let head = self.head.tensors(0).into_iter();
-        let head = head.filter(|(name, _)| !self.tie_word_embeddings || *name != format!("{output}.weight"));
+        let head = head.filter(|(name, _)| !self.tie_word_embeddings || *name != output);
         [embedding].into_iter().chain(blocks).chain(head).collect()
+    }
+
+    /// Names of the weights that are stored as `[inputs, outputs]`.
+    pub fn transposed_weights(&self) -> BTreeSet<String> {
+        let linears = self.linears().into_iter().filter(|linear| linear.layout == Layout::Columns);
+        linears.map(|linear| linear.weight()).collect()
     }
 }

@@ -1,8 +1,8 @@
 //! Model families: what a model is, as data. A model is read from `config.json` and described node by node. This module
 //! knows no device and no quantization method.
 //!
-//! `graph` has the types of the description, `build` makes them node by node, `derive` computes what follows from them,
-//! and `config` has the readers of common keys. Each lineage of models is one file, which reads its keys and builds its
+//! `graph` has the types of the description, `build` makes them node by node, `parts` has the sublayers that many
+//! families share, `derive` computes what follows from a description, and `config` has the readers of common keys. Each lineage of models is one file, which reads its keys and builds its
 //! block, and one or more rows of [`FAMILIES`].
 
 mod build;
@@ -10,6 +10,7 @@ pub(crate) mod config;
 mod derive;
 mod graph;
 mod llama;
+mod parts;
 mod qwen;
 mod stablelm;
 
@@ -18,13 +19,16 @@ use std::sync::Arc;
 use serde_json::Value as Json;
 
 use crate::{Error, Result};
-use build::Line;
+use build::{Line, NormStyle};
 use config::dimensions::Dimensions;
 use config::fields::Fields;
 pub(crate) use config::rope::state_both_forms;
 pub use config::rope::{Growth, Rope, RopeScaling};
 pub use derive::{Cut, Fold};
-pub use graph::{Activation, Attention, Block, Linear, LinearSpec, ModelConfig, Name, Node, Norm, NormKind, Op, Value};
+pub use graph::{
+    Activation, Attention, Block, Columns, Factors, Gains, Layout, Linear, LinearSpec, ModelConfig, Name, Node, Norm,
+    NormKind, Op, Pairs, Value,
+};
 
 /// An architecture that this crate can run.
 pub struct Family {
@@ -32,12 +36,50 @@ pub struct Family {
     pub architecture: &'static str,
     /// Value of `model_type`.
     pub model_type: &'static str,
+    /// Where `config.json` has the keys of the language model.
+    pub keys: Keys,
     /// Reads and checks the configuration, and builds the model.
     read: fn(&Self, Fields<'_>) -> Result<ModelConfig>,
+    /// What people should know of the family.
+    pub about: About,
 }
+
+/// What people should know of a family.
+#[derive(Debug, Clone, Copy)]
+pub struct About {
+    /// A short name. Architectures of one family share it.
+    pub name: &'static str,
+    /// The models of the family, by the names that people use.
+    pub models: &'static str,
+    /// What is special about the family.
+    pub features: &'static str,
+    /// What of the family is not implemented. Empty if nothing is missing.
+    pub missing: &'static str,
+    /// The random models in tests/fixtures/families whose logits are compared with those of transformers.
+    pub fixtures: &'static [&'static str],
+}
+
+/// Where `config.json` has the keys of the language model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keys {
+    /// At the top level.
+    Top,
+    /// In the object `text_config`. The model has other modalities, whose tensors are copied.
+    Text,
+}
+
+/// Keys of the whole model that also hold for the language model if `text_config` lacks them.
+const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
 pub static FAMILIES: [Family; 5] = [llama::LLAMA, llama::MISTRAL, qwen::QWEN2, qwen::QWEN3, stablelm::STABLELM];
+
+/// The short names of all families, in the order of [`FAMILIES`].
+pub fn names() -> Vec<&'static str> {
+    let mut names: Vec<&str> = FAMILIES.iter().map(|family| family.about.name).collect();
+    names.dedup();
+    names
+}
 
 impl Family {
     /// Finds the family of a configuration by `architectures` or, if that is absent, by `model_type`. Errors:
@@ -82,28 +124,80 @@ impl ModelConfig {
         let object = value.as_object().ok_or_else(|| not_an_object(subject))?;
         let config = Fields { subject, object };
         let family = Family::of(config)?;
-        (family.read)(family, config)
+        match family.keys {
+            Keys::Top => (family.read)(family, config),
+            Keys::Text => {
+                let text = config.object("text_config")?.ok_or_else(|| config.refuse("text_config", "an object"))?;
+                let mut object = text.object.clone();
+                for key in SHARED_KEYS {
+                    if let (None, Some(value)) = (text.get(key), config.get(key)) {
+                        object.insert(key.to_owned(), value.clone());
+                    }
+                }
+                (family.read)(family, Fields { subject, object: &object })
+            }
+        }
     }
 }
 
-/// A model of `family` whose blocks all have the description `block`. Embedding, final norm and output matrix have the
-/// usual names.
-fn decoder(family: &Family, dimensions: Dimensions, norm: (NormKind, f32), rope: Rope, block: Block) -> ModelConfig {
-    let Dimensions { hidden_size, vocab_size, max_position_embeddings, tie_word_embeddings, .. } = dimensions;
-    let (mut head, h) = Line::new("", hidden_size);
-    let x = head.norm(h, "model.norm", norm);
-    let logits = head.linear(x, "lm_head", vocab_size, false);
+/// The names by which other files call a model: pairs of the beginning of a name in a description and in the file.
+type Names = &'static [(&'static str, &'static str)];
+
+/// All names that files use besides those of the descriptions. Models with other modalities keep the language model
+/// below a prefix. Files of before 2023 often lack the outermost one.
+const OTHER_NAMES: [Names; 4] = [
+    &[("model.", "model.language_model.")],
+    &[("model.", "language_model.model."), ("lm_head", "language_model.lm_head")],
+    &[("transformer.", "")],
+    &[("model.decoder.", "decoder.")],
+];
+
+impl ModelConfig {
+    /// This model with the names of a file. `has`: whether the file has a tensor of that name. The embedding decides
+    /// which of the known names are taken; if it is missing under all of them, names stay as they are.
+    pub fn with_names_of(self, has: impl Fn(&str) -> bool) -> Self {
+        if has(&self.embedding) {
+            return self;
+        }
+        let found = OTHER_NAMES.into_iter().find(|names| {
+            let other = Name::new(self.embedding.clone()).renamed(names);
+            other.text() != self.embedding && has(other.text())
+        });
+        found.map_or(self.clone(), |names| self.renamed(names))
+    }
+}
+
+/// A decoder with embedding, final norm and output matrix under the usual names.
+fn decoder(
+    family: &Family,
+    dimensions: &Dimensions,
+    norm: NormStyle,
+    ropes: Vec<Rope>,
+    blocks: Vec<Arc<Block>>,
+) -> ModelConfig {
+    let &Dimensions { hidden_size, vocab_size, max_position_embeddings, tie_word_embeddings, .. } = dimensions;
+    let head = head(hidden_size, |line, h| {
+        let x = line.norm(h, "model.norm", norm);
+        line.linear(x, "lm_head", vocab_size, false)
+    });
     ModelConfig {
         model_type: family.model_type,
         hidden_size,
         vocab_size,
         max_position_embeddings,
         embedding: "model.embed_tokens.weight".to_owned(),
-        blocks: std::iter::repeat_n(Arc::new(block), dimensions.num_hidden_layers).collect(),
-        head: Arc::new(head.finish(logits)),
+        blocks,
+        head,
         tie_word_embeddings,
-        ropes: vec![rope],
+        ropes,
     }
+}
+
+/// The head of a model: `build` takes the residual stream after the last block, of `width` columns, to the logits.
+fn head(width: usize, build: impl FnOnce(&mut Line, Value) -> Value) -> Arc<Block> {
+    let (mut line, h) = Line::new("", width);
+    let logits = build(&mut line, h);
+    Arc::new(line.finish(logits))
 }
 
 /// Parses `text` as one JSON object. Errors: `Error::Input` if it is anything else.

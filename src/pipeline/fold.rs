@@ -16,7 +16,7 @@ use half::{bf16, f16};
 
 use crate::Result;
 use crate::checkpoint::{Checkpoint, Dtype};
-use crate::family::Fold;
+use crate::family::{Fold, Gains};
 use crate::stored::{QuantizedLinear, StoredLinear};
 
 /// The results of a block that are ready for the output.
@@ -34,17 +34,21 @@ pub struct Producer {
     /// Gains and biases.
     tensors: Vec<StoredVector>,
     /// The linear layer that makes the input, with one row per channel of the input: its index in
-    /// [`BlockResults::linears`], and for each row the least and the greatest scale by which the scales of its grids
-    /// can be divided and stay normal f16 numbers.
+    /// [`BlockResults::linears`], and for each channel the least and the greatest scale by which the scales of the
+    /// row's grids can be divided and stay normal f16 numbers.
     linear: Option<(usize, Vec<[f32; 2]>)>,
+    /// For each channel of the input, its index in the tensors and its row in the linear layer.
+    rows: Vec<usize>,
 }
 
-/// A stored tensor with one number per channel.
+/// A stored tensor with one number per channel, and perhaps others.
 #[derive(Debug)]
 struct StoredVector {
     name: String,
     dtype: Dtype,
     values: Vec<f32>,
+    /// What the model adds to a stored number before it uses it: 1 for the gains 1 + w.
+    offset: f32,
 }
 
 impl Producer {
@@ -67,14 +71,16 @@ impl Producer {
                 else {
                     return Ok(None);
                 };
-                Some((place, row_bounds(codes)))
+                let bounds = row_bounds(codes);
+                Some((place, fold.rows.iter().map(|&row| bounds[row]).collect()))
             }
         };
         let mut tensors = Vec::new();
-        for name in &fold.tensors {
-            tensors.push(StoredVector::read(checkpoint, name.at(layer)).await?);
+        for (index, name) in fold.tensors.iter().enumerate() {
+            let offset = if index == 0 && fold.gains == Gains::PlusOne { 1.0 } else { 0.0 };
+            tensors.push(StoredVector::read(checkpoint, name.at(layer), offset).await?);
         }
-        Ok(Some(Self { tensors, linear }))
+        Ok(Some(Self { tensors, linear, rows: fold.rows.clone() }))
     }
 
     /// Returns the scales nearest to `wanted` by which the stored numbers can be divided. One scale per channel.
@@ -85,7 +91,7 @@ impl Producer {
         }
         // The gains come last, so that the scales are exact for them.
         for tensor in self.tensors.iter().rev() {
-            scales.iter_mut().zip(&tensor.values).for_each(|(s, &value)| *s = exact_scale(value, *s, tensor.dtype));
+            scales.iter_mut().zip(&self.rows).for_each(|(s, &row)| *s = tensor.exact_scale(row, *s));
         }
         scales
     }
@@ -96,14 +102,18 @@ impl Producer {
         if scales.iter().all(|&s| s == 1.0) {
             return;
         }
-        for StoredVector { name, dtype, values } in &self.tensors {
-            let divided = values.iter().zip(scales).map(|(value, s)| round_to(value / s, *dtype)).collect();
-            results.tensors.push((name.clone(), divided));
+        for tensor in &self.tensors {
+            let mut values = tensor.values.clone();
+            for (&row, &s) in self.rows.iter().zip(scales) {
+                values[row] = tensor.divided(row, s);
+            }
+            results.tensors.push((tensor.name.clone(), values));
         }
         let linear = self.linear.as_ref().map(|(place, _)| &mut results.linears[*place]);
         if let Some(StoredLinear::Codes(linear)) = linear {
             let groups = linear.groups();
-            for (row, s) in linear.scales.chunks_mut(groups).zip(scales) {
+            for (&row, s) in self.rows.iter().zip(scales) {
+                let row = &mut linear.scales[row * groups..][..groups];
                 row.iter_mut().for_each(|scale| *scale = f16::from_f32(scale.to_f32() / s));
             }
         }
@@ -112,8 +122,26 @@ impl Producer {
 
 impl StoredVector {
     /// Reads the tensor `name` with the type in which it is stored.
-    async fn read(checkpoint: &Checkpoint, name: String) -> Result<Self> {
-        Ok(Self { dtype: checkpoint.dtype(&name)?, values: checkpoint.read(&name).await?, name })
+    async fn read(checkpoint: &Checkpoint, name: String, offset: f32) -> Result<Self> {
+        Ok(Self { dtype: checkpoint.dtype(&name)?, values: checkpoint.read(&name).await?, name, offset })
+    }
+
+    /// The number to store at `index` so that the model uses its old number divided by `scale`.
+    fn divided(&self, index: usize, scale: f32) -> f32 {
+        round_to((self.offset + self.values[index]) / scale - self.offset, self.dtype)
+    }
+
+    /// The scale near `wanted` by which the number at `index` can be divided without rounding. Returns 1 if the
+    /// quotient or the scale is not a normal number.
+    fn exact_scale(&self, index: usize, wanted: f32) -> f32 {
+        let value = self.offset + self.values[index];
+        let quotient = self.offset + self.divided(index, wanted);
+        match value / quotient {
+            // 0 stays 0 under any scale.
+            _ if value == 0.0 => wanted,
+            scale if quotient.is_normal() && scale.is_normal() => scale,
+            _ => 1.0,
+        }
     }
 }
 
@@ -130,18 +158,6 @@ fn row_bounds(linear: &QuantizedLinear) -> Vec<[f32; 2]> {
         [high / f16::MAX.to_f32(), (low / smallest_normal).max(1.0)]
     })
     .collect()
-}
-
-/// The scale near `wanted` for which `value`/scale is exact in `dtype`. Returns 1 if the quotient or the scale is not a
-/// normal number.
-fn exact_scale(value: f32, wanted: f32, dtype: Dtype) -> f32 {
-    let quotient = round_to(value / wanted, dtype);
-    match value / quotient {
-        // 0 stays 0 under any scale.
-        _ if value == 0.0 => wanted,
-        scale if quotient.is_normal() && scale.is_normal() => scale,
-        _ => 1.0,
-    }
 }
 
 /// Rounds `value` to a floating-point type that checkpoints use.

@@ -7,7 +7,7 @@
 use crate::checkpoint::formats::default_for;
 use crate::checkpoint::{Format, LayerPlan, QuantizationSettings};
 use crate::error::Setting;
-use crate::family::ModelConfig;
+use crate::family::{LinearSpec, ModelConfig};
 use crate::ops::grid::Symmetry;
 use crate::quant::{GroupSize, QuantizeOptions};
 use crate::stored::Form;
@@ -60,7 +60,7 @@ impl<'a> Treatment<'a> {
     /// layers of these shapes.
     fn validate_layers(&self) -> Result<()> {
         let QuantizeOptions { alpha, bits_for, skip, method, .. } = self.options;
-        let names: Vec<String> = self.model.linear_names().into_iter().chain(["lm_head".to_string()]).collect();
+        let names: Vec<String> = self.model.linear_names().into_iter().chain([self.model.head_linear().name]).collect();
         let alphas = alpha.overrides.iter().map(|(pattern, _)| (Setting::AlphaOverrides, pattern));
         let bits = bits_for.iter().map(|(pattern, _)| (Setting::BitsFor, pattern));
         let skipped = skip.iter().map(|pattern| (Setting::Skip, pattern));
@@ -76,16 +76,22 @@ impl<'a> Treatment<'a> {
             let found = "patterns that match every layer";
             return Err(Error::input(Setting::Skip, found, expected, "use a narrower pattern"));
         }
-        let linears = self.model.linears();
         let quantizer = method.quantizer();
-        linears.iter().try_for_each(|linear| quantizer.check_shape(self.options, [linear.rows, linear.columns]))
+        let mut linears = self.model.linears().into_iter().filter(|linear| linear.quantizable);
+        linears.try_for_each(|linear| quantizer.check_shape(self.options, [linear.rows, linear.columns]))
     }
 
     /// The layers to quantize with their bits, in model order.
     pub fn layers(&self) -> Vec<LayerPlan> {
-        let head = self.options.lm_head.then(|| self.model.head_linear().name);
-        let names = self.model.linear_names().into_iter().chain(head);
-        names.filter_map(|name| self.options.bits_of(&name).map(|bits| LayerPlan { name, bits })).collect()
+        let head = self.options.lm_head.then(|| self.model.head_linear());
+        let linears = self.model.linears().into_iter().chain(head);
+        let plan = |linear: LinearSpec| Some(LayerPlan { bits: self.bits_of(&linear)?, name: linear.name });
+        linears.filter_map(plan).collect()
+    }
+
+    /// Bits per code of the layer `linear`. `None` if the layer keeps its weight.
+    pub fn bits_of(&self, linear: &LinearSpec) -> Option<u32> {
+        if linear.quantizable { self.options.bits_of(&linear.name) } else { None }
     }
 
     /// Inputs per grid. `None` if there is one grid per row. Methods without a grid also get `None`.
@@ -97,7 +103,8 @@ impl<'a> Treatment<'a> {
             GroupSize::PerChannel => None,
             GroupSize::Columns(size) => Some(size),
             GroupSize::Auto => {
-                let widths: Vec<usize> = self.model.linears().iter().map(|linear| linear.columns).collect();
+                let linears = self.model.linears().into_iter().filter(|linear| linear.quantizable);
+                let widths: Vec<usize> = linears.map(|linear| linear.columns).collect();
                 AUTOMATIC_GROUP_SIZES.into_iter().find(|size| widths.iter().all(|width| width % size == 0))
             }
         }

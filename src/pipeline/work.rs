@@ -18,7 +18,8 @@ pub fn work(config: &ModelConfig, options: &QuantizeOptions) -> BTreeMap<Phase, 
     let mut sums = BTreeMap::new();
     let mut add = |phase, operations: f64| *sums.entry(phase).or_default() += operations;
     let tokens = (options.samples * options.seq_len) as f64;
-    let group_size = Treatment::new(options, config).group_size().map(|columns| columns as f64);
+    let treatment = Treatment::new(options, config);
+    let group_size = treatment.group_size().map(|columns| columns as f64);
     let quantizer = options.method.quantizer();
     for (layer, block) in config.blocks.iter().enumerate() {
         // The factor 2 counts both streams.
@@ -33,7 +34,7 @@ pub fn work(config: &ModelConfig, options: &QuantizeOptions) -> BTreeMap<Phase, 
             let quantized: Vec<(f64, Alpha)> = group
                 .iter()
                 .map(|linear| linear.at(layer))
-                .filter(|spec| options.bits_of(&spec.name).is_some())
+                .filter(|spec| treatment.bits_of(spec).is_some())
                 .map(|spec| (spec.rows as f64, options.alpha.of(&spec.name)))
                 .collect();
             let correlate = quantized.iter().any(|(_, alpha)| *alpha != Alpha::Off);

@@ -166,7 +166,7 @@ fn a_value_that_is_not_finite_is_found_when_its_tensor_is_read() {
 #[test]
 fn a_group_size_or_shape_that_the_format_cannot_store_is_refused_before_any_work() {
     let storable = |name: &str, rows, columns, bits, group_size| {
-        let linear = LinearSpec { name: name.to_owned(), rows, columns, bias: false };
+        let linear = LinearSpec::new(name, rows, columns);
         Gptq.grid(&linear, LayerGrid { bits, group_size, symmetric: true })
     };
     assert!(storable("layer", 96, 576, 4, 64).is_ok());

@@ -226,8 +226,21 @@ fn a_sliding_window_counts_only_where_the_family_uses_it() {
     assert_eq!(on(json!({"max_window_layers": 2})), Ok(None));
     assert_eq!(on(json!({"layer_types": ["sliding_attention", "sliding_attention"]})), Ok(Some(32)));
     assert_eq!(on(json!({"layer_types": ["full_attention", "full_attention"]})), Ok(None));
-    assert!(on(json!({"max_window_layers": 1})).unwrap_err().contains("the same kind of attention in every layer"));
-    assert!(on(json!({"layer_types": ["full_attention", "sliding_attention"]})).unwrap_err().contains("layer_types"));
+    // Windows by layer.
+    let windows = |fields: Value| {
+        let all = json!({"use_sliding_window": true, "sliding_window": 32});
+        let all: serde_json::Map<_, _> =
+            all.as_object().unwrap().clone().into_iter().chain(fields.as_object().unwrap().clone()).collect();
+        let config = parse("Qwen2ForCausalLM", Value::Object(all))?;
+        Ok::<_, String>(
+            config.blocks.iter().map(|block| block.attentions().next().unwrap().1.window).collect::<Vec<_>>(),
+        )
+    };
+    assert_eq!(windows(json!({"max_window_layers": 1})), Ok(vec![None, Some(32)]));
+    let kinds = |kinds: [&str; 2]| windows(json!({ "layer_types": kinds }));
+    assert_eq!(kinds(["sliding_attention", "full_attention"]), Ok(vec![Some(32), None]));
+    assert!(kinds(["full_attention", "linear_attention"]).unwrap_err().contains("linear_attention"));
+    assert!(windows(json!({"layer_types": ["full_attention"]})).unwrap_err().contains("each of the 2 layers"));
 }
 
 #[test]
@@ -235,13 +248,13 @@ fn fields_that_make_no_sense_are_named() {
     refused(llama(json!({"hidden_size": null})), &["\"hidden_size\"", "at least 1"]);
     refused(llama(json!({"vocab_size": "many"})), &["\"vocab_size\": \"many\""]);
     refused(llama(json!({"intermediate_size": 0})), &["\"intermediate_size\": 0"]);
-    refused(llama(json!({"num_attention_heads": 5, "num_key_value_heads": 5})), &["a divisor of hidden_size 64"]);
+    refused(llama(json!({"num_attention_heads": 5, "num_key_value_heads": 5})), &["a divisor of the hidden width 64"]);
     refused(llama(json!({"num_key_value_heads": 3})), &["a divisor of the 4 attention heads"]);
     refused(llama(json!({"head_dim": 15})), &["heads 15 wide", "even"]);
     refused(llama(json!({"num_hidden_layers": 4_000_000_000u32})), &["num_hidden_layers", "at most"]);
-    refused(llama(json!({"hidden_act": "gelu"})), &["\"hidden_act\": \"gelu\"", "silu"]);
+    refused(llama(json!({"hidden_act": "tanh"})), &["\"hidden_act\": \"tanh\"", "silu"]);
     refused(llama(json!({"rms_norm_eps": -1.0})), &["rms_norm_eps"]);
     refused(llama(json!({"tie_word_embeddings": "yes"})), &["true or false"]);
     refused(llama(json!({"architectures": null})), &["neither", "LlamaForCausalLM"]);
-    refused(llama(json!({"architectures": null, "model_type": "gemma3"})), &["gemma3", "Qwen3ForCausalLM"]);
+    refused(llama(json!({"architectures": null, "model_type": "t5"})), &["t5", "Qwen3ForCausalLM"]);
 }

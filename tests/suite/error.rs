@@ -76,7 +76,7 @@ fn the_page_has_words_of_its_own() {
     assert!(refused.ends_with("; try another browser or the command line, and please report this"), "{refused}");
 
     let storable = |columns, bits, group_size| {
-        let linear = LinearSpec { name: "layer".to_string(), rows: 96, columns, bias: false };
+        let linear = LinearSpec::new("layer", 96, columns);
         Gptq.grid(&linear, LayerGrid { bits, group_size, symmetric: true })
     };
     let groups = said(storable(576, 4, 128).unwrap_err());

@@ -2,7 +2,7 @@
 //! them.
 
 use aquatint::ModelConfig;
-use aquatint::family::{Block, Cut, Fold, Name, Value};
+use aquatint::family::{Block, Cut, Fold, Gains, Name, Value};
 use serde_json::{Value as Json, json};
 
 fn model(architecture: &str, fields: Json) -> ModelConfig {
@@ -65,10 +65,12 @@ fn every_value_that_is_read_was_kept_or_made_on_the_way() {
 #[test]
 fn scales_go_into_norms_and_into_rows_that_feed_one_channel_each() {
     let name = |inside: &str| Name::new(format!("model.layers.{{layer}}.{inside}"));
-    let norm = |inside: &str| Some(Fold { tensors: vec![name(inside)], linear: None });
-    let rows = |path: &str, bias: bool| {
+    let norm = |inside: &str| {
+        Some(Fold { tensors: vec![name(inside)], gains: Gains::Plain, linear: None, rows: (0..64).collect() })
+    };
+    let rows = |path: &str, bias: bool, width: usize| {
         let tensors = if bias { vec![name(path).with(".bias")] } else { Vec::new() };
-        Some(Fold { tensors, linear: Some(name(path)) })
+        Some(Fold { tensors, gains: Gains::None, linear: Some(name(path)), rows: (0..width).collect() })
     };
     for (kv_heads, architecture, bias) in
         [(4, "LlamaForCausalLM", false), (2, "LlamaForCausalLM", false), (4, "Qwen2ForCausalLM", true)]
@@ -76,9 +78,13 @@ fn scales_go_into_norms_and_into_rows_that_feed_one_channel_each() {
         let model = model(architecture, json!({"num_key_value_heads": kv_heads}));
         let block = &model.blocks[0];
         let folds: Vec<Option<Fold>> = block.stops().map(|stop| block.fold(stop)).collect();
-        let o = if kv_heads == 4 { rows("self_attn.v_proj", bias) } else { None };
-        let expected =
-            [norm("input_layernorm.weight"), o, norm("post_attention_layernorm.weight"), rows("mlp.up_proj", false)];
+        let o = if kv_heads == 4 { rows("self_attn.v_proj", bias, 64) } else { None };
+        let expected = [
+            norm("input_layernorm.weight"),
+            o,
+            norm("post_attention_layernorm.weight"),
+            rows("mlp.up_proj", false, 96),
+        ];
         assert_eq!(folds, expected);
     }
 }

@@ -36,7 +36,7 @@ impl Format for F32 {
         vec![float::weight(&layer.spec, Dtype::F32)]
     }
 
-    fn pack(&self, _: &PlannedLayer, linear: &StoredLinear) -> Result<Vec<Vec<u8>>> {
-        Ok(vec![float::weight_bytes(linear, Dtype::F32)?])
+    fn pack(&self, layer: &PlannedLayer, linear: &StoredLinear) -> Result<Vec<Vec<u8>>> {
+        Ok(vec![float::weight_bytes(layer, linear, Dtype::F32)?])
     }
 }

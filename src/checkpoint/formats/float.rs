@@ -8,7 +8,7 @@ use safetensors::Dtype;
 use crate::checkpoint::floats;
 use crate::checkpoint::format::{Format, Part, PlannedLayer};
 use crate::error::{Setting, phrase};
-use crate::family::LinearSpec;
+use crate::family::{Layout, LinearSpec};
 use crate::stored::{Form, LayerGrid, StoredLinear};
 use crate::{Error, Result};
 
@@ -38,7 +38,7 @@ impl Format for Float {
     }
 
     fn pack(&self, layer: &PlannedLayer, linear: &StoredLinear) -> Result<Vec<Vec<u8>>> {
-        Ok(vec![weight_bytes(linear, dtype(layer))?])
+        Ok(vec![weight_bytes(layer, linear, dtype(layer))?])
     }
 }
 
@@ -49,13 +49,17 @@ fn dtype(layer: &PlannedLayer) -> Dtype {
 
 /// The tensor that stores the weight of `linear` in the float type `dtype`.
 pub(super) fn weight(linear: &LinearSpec, dtype: Dtype) -> Part {
-    Part { name: format!("{}.weight", linear.name), dtype, shape: vec![linear.rows, linear.columns] }
+    Part { name: linear.weight(), dtype, shape: linear.stored_shape() }
 }
 
 /// The content of the tensor of [`weight`]: s·(q − z), rounded to `dtype`. Errors: `Error::NotFinite` if a weight is
 /// too large for `dtype`.
-pub(super) fn weight_bytes(linear: &StoredLinear, dtype: Dtype) -> Result<Vec<u8>> {
-    floats::encode(&linear.dequantize(), dtype).ok_or_else(|| Error::NotFinite {
+pub(super) fn weight_bytes(layer: &PlannedLayer, linear: &StoredLinear, dtype: Dtype) -> Result<Vec<u8>> {
+    let weight = match layer.spec.layout {
+        Layout::Rows => linear.dequantize(),
+        Layout::Columns => floats::transpose(&linear.dequantize(), linear.shape()),
+    };
+    floats::encode(&weight, dtype).ok_or_else(|| Error::NotFinite {
         place: format!("{}.weight in {dtype}", linear.name()),
         remedy: phrase![
             "its weights are too large, use ",

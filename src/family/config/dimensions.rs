@@ -1,6 +1,7 @@
 //! Reads and checks the sizes of a decoder. Most families of transformers share these keys.
 
 use super::fields::Fields;
+use crate::family::graph::Attention;
 use crate::{Error, Result};
 
 /// Widths and counts of a decoder, named as in `config.json`.
@@ -22,34 +23,78 @@ pub(in crate::family) struct Dimensions {
     pub tie_word_embeddings: bool,
 }
 
+/// The keys of a family's sizes, and the sizes where a file has no such key. A list has the names that files use; the
+/// first one that a file has counts.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::family) struct Sizes {
+    pub hidden: &'static [&'static str],
+    pub inner: &'static [&'static str],
+    /// Width inside the MLP as a multiple of the hidden width. `None`: the file must have the key.
+    pub inner_factor: Option<usize>,
+    pub layers: &'static [&'static str],
+    pub heads: &'static [&'static str],
+    pub kv_heads: &'static [&'static str],
+    /// Columns of a head. `None` means hidden / heads.
+    pub head_dim: Option<usize>,
+    pub positions: &'static [&'static str],
+    /// Number of positions. `None`: the file must have the key.
+    pub most_positions: Option<usize>,
+    /// Whether the output matrix is the embedding.
+    pub tied: bool,
+}
+
+impl Sizes {
+    /// The keys of LLaMA and of most families after it.
+    pub const USUAL: Self = Self {
+        hidden: &["hidden_size"],
+        inner: &["intermediate_size"],
+        inner_factor: None,
+        layers: &["num_hidden_layers"],
+        heads: &["num_attention_heads"],
+        kv_heads: &["num_key_value_heads"],
+        head_dim: None,
+        positions: &["max_position_embeddings"],
+        most_positions: None,
+        tied: false,
+    };
+}
+
 /// Greatest number of blocks. A file with more is broken, and its tensor names would fill the memory.
 const MOST_LAYERS: usize = 10_000;
 
+/// Reads the size under the first of `keys` that the file has. `default`: the size if it has none of them.
+fn size(config: Fields<'_>, keys: &[&str], default: Option<usize>) -> Result<usize> {
+    let key = keys.iter().find(|key| config.get(key).is_some()).unwrap_or(&keys[0]);
+    match default {
+        Some(default) => Ok(config.count(key)?.unwrap_or(default)),
+        None => config.required_count(key),
+    }
+}
+
 impl Dimensions {
-    /// Reads and checks the keys. `head_dim`: the family's default where the file has no such key; `None` means
-    /// hidden_size / heads.
+    /// Reads and checks the sizes that `sizes` names.
     ///
     /// Errors: `Error::Input` if a key is missing, has the wrong type, or contradicts another.
-    pub fn read(config: Fields<'_>, head_dim: Option<usize>) -> Result<Self> {
-        let hidden_size = config.required_count("hidden_size")?;
-        let num_attention_heads = config.required_count("num_attention_heads")?;
+    pub fn read(config: Fields<'_>, sizes: &Sizes) -> Result<Self> {
+        let hidden_size = size(config, sizes.hidden, None)?;
+        let num_attention_heads = size(config, sizes.heads, None)?;
         let read = Self {
             hidden_size,
-            intermediate_size: config.required_count("intermediate_size")?,
-            num_hidden_layers: config.required_count("num_hidden_layers")?,
+            intermediate_size: size(config, sizes.inner, sizes.inner_factor.map(|factor| factor * hidden_size))?,
+            num_hidden_layers: size(config, sizes.layers, None)?,
             num_attention_heads,
-            num_key_value_heads: config.count("num_key_value_heads")?.unwrap_or(num_attention_heads),
-            head_dim: match config.count("head_dim")?.or(head_dim) {
+            num_key_value_heads: size(config, sizes.kv_heads, Some(num_attention_heads))?,
+            head_dim: match config.count("head_dim")?.or(sizes.head_dim) {
                 Some(width) => width,
                 None if hidden_size.is_multiple_of(num_attention_heads) => hidden_size / num_attention_heads,
                 None => {
-                    let expected = format!("a divisor of hidden_size {hidden_size}");
-                    return Err(config.refuse("num_attention_heads", &expected));
+                    let expected = format!("a divisor of the hidden width {hidden_size}");
+                    return Err(config.refuse(sizes.heads[0], &expected));
                 }
             },
             vocab_size: config.required_count("vocab_size")?,
-            max_position_embeddings: config.required_count("max_position_embeddings")?,
-            tie_word_embeddings: config.flag("tie_word_embeddings")?.unwrap_or(false),
+            max_position_embeddings: size(config, sizes.positions, sizes.most_positions)?,
+            tie_word_embeddings: config.flag("tie_word_embeddings")?.unwrap_or(sizes.tied),
         };
         read.check(config)?;
         Ok(read)
@@ -71,23 +116,8 @@ impl Dimensions {
         Ok(())
     }
 
-    /// Columns of the queries of all heads together.
-    pub fn queries(&self) -> usize {
-        self.num_attention_heads * self.head_dim
-    }
-
-    /// Columns of the keys of all heads together, and also of the values.
-    pub fn keys(&self) -> usize {
-        self.num_key_value_heads * self.head_dim
-    }
-}
-
-/// Checks that the MLP's activation is SiLU, which it is where the file does not say.
-///
-/// Errors: `Error::Input` for any other.
-pub(in crate::family) fn require_silu(config: Fields<'_>) -> Result<()> {
-    match config.text("hidden_act")? {
-        None | Some("silu" | "swish") => Ok(()),
-        Some(_) => Err(config.refuse("hidden_act", "\"silu\"")),
+    /// Attention with these heads, without a window.
+    pub fn attention(&self) -> Attention {
+        Attention::new(self.num_attention_heads, self.num_key_value_heads, self.head_dim)
     }
 }

@@ -137,7 +137,6 @@ impl Rope {
     /// table for each kind, even if they are alike.
     ///
     /// Errors: as [`Rope::read_with`], and if `rope_parameters` is one object for all layers.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for families with a table per kind of layer"))]
     pub(in crate::family) fn read_kind(
         config: Fields<'_>,
         kind: &str,
@@ -151,7 +150,6 @@ impl Rope {
 
 impl Growth {
     /// Reads `llama_4_scaling_beta` from `rope_parameters` or `rope_scaling`. `None` if the file does not have it.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for families whose queries grow"))]
     pub(in crate::family) fn read(config: Fields<'_>) -> Result<Option<Self>> {
         let keys = Keys::of_all_layers(config, RopeDefaults::PLAIN)?;
         for fields in keys.inner() {

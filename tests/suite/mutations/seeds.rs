@@ -87,7 +87,7 @@ fn quantized(mut model: Model, settings: &QuantizationSettings) -> Model {
     let mut layers = BTreeMap::new();
     for Stored { name, shape, .. } in linears {
         let name = name.trim_end_matches(".weight").to_string();
-        let spec = LinearSpec { name: name.clone(), rows: shape[0], columns: shape[1], bias: false };
+        let spec = LinearSpec::new(name.clone(), shape[0], shape[1]);
         let layer = random_layer(&mut rng, &spec, settings);
         let planned = PlannedLayer { spec, grid: layer.grid(), original: Dtype::F32 };
         for (part, bytes) in Gptq.parts(&planned).into_iter().zip(Gptq.pack(&planned, &layer.into()).unwrap()) {
@@ -97,7 +97,7 @@ fn quantized(mut model: Model, settings: &QuantizationSettings) -> Model {
         layers.insert(name, planned);
     }
     let linears = layers.values().map(|layer| layer.spec.clone()).collect();
-    let head = LinearSpec { name: "lm_head".to_string(), rows: 2, columns: 8, bias: false };
+    let head = LinearSpec::new("lm_head", 2, 8);
     let planned = PlannedModel { settings: *settings, linears, head, layers };
     Gptq.describe(&planned, model.config.as_object_mut().unwrap());
     model
@@ -106,7 +106,7 @@ fn quantized(mut model: Model, settings: &QuantizationSettings) -> Model {
 /// The record of a block.
 fn record() -> Vec<u8> {
     let settings = QuantizationSettings { bits: 3, group_size: None, symmetric: false, damping: 0.01 };
-    let spec = LinearSpec { name: "model.layers.0.mlp.down_proj".to_string(), rows: 8, columns: 32, bias: false };
+    let spec = LinearSpec::new("model.layers.0.mlp.down_proj", 8, 32);
     BlockRecord {
         block: BlockReport { block: 0, delta: 0.25, error: 0.5 },
         layers: Vec::new(),
