@@ -12,6 +12,7 @@ mod graph;
 mod llama;
 mod parts;
 mod qwen;
+mod smollm3;
 mod stablelm;
 
 use std::sync::Arc;
@@ -72,7 +73,8 @@ pub enum Keys {
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
-pub static FAMILIES: [Family; 5] = [llama::LLAMA, llama::MISTRAL, qwen::QWEN2, qwen::QWEN3, stablelm::STABLELM];
+pub static FAMILIES: [Family; 6] =
+    [llama::LLAMA, llama::MISTRAL, qwen::QWEN2, qwen::QWEN3, smollm3::SMOLLM3, stablelm::STABLELM];
 
 /// The short names of all families, in the order of [`FAMILIES`].
 pub fn names() -> Vec<&'static str> {
