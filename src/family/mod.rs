@@ -8,6 +8,7 @@
 mod build;
 pub(crate) mod config;
 mod derive;
+mod granite;
 mod graph;
 mod llama;
 mod parts;
@@ -73,8 +74,8 @@ pub enum Keys {
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
-pub static FAMILIES: [Family; 6] =
-    [llama::LLAMA, llama::MISTRAL, qwen::QWEN2, qwen::QWEN3, smollm3::SMOLLM3, stablelm::STABLELM];
+pub static FAMILIES: [Family; 7] =
+    [llama::LLAMA, llama::MISTRAL, qwen::QWEN2, qwen::QWEN3, smollm3::SMOLLM3, granite::GRANITE, stablelm::STABLELM];
 
 /// The short names of all families, in the order of [`FAMILIES`].
 pub fn names() -> Vec<&'static str> {

@@ -67,6 +67,7 @@ families! {
     qwen2: "qwen2", takes ["q, k, v | gate, up | down"];
     qwen3: "qwen3", takes ["q, k, v | gate, up | down"];
     smollm3: "smollm3", takes ["q, k, v | gate, up | down"; 2];
+    granite: "granite", takes ["q, k, v | gate, up | down"; 2];
     stablelm: "stablelm", takes ["q, k, v | gate, up | down"];
     // Here every query head has a value of its own.
     stablelm_parallel: "stablelm-parallel", takes ["o | down"];
@@ -186,7 +187,7 @@ fn is_quantized_written_and_read_back(family: &str) {
 
 device_tests!(where_hidden_states_are_changes_no_bit_of_any_family: cpu, software_gpu);
 fn where_hidden_states_are_changes_no_bit_of_any_family(device: Device) {
-    let families = ["qwen3", "stablelm", "stablelm-parallel", "smollm3"];
+    let families = ["qwen3", "stablelm", "stablelm-parallel", "smollm3", "granite"];
     for family in families {
         let model = open(family);
         let text = windows(&model, 5);
