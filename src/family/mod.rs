@@ -11,6 +11,7 @@ mod derive;
 mod granite;
 mod graph;
 mod llama;
+mod ministral3;
 mod parts;
 mod qwen;
 mod smollm3;
@@ -74,8 +75,17 @@ pub enum Keys {
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
-pub static FAMILIES: [Family; 7] =
-    [llama::LLAMA, llama::MISTRAL, qwen::QWEN2, qwen::QWEN3, smollm3::SMOLLM3, granite::GRANITE, stablelm::STABLELM];
+pub static FAMILIES: [Family; 9] = [
+    llama::LLAMA,
+    llama::MISTRAL,
+    ministral3::MINISTRAL3,
+    ministral3::MISTRAL3,
+    qwen::QWEN2,
+    qwen::QWEN3,
+    smollm3::SMOLLM3,
+    granite::GRANITE,
+    stablelm::STABLELM,
+];
 
 /// The short names of all families, in the order of [`FAMILIES`].
 pub fn names() -> Vec<&'static str> {

@@ -64,6 +64,8 @@ families! {
     fp8_by_tensor: "fp8-tensor", takes ["q, k, v | gate, up | down"];
     mxfp4: "mxfp4", takes ["q, k, v | gate, up | down"];
     mistral: "mistral", takes ["q, k, v | gate, up | down"];
+    ministral3: "ministral3", takes ["q, k, v | gate, up | down"];
+    ministral3_in_a_wrapper: "mistral3-wrapper", takes ["q, k, v | gate, up | down"];
     qwen2: "qwen2", takes ["q, k, v | gate, up | down"];
     qwen3: "qwen3", takes ["q, k, v | gate, up | down"];
     smollm3: "smollm3", takes ["q, k, v | gate, up | down"; 2];
