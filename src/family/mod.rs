@@ -14,6 +14,7 @@ mod llama;
 mod ministral3;
 mod parts;
 mod qwen;
+mod seed_oss;
 mod smollm3;
 mod stablelm;
 
@@ -75,7 +76,7 @@ pub enum Keys {
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
-pub static FAMILIES: [Family; 9] = [
+pub static FAMILIES: [Family; 10] = [
     llama::LLAMA,
     llama::MISTRAL,
     ministral3::MINISTRAL3,
@@ -84,6 +85,7 @@ pub static FAMILIES: [Family; 9] = [
     qwen::QWEN3,
     smollm3::SMOLLM3,
     granite::GRANITE,
+    seed_oss::SEED_OSS,
     stablelm::STABLELM,
 ];
 

@@ -70,6 +70,7 @@ families! {
     qwen3: "qwen3", takes ["q, k, v | gate, up | down"];
     smollm3: "smollm3", takes ["q, k, v | gate, up | down"; 2];
     granite: "granite", takes ["q, k, v | gate, up | down"; 2];
+    seed_oss: "seed_oss", takes ["q, k, v | gate, up | down"];
     stablelm: "stablelm", takes ["q, k, v | gate, up | down"];
     // Here every query head has a value of its own.
     stablelm_parallel: "stablelm-parallel", takes ["o | down"];
