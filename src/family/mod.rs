@@ -5,6 +5,7 @@
 //! families share, `derive` computes what follows from a description, and `config` has the readers of common keys. Each lineage of models is one file, which reads its keys and builds its
 //! block, and one or more rows of [`FAMILIES`].
 
+mod arcee;
 mod build;
 pub(crate) mod config;
 mod derive;
@@ -76,7 +77,7 @@ pub enum Keys {
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
-pub static FAMILIES: [Family; 10] = [
+pub static FAMILIES: [Family; 11] = [
     llama::LLAMA,
     llama::MISTRAL,
     ministral3::MINISTRAL3,
@@ -86,6 +87,7 @@ pub static FAMILIES: [Family; 10] = [
     smollm3::SMOLLM3,
     granite::GRANITE,
     seed_oss::SEED_OSS,
+    arcee::ARCEE,
     stablelm::STABLELM,
 ];
 

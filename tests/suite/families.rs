@@ -71,6 +71,8 @@ families! {
     smollm3: "smollm3", takes ["q, k, v | gate, up | down"; 2];
     granite: "granite", takes ["q, k, v | gate, up | down"; 2];
     seed_oss: "seed_oss", takes ["q, k, v | gate, up | down"];
+    // Nothing can be folded through the square.
+    arcee: "arcee", takes ["q, k, v | up"];
     stablelm: "stablelm", takes ["q, k, v | gate, up | down"];
     // Here every query head has a value of its own.
     stablelm_parallel: "stablelm-parallel", takes ["o | down"];
