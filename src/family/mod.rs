@@ -11,6 +11,7 @@ pub(crate) mod config;
 mod derive;
 mod granite;
 mod graph;
+mod helium;
 mod llama;
 mod ministral3;
 mod parts;
@@ -77,7 +78,7 @@ pub enum Keys {
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
-pub static FAMILIES: [Family; 11] = [
+pub static FAMILIES: [Family; 12] = [
     llama::LLAMA,
     llama::MISTRAL,
     ministral3::MINISTRAL3,
@@ -88,6 +89,7 @@ pub static FAMILIES: [Family; 11] = [
     granite::GRANITE,
     seed_oss::SEED_OSS,
     arcee::ARCEE,
+    helium::HELIUM,
     stablelm::STABLELM,
 ];
 

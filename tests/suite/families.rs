@@ -73,6 +73,7 @@ families! {
     seed_oss: "seed_oss", takes ["q, k, v | gate, up | down"];
     // Nothing can be folded through the square.
     arcee: "arcee", takes ["q, k, v | up"];
+    helium: "helium", takes ["q, k, v | gate, up | down"];
     stablelm: "stablelm", takes ["q, k, v | gate, up | down"];
     // Here every query head has a value of its own.
     stablelm_parallel: "stablelm-parallel", takes ["o | down"];
