@@ -14,6 +14,7 @@ mod graph;
 mod helium;
 mod llama;
 mod ministral3;
+mod olmo;
 mod parts;
 mod qwen;
 mod seed_oss;
@@ -78,7 +79,7 @@ pub enum Keys {
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
-pub static FAMILIES: [Family; 12] = [
+pub static FAMILIES: [Family; 14] = [
     llama::LLAMA,
     llama::MISTRAL,
     ministral3::MINISTRAL3,
@@ -90,6 +91,8 @@ pub static FAMILIES: [Family; 12] = [
     seed_oss::SEED_OSS,
     arcee::ARCEE,
     helium::HELIUM,
+    olmo::OLMO2,
+    olmo::OLMO3,
     stablelm::STABLELM,
 ];
 

@@ -74,6 +74,9 @@ families! {
     // Nothing can be folded through the square.
     arcee: "arcee", takes ["q, k, v | up"];
     helium: "helium", takes ["q, k, v | gate, up | down"];
+    // The branches read the residual stream itself, which takes no scales.
+    olmo2: "olmo2", takes ["down"];
+    olmo3: "olmo3", takes ["down"; 2];
     stablelm: "stablelm", takes ["q, k, v | gate, up | down"];
     // Here every query head has a value of its own.
     stablelm_parallel: "stablelm-parallel", takes ["o | down"];
@@ -193,7 +196,7 @@ fn is_quantized_written_and_read_back(family: &str) {
 
 device_tests!(where_hidden_states_are_changes_no_bit_of_any_family: cpu, software_gpu);
 fn where_hidden_states_are_changes_no_bit_of_any_family(device: Device) {
-    let families = ["qwen3", "stablelm", "stablelm-parallel", "smollm3", "granite"];
+    let families = ["qwen3", "stablelm", "stablelm-parallel", "smollm3", "granite", "olmo3"];
     for family in families {
         let model = open(family);
         let text = windows(&model, 5);
