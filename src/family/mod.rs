@@ -16,6 +16,7 @@ mod llama;
 mod ministral3;
 mod olmo;
 mod parts;
+mod phi3;
 mod qwen;
 mod seed_oss;
 mod smollm3;
@@ -79,7 +80,7 @@ pub enum Keys {
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
-pub static FAMILIES: [Family; 14] = [
+pub static FAMILIES: [Family; 15] = [
     llama::LLAMA,
     llama::MISTRAL,
     ministral3::MINISTRAL3,
@@ -93,6 +94,7 @@ pub static FAMILIES: [Family; 14] = [
     helium::HELIUM,
     olmo::OLMO2,
     olmo::OLMO3,
+    phi3::PHI3,
     stablelm::STABLELM,
 ];
 

@@ -77,6 +77,9 @@ families! {
     // The branches read the residual stream itself, which takes no scales.
     olmo2: "olmo2", takes ["down"];
     olmo3: "olmo3", takes ["down"; 2];
+    phi3: "phi3", takes ["qkv | gate_up | down"];
+    phi3_short_factors: "phi3-long", takes ["qkv | gate_up | down"];
+    phi3_long_factors: "phi3-longer", takes ["qkv | gate_up | down"];
     stablelm: "stablelm", takes ["q, k, v | gate, up | down"];
     // Here every query head has a value of its own.
     stablelm_parallel: "stablelm-parallel", takes ["o | down"];
