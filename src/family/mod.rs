@@ -9,6 +9,7 @@ mod arcee;
 mod build;
 pub(crate) mod config;
 mod derive;
+mod glm4;
 mod granite;
 mod graph;
 mod helium;
@@ -80,7 +81,7 @@ pub enum Keys {
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
-pub static FAMILIES: [Family; 15] = [
+pub static FAMILIES: [Family; 16] = [
     llama::LLAMA,
     llama::MISTRAL,
     ministral3::MINISTRAL3,
@@ -95,6 +96,7 @@ pub static FAMILIES: [Family; 15] = [
     olmo::OLMO2,
     olmo::OLMO3,
     phi3::PHI3,
+    glm4::GLM4,
     stablelm::STABLELM,
 ];
 

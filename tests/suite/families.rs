@@ -80,6 +80,7 @@ families! {
     phi3: "phi3", takes ["qkv | gate_up | down"];
     phi3_short_factors: "phi3-long", takes ["qkv | gate_up | down"];
     phi3_long_factors: "phi3-longer", takes ["qkv | gate_up | down"];
+    glm4: "glm4", takes ["q, k, v | gate_up | down"];
     stablelm: "stablelm", takes ["q, k, v | gate, up | down"];
     // Here every query head has a value of its own.
     stablelm_parallel: "stablelm-parallel", takes ["o | down"];
