@@ -9,6 +9,7 @@ mod arcee;
 mod build;
 pub(crate) mod config;
 mod derive;
+mod gemma;
 mod glm4;
 mod granite;
 mod graph;
@@ -81,7 +82,7 @@ pub enum Keys {
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
-pub static FAMILIES: [Family; 16] = [
+pub static FAMILIES: [Family; 20] = [
     llama::LLAMA,
     llama::MISTRAL,
     ministral3::MINISTRAL3,
@@ -97,6 +98,10 @@ pub static FAMILIES: [Family; 16] = [
     olmo::OLMO3,
     phi3::PHI3,
     glm4::GLM4,
+    gemma::GEMMA,
+    gemma::GEMMA2,
+    gemma::GEMMA3_TEXT,
+    gemma::GEMMA3,
     stablelm::STABLELM,
 ];
 

@@ -81,6 +81,10 @@ families! {
     phi3_short_factors: "phi3-long", takes ["qkv | gate_up | down"];
     phi3_long_factors: "phi3-longer", takes ["qkv | gate_up | down"];
     glm4: "glm4", takes ["q, k, v | gate_up | down"];
+    gemma: "gemma", takes ["q, k, v | gate, up | down"; 2];
+    gemma2: "gemma2", takes ["q, k, v | gate, up | down"; 2];
+    gemma3: "gemma3", takes ["q, k, v | gate, up | down"; 2];
+    gemma3_in_a_wrapper: "gemma3-wrapper", takes ["q, k, v | gate, up | down"; 2];
     stablelm: "stablelm", takes ["q, k, v | gate, up | down"];
     // Here every query head has a value of its own.
     stablelm_parallel: "stablelm-parallel", takes ["o | down"];
@@ -200,7 +204,7 @@ fn is_quantized_written_and_read_back(family: &str) {
 
 device_tests!(where_hidden_states_are_changes_no_bit_of_any_family: cpu, software_gpu);
 fn where_hidden_states_are_changes_no_bit_of_any_family(device: Device) {
-    let families = ["qwen3", "stablelm", "stablelm-parallel", "smollm3", "granite", "olmo3"];
+    let families = ["qwen3", "stablelm", "stablelm-parallel", "smollm3", "granite", "olmo3", "gemma3"];
     for family in families {
         let model = open(family);
         let text = windows(&model, 5);
