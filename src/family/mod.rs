@@ -10,6 +10,7 @@ mod build;
 pub(crate) mod config;
 mod derive;
 mod gemma;
+mod gemma4;
 mod glm4;
 mod granite;
 mod graph;
@@ -82,7 +83,7 @@ pub enum Keys {
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
-pub static FAMILIES: [Family; 20] = [
+pub static FAMILIES: [Family; 24] = [
     llama::LLAMA,
     llama::MISTRAL,
     ministral3::MINISTRAL3,
@@ -102,6 +103,10 @@ pub static FAMILIES: [Family; 20] = [
     gemma::GEMMA2,
     gemma::GEMMA3_TEXT,
     gemma::GEMMA3,
+    gemma4::GEMMA4_TEXT,
+    gemma4::GEMMA4,
+    gemma4::GEMMA4_UNIFIED_TEXT,
+    gemma4::GEMMA4_UNIFIED,
     stablelm::STABLELM,
 ];
 
