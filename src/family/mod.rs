@@ -17,6 +17,7 @@ mod graph;
 mod helium;
 mod llama;
 mod ministral3;
+mod muse;
 mod olmo;
 mod parts;
 mod phi3;
@@ -83,7 +84,7 @@ pub enum Keys {
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
-pub static FAMILIES: [Family; 24] = [
+pub static FAMILIES: [Family; 25] = [
     llama::LLAMA,
     llama::MISTRAL,
     ministral3::MINISTRAL3,
@@ -99,6 +100,7 @@ pub static FAMILIES: [Family; 24] = [
     olmo::OLMO3,
     phi3::PHI3,
     glm4::GLM4,
+    muse::MUSE_GLIMMER,
     gemma::GEMMA,
     gemma::GEMMA2,
     gemma::GEMMA3_TEXT,

@@ -87,6 +87,7 @@ families! {
     gemma3_in_a_wrapper: "gemma3-wrapper", takes ["q, k, v | gate, up | down"; 2];
     gemma4: "gemma4", takes ["q, k, v | gate, up | down", "q, k | gate, up | down"];
     gemma4_in_a_wrapper: "gemma4-wrapper", takes ["q, k, v | gate, up | down", "q, k | gate, up | down"];
+    muse_glimmer: "muse_glimmer", takes ["q, k, v, gate | gate, up | down"; 2];
     stablelm: "stablelm", takes ["q, k, v | gate, up | down"];
     // Here every query head has a value of its own.
     stablelm_parallel: "stablelm-parallel", takes ["o | down"];
