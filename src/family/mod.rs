@@ -7,6 +7,7 @@
 
 mod arcee;
 mod build;
+mod cohere;
 pub(crate) mod config;
 mod derive;
 mod gemma;
@@ -84,7 +85,7 @@ pub enum Keys {
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
-pub static FAMILIES: [Family; 25] = [
+pub static FAMILIES: [Family; 27] = [
     llama::LLAMA,
     llama::MISTRAL,
     ministral3::MINISTRAL3,
@@ -109,6 +110,8 @@ pub static FAMILIES: [Family; 25] = [
     gemma4::GEMMA4,
     gemma4::GEMMA4_UNIFIED_TEXT,
     gemma4::GEMMA4_UNIFIED,
+    cohere::COHERE,
+    cohere::COHERE2,
     stablelm::STABLELM,
 ];
 

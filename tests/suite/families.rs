@@ -88,6 +88,10 @@ families! {
     gemma4: "gemma4", takes ["q, k, v | gate, up | down", "q, k | gate, up | down"];
     gemma4_in_a_wrapper: "gemma4-wrapper", takes ["q, k, v | gate, up | down", "q, k | gate, up | down"];
     muse_glimmer: "muse_glimmer", takes ["q, k, v, gate | gate, up | down"; 2];
+    // One norm feeds two groups, so it can take the scales of neither.
+    cohere: "cohere", takes ["down"];
+    cohere_with_head_norms: "cohere-qk", takes ["down"];
+    cohere2: "cohere2", takes ["down"; 2];
     stablelm: "stablelm", takes ["q, k, v | gate, up | down"];
     // Here every query head has a value of its own.
     stablelm_parallel: "stablelm-parallel", takes ["o | down"];
