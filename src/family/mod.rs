@@ -26,6 +26,7 @@ mod qwen;
 mod seed_oss;
 mod smollm3;
 mod stablelm;
+mod starcoder2;
 
 use std::sync::Arc;
 
@@ -85,7 +86,7 @@ pub enum Keys {
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
-pub static FAMILIES: [Family; 27] = [
+pub static FAMILIES: [Family; 28] = [
     llama::LLAMA,
     llama::MISTRAL,
     ministral3::MINISTRAL3,
@@ -113,6 +114,7 @@ pub static FAMILIES: [Family; 27] = [
     cohere::COHERE,
     cohere::COHERE2,
     stablelm::STABLELM,
+    starcoder2::STARCODER2,
 ];
 
 /// The short names of all families, in the order of [`FAMILIES`].

@@ -96,6 +96,7 @@ families! {
     // Here every query head has a value of its own.
     stablelm_parallel: "stablelm-parallel", takes ["o | down"];
     stablelm_with_head_norms: "stablelm-heads", takes ["down"];
+    starcoder2: "starcoder2", takes ["q, k, v | c_fc"];
 }
 
 fn open(family: &str) -> Checkpoint {
