@@ -20,6 +20,7 @@ mod llama;
 mod ministral3;
 mod muse;
 mod olmo;
+mod opt;
 mod parts;
 mod phi3;
 mod qwen;
@@ -86,7 +87,7 @@ pub enum Keys {
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
-pub static FAMILIES: [Family; 28] = [
+pub static FAMILIES: [Family; 29] = [
     llama::LLAMA,
     llama::MISTRAL,
     ministral3::MINISTRAL3,
@@ -115,6 +116,7 @@ pub static FAMILIES: [Family; 28] = [
     cohere::COHERE2,
     stablelm::STABLELM,
     starcoder2::STARCODER2,
+    opt::OPT,
 ];
 
 /// The short names of all families, in the order of [`FAMILIES`].

@@ -97,6 +97,9 @@ families! {
     stablelm_parallel: "stablelm-parallel", takes ["o | down"];
     stablelm_with_head_norms: "stablelm-heads", takes ["down"];
     starcoder2: "starcoder2", takes ["q, k, v | c_fc"];
+    // ReLU passes a factor, and the first block differs from the others.
+    opt: "opt", takes ["q, k, v | out | fc1 | fc2"; 2];
+    opt_350m: "opt-350m", takes ["out | fc2", "out | fc2 | project_out"];
 }
 
 fn open(family: &str) -> Checkpoint {
@@ -212,7 +215,7 @@ fn is_quantized_written_and_read_back(family: &str) {
 
 device_tests!(where_hidden_states_are_changes_no_bit_of_any_family: cpu, software_gpu);
 fn where_hidden_states_are_changes_no_bit_of_any_family(device: Device) {
-    let families = ["qwen3", "stablelm", "stablelm-parallel", "smollm3", "granite", "olmo3", "gemma3"];
+    let families = ["qwen3", "stablelm", "stablelm-parallel", "smollm3", "granite", "olmo3", "gemma3", "opt-350m"];
     for family in families {
         let model = open(family);
         let text = windows(&model, 5);
