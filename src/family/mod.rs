@@ -6,6 +6,7 @@
 //! block, and one or more rows of [`FAMILIES`].
 
 mod arcee;
+mod bloom;
 mod build;
 mod cohere;
 pub(crate) mod config;
@@ -87,7 +88,7 @@ pub enum Keys {
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
-pub static FAMILIES: [Family; 29] = [
+pub static FAMILIES: [Family; 30] = [
     llama::LLAMA,
     llama::MISTRAL,
     ministral3::MINISTRAL3,
@@ -117,6 +118,7 @@ pub static FAMILIES: [Family; 29] = [
     stablelm::STABLELM,
     starcoder2::STARCODER2,
     opt::OPT,
+    bloom::BLOOM,
 ];
 
 /// The short names of all families, in the order of [`FAMILIES`].

@@ -100,6 +100,7 @@ families! {
     // ReLU passes a factor, and the first block differs from the others.
     opt: "opt", takes ["q, k, v | out | fc1 | fc2"; 2];
     opt_350m: "opt-350m", takes ["out | fc2", "out | fc2 | project_out"];
+    bloom: "bloom", takes ["query_key_value | dense | dense_h_to_4h"; 2];
 }
 
 fn open(family: &str) -> Checkpoint {
@@ -215,7 +216,8 @@ fn is_quantized_written_and_read_back(family: &str) {
 
 device_tests!(where_hidden_states_are_changes_no_bit_of_any_family: cpu, software_gpu);
 fn where_hidden_states_are_changes_no_bit_of_any_family(device: Device) {
-    let families = ["qwen3", "stablelm", "stablelm-parallel", "smollm3", "granite", "olmo3", "gemma3", "opt-350m"];
+    let families =
+        ["qwen3", "stablelm", "stablelm-parallel", "smollm3", "granite", "olmo3", "gemma3", "opt-350m", "bloom"];
     for family in families {
         let model = open(family);
         let text = windows(&model, 5);
