@@ -14,6 +14,7 @@ mod derive;
 mod gemma;
 mod gemma4;
 mod glm4;
+mod gpt2;
 mod granite;
 mod graph;
 mod helium;
@@ -88,7 +89,7 @@ pub enum Keys {
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
-pub static FAMILIES: [Family; 30] = [
+pub static FAMILIES: [Family; 31] = [
     llama::LLAMA,
     llama::MISTRAL,
     ministral3::MINISTRAL3,
@@ -119,6 +120,7 @@ pub static FAMILIES: [Family; 30] = [
     starcoder2::STARCODER2,
     opt::OPT,
     bloom::BLOOM,
+    gpt2::GPT2,
 ];
 
 /// The short names of all families, in the order of [`FAMILIES`].

@@ -101,6 +101,7 @@ families! {
     opt: "opt", takes ["q, k, v | out | fc1 | fc2"; 2];
     opt_350m: "opt-350m", takes ["out | fc2", "out | fc2 | project_out"];
     bloom: "bloom", takes ["query_key_value | dense | dense_h_to_4h"; 2];
+    gpt2: "gpt2", takes ["c_attn | c_proj | c_fc"; 2];
 }
 
 fn open(family: &str) -> Checkpoint {
