@@ -11,6 +11,7 @@ mod build;
 mod cohere;
 pub(crate) mod config;
 mod derive;
+mod falcon;
 mod gemma;
 mod gemma4;
 mod glm4;
@@ -89,7 +90,7 @@ pub enum Keys {
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
-pub static FAMILIES: [Family; 31] = [
+pub static FAMILIES: [Family; 32] = [
     llama::LLAMA,
     llama::MISTRAL,
     ministral3::MINISTRAL3,
@@ -116,6 +117,7 @@ pub static FAMILIES: [Family; 31] = [
     gemma4::GEMMA4_UNIFIED,
     cohere::COHERE,
     cohere::COHERE2,
+    falcon::FALCON,
     stablelm::STABLELM,
     starcoder2::STARCODER2,
     opt::OPT,

@@ -92,6 +92,10 @@ families! {
     cohere: "cohere", takes ["down"];
     cohere_with_head_norms: "cohere-qk", takes ["down"];
     cohere2: "cohere2", takes ["down"; 2];
+    // All query heads share one value, and GELU passes no factor.
+    falcon: "falcon", takes [""];
+    falcon_with_two_norms: "falcon-new", takes ["query_key_value | dense_h_to_4h"];
+    falcon_with_one_norm: "falcon-one-norm", takes [""];
     stablelm: "stablelm", takes ["q, k, v | gate, up | down"];
     // Here every query head has a value of its own.
     stablelm_parallel: "stablelm-parallel", takes ["o | down"];
@@ -217,8 +221,18 @@ fn is_quantized_written_and_read_back(family: &str) {
 
 device_tests!(where_hidden_states_are_changes_no_bit_of_any_family: cpu, software_gpu);
 fn where_hidden_states_are_changes_no_bit_of_any_family(device: Device) {
-    let families =
-        ["qwen3", "stablelm", "stablelm-parallel", "smollm3", "granite", "olmo3", "gemma3", "opt-350m", "bloom"];
+    let families = [
+        "qwen3",
+        "stablelm",
+        "stablelm-parallel",
+        "smollm3",
+        "granite",
+        "olmo3",
+        "gemma3",
+        "falcon-new",
+        "opt-350m",
+        "bloom",
+    ];
     for family in families {
         let model = open(family);
         let text = windows(&model, 5);
