@@ -16,6 +16,7 @@ mod gemma;
 mod gemma4;
 mod glm4;
 mod gpt2;
+mod gpt_neox;
 mod granite;
 mod graph;
 mod helium;
@@ -90,7 +91,7 @@ pub enum Keys {
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
-pub static FAMILIES: [Family; 32] = [
+pub static FAMILIES: [Family; 33] = [
     llama::LLAMA,
     llama::MISTRAL,
     ministral3::MINISTRAL3,
@@ -123,6 +124,7 @@ pub static FAMILIES: [Family; 32] = [
     opt::OPT,
     bloom::BLOOM,
     gpt2::GPT2,
+    gpt_neox::GPT_NEOX,
 ];
 
 /// The short names of all families, in the order of [`FAMILIES`].

@@ -106,6 +106,8 @@ families! {
     opt_350m: "opt-350m", takes ["out | fc2", "out | fc2 | project_out"];
     bloom: "bloom", takes ["query_key_value | dense | dense_h_to_4h"; 2];
     gpt2: "gpt2", takes ["c_attn | c_proj | c_fc"; 2];
+    gpt_neox: "gpt_neox", takes ["query_key_value | dense | dense_h_to_4h"];
+    gpt_neox_serial: "gpt_neox-serial", takes ["query_key_value | dense | dense_h_to_4h"];
 }
 
 fn open(family: &str) -> Checkpoint {
