@@ -17,6 +17,7 @@ mod gemma4;
 mod glm4;
 mod gpt2;
 mod gpt_neox;
+mod gptj;
 mod granite;
 mod graph;
 mod helium;
@@ -91,7 +92,7 @@ pub enum Keys {
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
-pub static FAMILIES: [Family; 33] = [
+pub static FAMILIES: [Family; 34] = [
     llama::LLAMA,
     llama::MISTRAL,
     ministral3::MINISTRAL3,
@@ -125,6 +126,7 @@ pub static FAMILIES: [Family; 33] = [
     bloom::BLOOM,
     gpt2::GPT2,
     gpt_neox::GPT_NEOX,
+    gptj::GPTJ,
 ];
 
 /// The short names of all families, in the order of [`FAMILIES`].

@@ -108,6 +108,7 @@ families! {
     gpt2: "gpt2", takes ["c_attn | c_proj | c_fc"; 2];
     gpt_neox: "gpt_neox", takes ["query_key_value | dense | dense_h_to_4h"];
     gpt_neox_serial: "gpt_neox-serial", takes ["query_key_value | dense | dense_h_to_4h"];
+    gptj: "gptj", takes ["out"];
 }
 
 fn open(family: &str) -> Checkpoint {
