@@ -41,6 +41,8 @@ pub struct Cli {
 pub enum Command {
     /// List the GPU adapters, their limits, and which one `--device auto` takes.
     Devices,
+    /// List the model families that can be read: what is special about each, and what is missing.
+    Families,
     /// Quantize a checkpoint.
     Quantize(Box<QuantizeArgs>),
     /// Measure perplexity on a text, or accuracy in multiple choice, of an ordinary or a quantized checkpoint.

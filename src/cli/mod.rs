@@ -15,6 +15,7 @@ mod demo;
 mod devices;
 mod error_growth;
 mod eval;
+mod families;
 mod forecast;
 mod generate;
 mod memory;
@@ -48,6 +49,7 @@ const INTERRUPTED: u8 = 130;
 pub fn run() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Devices => devices::run(),
+        Command::Families => families::run(),
         Command::Quantize(args) => quantize::run(*args),
         Command::Eval(args) => eval::run(args),
         Command::Sweep(args) => sweep::run(*args),

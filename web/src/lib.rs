@@ -17,4 +17,4 @@ mod session;
 mod summary;
 mod text;
 
-pub use session::Session;
+pub use session::{Session, families};

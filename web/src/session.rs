@@ -31,6 +31,12 @@ fn announce_panics() {
     std::panic::set_hook(Box::new(|panic| error(&panic.to_string())));
 }
 
+/// The short names of the model families that can be read.
+#[wasm_bindgen]
+pub fn families() -> Vec<String> {
+    aquatint::family::names().into_iter().map(str::to_owned).collect()
+}
+
 /// The state of one page.
 #[wasm_bindgen]
 pub struct Session {

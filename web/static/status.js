@@ -10,8 +10,10 @@ const REASONS = {
 };
 
 /** Shows the answer to the worker's `start`. */
-export function showStart({ version, gpu, reason, storage }) {
+export function showStart({ version, families, gpu, reason, storage }) {
   byId('version').textContent = version ?? '';
+  byId('families').textContent = `Families: ${families.join(', ')}.`;
+  byId('families').hidden = false;
   byId('gpu-help').hidden = gpu !== null;
   if (gpu === null) {
     byId('gpu-reason').textContent = REASONS[reason] ?? REASONS['no-webgpu'];

@@ -3,7 +3,7 @@
 //
 // A call is {id, call, ...arguments}. The answer is {id, ok} or {id, error: {kind, message}}. Events have no id.
 
-import init, { Session } from './aquatint_web.js';
+import init, { Session, families } from './aquatint_web.js';
 import { bundledText, openSource } from './worker-models.js';
 import { Storage } from './worker-storage.js';
 
@@ -23,10 +23,11 @@ const calls = {
     const [opened] = await Promise.all([openStorage(page), init()]);
     storage = opened;
     session = new Session(postMessage.bind(globalThis), storage);
-    if (reason !== 'ok') return { version: '', gpu: null, reason, storage: null };
+    const known = { families: families() };
+    if (reason !== 'ok') return { ...known, version: '', gpu: null, reason, storage: null };
     const { version, gpu } = await session.start();
     if (gpu) gpu.name ||= await adapterName();
-    return { version, gpu, reason: gpu ? 'ok' : 'no-adapter', storage: await storage.estimate() };
+    return { ...known, version, gpu, reason: gpu ? 'ok' : 'no-adapter', storage: await storage.estimate() };
   },
 
   async open({ source }) {
