@@ -9,7 +9,6 @@ use serde_json::{Map, Value, json};
 use super::trial::{NoOutput, product_rate, random_windows};
 use crate::checkpoint::random;
 use crate::device::Recorder;
-use crate::family::Op;
 use crate::observer::{Event, Observer};
 use crate::pipeline::{Treatment, plan, quantize, work};
 use crate::quant::QuantizeOptions;
@@ -24,8 +23,27 @@ const TRIAL_BLOCKS: usize = 2;
 const TRIAL_TOKENS: usize = 2048;
 /// Entries of the vocabulary in a trial.
 const VOCABULARY: usize = 256;
-/// The keys of config.json whose numbers are widths of activations or counts of heads. A trial divides all of them.
-const EXTENTS: [&str; 4] = ["hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads"];
+/// The keys of config.json whose numbers are widths of activations or counts of heads. A trial divides all that a model has.
+const EXTENTS: [&str; 14] = [
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "num_global_key_value_heads",
+    "n_embd",
+    "n_embed",
+    "n_inner",
+    "n_head",
+    "num_kv_heads",
+    "n_head_kv",
+    "ffn_dim",
+    "ffn_hidden_size",
+    "word_embed_proj_dim",
+];
+/// The keys of config.json that hold the number of blocks.
+const DEPTHS: [&str; 2] = ["num_hidden_layers", "n_layer"];
+/// The keys of config.json that hold the number of positions.
+const POSITIONS: [&str; 3] = ["max_position_embeddings", "n_positions", "seq_length"];
 
 /// What a run will compute, hold and take.
 #[derive(Debug, Clone)]
@@ -166,28 +184,29 @@ impl Trial {
 /// width, and their number is divided.
 fn narrowed(model: &Checkpoint, divisor: usize, positions: usize) -> Map<String, Value> {
     let mut config = model.raw_config().clone();
-    for key in EXTENTS {
-        if let Some(extent) = config.get(key).and_then(Value::as_u64) {
-            config.insert(key.to_string(), json!((extent / divisor as u64).max(1)));
-        }
-    }
-    // Lists with an entry per block.
     let blocks = &model.config().blocks;
-    for list in config.values_mut().filter_map(Value::as_array_mut).filter(|list| list.len() == blocks.len()) {
+    let keys = match config.get_mut("text_config").and_then(Value::as_object_mut) {
+        Some(text) => text,
+        None => &mut config,
+    };
+    let mut change = |names: &[&str], change: &dyn Fn(u64) -> usize| {
+        for name in names {
+            if let Some(value) = keys.get(*name).and_then(Value::as_u64) {
+                keys.insert(name.to_string(), json!(change(value)));
+            }
+        }
+    };
+    change(&EXTENTS, &|extent| (extent as usize / divisor).max(1));
+    change(&DEPTHS, &|_| TRIAL_BLOCKS);
+    change(&POSITIONS, &|_| positions);
+    // Lists with an entry per block.
+    for list in keys.values_mut().filter_map(Value::as_array_mut).filter(|list| list.len() == blocks.len()) {
         list.truncate(TRIAL_BLOCKS);
     }
-    let fixed = [
-        ("num_hidden_layers", json!(TRIAL_BLOCKS)),
-        ("vocab_size", json!(VOCABULARY)),
-        ("max_position_embeddings", json!(positions)),
-        ("tie_word_embeddings", json!(true)),
-    ];
-    config.extend(fixed.map(|(key, value)| (key.to_string(), value)));
-    let head_dim = blocks.iter().flat_map(|block| &block.nodes).find_map(|node| match &node.op {
-        Op::Attention(attention) => Some(attention.head_dim),
-        _ => None,
-    });
-    config.extend(head_dim.map(|width| ("head_dim".to_string(), json!(width))));
+    let head_dim = blocks.iter().flat_map(|block| block.attentions()).map(|(_, attention)| attention.head_dim).min();
+    let fixed = [("vocab_size", Some(json!(VOCABULARY))), ("head_dim", head_dim.map(|width| json!(width)))];
+    keys.extend(fixed.into_iter().filter_map(|(key, value)| Some((key.to_string(), value?))));
+    keys.insert("tie_word_embeddings".to_string(), json!(true));
     config
 }
 
