@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::Range;
 
 use safetensors::Dtype;
 use serde_json::{Map, Value};
@@ -62,7 +63,7 @@ pub trait PackedLayers: fmt::Debug {
         Vec::new()
     }
 
-    /// Turns the parts back into the weight, `[rows, columns]`, row-major.
+    /// Turns the parts back into the wanted rows of the weight, row-major.
     ///
     /// Errors: `Error::Input` if the tensors contradict each other or the quantization configuration;
     /// `Error::NotFinite` if a weight is NaN or infinite.
@@ -78,11 +79,18 @@ pub struct PackedWeight<'a> {
     pub name: &'a str,
     /// Rows (outputs) and columns (inputs). All dimensions but the last count as rows.
     pub shape: [usize; 2],
+    /// The rows that are wanted.
+    pub rows: Range<usize>,
     /// Contents of the tensors, in the order and with the sizes of [`PackedLayers::parts`].
     pub parts: Vec<PartData<'a>>,
 }
 
 impl PackedWeight<'_> {
+    /// The indices of the elements of the wanted rows, row-major.
+    pub fn elements(&self) -> Range<usize> {
+        self.rows.start * self.shape[1]..self.rows.end * self.shape[1]
+    }
+
     /// The error for a weight that holds a NaN or an infinity.
     pub(super) fn not_finite(&self) -> Error {
         let place = format!("{}, tensor {}", self.place, self.name);

@@ -13,7 +13,7 @@ use super::formats::DESCRIPTION_FILE;
 use super::layout::{BROKEN, Origin, PackedWeight, PartData};
 use super::layouts::Packing;
 use super::passengers::{self, Unused};
-use super::shards::{CONFIG_FILE, Files, Tensor, belongs, is_sidecar};
+use super::shards::{CONFIG_FILE, Files, Tensor, is_sidecar};
 use super::source::{Source, pieces};
 use crate::device::recycled;
 use crate::family::ModelConfig;
@@ -93,7 +93,7 @@ impl Checkpoint {
         for entry in std::fs::read_dir(path).map_err(refuse)? {
             let file = entry.map_err(refuse)?.path();
             let name = file.file_name().unwrap_or_default().to_string_lossy();
-            if file.is_file() && belongs(&name) {
+            if file.is_file() && super::belongs(&name) {
                 sources.push(Box::new(super::MappedFile::open(&file)?));
             }
         }
@@ -255,7 +255,7 @@ impl Checkpoint {
     /// Errors: `Error::NotFinite` if the tensor holds a NaN or an infinity.
     pub async fn read(&self, name: &str) -> Result<Vec<f32>> {
         match self.packed(name) {
-            Some(packed) => self.read_packed(&packed).await,
+            Some(packed) => self.read_packed(&packed, 0..packed.shape[0]).await,
             None => {
                 let values = self.read_floats(&self.floats(name)?).await?;
                 match (self.is_transposed(name), self.shape(name)?) {
@@ -279,12 +279,19 @@ impl Checkpoint {
     /// Reads the rows `rows` of the tensor `name` as f32, along its first dimension. Errors: as [`Checkpoint::read`],
     /// and `Error::Shape` if the tensor lacks these rows.
     pub async fn read_rows(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>> {
-        if self.is_plain(name) {
-            return self.read_floats(&self.float_rows(name, rows)?).await;
+        match self.packed(name) {
+            Some(packed) => {
+                let width = self.row_width(name, &rows)?;
+                let inner = width / packed.shape[1].max(1);
+                self.read_packed(&packed, rows.start * inner..rows.end * inner).await
+            }
+            None if self.is_plain(name) => self.read_floats(&self.float_rows(name, rows)?).await,
+            None => {
+                let width = self.row_width(name, &rows)?;
+                let weight = self.read(name).await?;
+                Ok(weight[rows.start * width..rows.end * width].to_vec())
+            }
         }
-        let width = self.row_width(name, &rows)?;
-        let weight = self.read(name).await?;
-        Ok(weight[rows.start * width..rows.end * width].to_vec())
     }
 
     /// The place of the float tensor `name` in its file.
@@ -474,13 +481,14 @@ impl Checkpoint {
         Ok(())
     }
 
-    async fn read_packed(&self, packed: &Packed<'_>) -> Result<Vec<f32>> {
+    /// Reads the rows `rows` of a packed weight. All dimensions but the last count as rows.
+    async fn read_packed(&self, packed: &Packed<'_>, rows: Range<usize>) -> Result<Vec<f32>> {
         let mut parts = Vec::new();
         for part in &packed.parts {
             parts.push(self.read_part(part).await?);
         }
         let Packed { packing, name, shape, .. } = *packed;
-        packing.layers.unpack(&PackedWeight { place: self.name(), name, shape, parts })
+        packing.layers.unpack(&PackedWeight { place: self.name(), name, shape, rows, parts })
     }
 
     /// Reads a part of a packed weight. Its type and shape were checked when the checkpoint was opened.

@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use crate::common::device_tests;
 use crate::common::running::{BINARY, Running, interruptible};
+use crate::small_model::{Model, Stored};
 
 /// The options of a quick run.
 const QUICK: [&str; 8] = ["--bits", "3", "--samples", "8", "--seq-len", "128", "--device", "cpu"];
@@ -127,6 +128,24 @@ fn a_dry_run_says_what_it_would_do_and_writes_nothing() {
     let said = succeed(&[&["quantize", "--out", text(&out), "--dry-run"][..], &QUICK].concat());
     assert!(said.contains("3 bits") && said.contains("groups of 32"), "{said}");
     assert!(names(scratch.path()).is_empty());
+}
+
+#[test]
+fn a_dry_run_lists_the_tensors_that_the_model_does_not_use() {
+    let scratch = TempDir::new().unwrap();
+    let (model, out) = (scratch.path().join("model"), scratch.path().join("out"));
+    let mut small = Model::new(|config| config["vocab_size"] = 1024.into());
+    for name in ["model.visual.a", "model.visual.b", "mtp.fc.weight"] {
+        small.tensors.push(Stored::f32(name, &[2], &[1.0; 2]));
+    }
+    small.tensors.push(Stored::f32("model.layers.0.mlp.up_proj.bias", &[64], &[0.0; 64]));
+    small.save(&model);
+    fs::copy(fixture().join("tokenizer.json"), model.join("tokenizer.json")).unwrap();
+    let quick = ["--samples", "2", "--seq-len", "32", "--device", "cpu", "--dry-run"];
+    let said = succeed(&[&["quantize", text(&model), "--out", text(&out)][..], &quick].concat());
+    let copied = "copied unchanged: 1 tensor of the MTP head (8 B), 2 of the vision tower (16 B)\n";
+    assert!(said.contains(copied) && said.contains("left out: 1 tensor of the biases of zeros (256 B)\n"), "{said}");
+    assert!(!said.contains("source: "), "{said}");
 }
 
 #[test]

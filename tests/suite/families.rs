@@ -4,8 +4,9 @@
 use std::path::Path;
 
 use aquatint::Checkpoint;
+use aquatint::checkpoint::formats::gptq::Gptq;
 use aquatint::checkpoint::formats::named;
-use aquatint::checkpoint::{CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Existing, WritePlan};
+use aquatint::checkpoint::{CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Dtype, Existing, WritePlan};
 use aquatint::device::{Device, Memory, Place};
 use aquatint::engine::Decoder;
 use aquatint::engine::network::Network;
@@ -14,6 +15,7 @@ use aquatint::family::Block;
 use aquatint::pipeline::{Treatment, quantize};
 use aquatint::quant::{GroupSize, Method, QuantizeOptions};
 use aquatint::stored::Replacements;
+use aquatint::study::checkpoint_run::CheckpointRun;
 use pollster::block_on;
 use safetensors::SafeTensors;
 
@@ -219,6 +221,44 @@ fn is_quantized_written_and_read_back(family: &str) {
         // QuIP's grid ends at 2.4 root mean squares, which cuts the tails of random weights.
         let bound = if method.quantizer().off_grid().is_some() { 0.3 } else { 0.05 };
         assert!(error < bound, "{family}, {method}: {error}");
+    }
+}
+
+/// A run on a source in low precision in which some layers stay: they become ordinary floats.
+#[test]
+fn a_layer_that_stays_keeps_its_weights_in_the_type_of_the_config() {
+    let skip = vec![regex::Regex::new("down_proj").unwrap()];
+    for (family, layout) in [("fp8-block", "FP8"), ("fp8-tensor", "FP8"), ("mxfp4", "MXFP4")] {
+        let model = open(family);
+        assert_eq!((model.layout(), model.quantized_layout()), (Some(layout), None));
+        let (bits, group_size, skip) = (8, GroupSize::PerChannel, skip.clone());
+        let options = QuantizeOptions { bits, group_size, skip, samples: 8, seq_len: 16, ..Default::default() };
+        let text = windows(&model, 8);
+        let mut rec = recorder(&Device::Cpu);
+        let home = tempfile::tempdir().unwrap();
+        let out = home.path().join("out");
+        let run = CheckpointRun::new(&model, &options, &Gptq).unwrap();
+        let writer = run.writer(Box::new(DirectorySink::new(&out, Existing::Refuse, None).unwrap())).unwrap();
+        block_on(run.quantize(&mut rec, &text, writer, None, &mut ())).unwrap();
+        let written = block_on(Checkpoint::open(&out)).unwrap();
+        assert_eq!(written.quantized_layout(), Some("GPTQ"));
+        for linear in model.config().linears() {
+            let name = format!("{}.weight", linear.name);
+            assert_eq!(written.is_packed(&name), !name.contains("down_proj"), "{name}");
+            if name.contains("down_proj") {
+                let weight = block_on(model.read(&name)).unwrap();
+                let rounded: Vec<f32> = weight.into_iter().map(|w| half::bf16::from_f32(w).to_f32()).collect();
+                assert_eq!(written.dtype(&name).unwrap(), Dtype::BF16);
+                assert_eq!(block_on(written.read(&name)).unwrap(), rounded, "{name}");
+            }
+        }
+        let outputs = [&model, &written].map(|model| {
+            let network = Network::new(&mut rec, model, None, 16).unwrap();
+            block_on(logits(&mut rec, &network, &text)).unwrap()
+        });
+        let full: Vec<f64> = outputs[0].iter().copied().map(f64::from).collect();
+        let error = relative_error(&outputs[1], &full);
+        assert!(error < 0.05, "{family}: {error}");
     }
 }
 

@@ -65,7 +65,10 @@ pub fn describe(model: &Checkpoint, listing: Vec<(String, u64)>, device: Option<
         problems.push("This checkpoint is quantized already; open the original model.".to_owned());
     }
     let dtype_of = |name: &str| model.dtype(&format!("{name}.weight")).map(|dtype| dtype.to_string().to_lowercase());
-    let dtype = linears.first().and_then(|linear| dtype_of(&linear.name).ok()).unwrap_or_default();
+    let dtype = match model.layout() {
+        Some(layout) => layout.to_owned(),
+        None => linears.first().and_then(|linear| dtype_of(&linear.name).ok()).unwrap_or_default(),
+    };
     if let Some(problem) = device.and_then(|device| too_large(model, 2, device)) {
         problems.push(problem);
     }

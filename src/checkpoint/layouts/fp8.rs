@@ -156,15 +156,15 @@ impl PackedLayers for Fp8 {
         let [PartData::Bytes(codes), PartData::Floats(scales)] = &weight.parts[..] else {
             return Err(Error::shape("fp8::unpack", format!("{}: not its two tensors", weight.name)));
         };
-        let [rows, columns] = weight.shape;
-        let mut values = recycled(rows * columns);
+        let (elements, columns) = (weight.elements(), weight.shape[1]);
+        let mut values = recycled(elements.len());
         if values.is_empty() {
             return Ok(values);
         }
         let [height, width] = self.sharing.block(weight.shape);
         let (table, across) = (table(), columns.div_ceil(width));
-        let lines = values.par_chunks_mut(columns).zip(codes.par_chunks(columns)).enumerate();
-        let finite = lines.map(|(row, (values, codes))| {
+        let lines = values.par_chunks_mut(columns).zip(codes[elements].par_chunks(columns));
+        let finite = lines.zip(weight.rows.clone()).map(|((values, codes), row)| {
             let scales = &scales[row / height * across..][..across];
             for ((values, codes), scale) in values.chunks_mut(width).zip(codes.chunks(width)).zip(scales) {
                 values.iter_mut().zip(codes).for_each(|(value, &code)| *value = table[usize::from(code)] * scale);

@@ -50,8 +50,11 @@ impl PackedLayers for Blocks {
         let [PartData::Bytes(blocks), PartData::Bytes(scales)] = &weight.parts[..] else {
             return Err(Error::shape("mxfp4::unpack", format!("{}: not its two tensors", weight.name)));
         };
-        let mut values = recycled(weight.shape[0] * weight.shape[1]);
-        let pieces = values.par_chunks_mut(BLOCK).zip(blocks.par_chunks(BLOCK / 2)).zip(scales.par_iter());
+        let elements = weight.elements();
+        let (first, last) = (elements.start / BLOCK, elements.end / BLOCK);
+        let mut values = recycled(elements.len());
+        let blocks = blocks[first * BLOCK / 2..last * BLOCK / 2].par_chunks(BLOCK / 2);
+        let pieces = values.par_chunks_mut(BLOCK).zip(blocks).zip(&scales[first..last]);
         let finite = pieces.map(|((out, block), &exponent)| unpack_block(block, exponent, out));
         match finite.reduce(|| true, |a, b| a && b) {
             true => Ok(values),

@@ -35,7 +35,8 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
             configs
         }
         "checkpoint" => {
-            [plain, four_bits(), three_bits()].map(|model| together(model.config.to_string(), model.weights())).to_vec()
+            let models = [plain, four_bits(), three_bits(), fp8(), mxfp4()];
+            models.map(|model| together(model.config.to_string(), model.weights())).to_vec()
         }
         "tokenizer" => TOKENIZERS.map(|tokenizer| tokenizer.as_bytes().to_vec()).to_vec(),
         "calibration" => vec![
@@ -76,6 +77,42 @@ fn four_bits() -> Model {
 fn three_bits() -> Model {
     let model = Model::new(|config| config["num_key_value_heads"] = json!(2));
     quantized(model, &QuantizationSettings { bits: 3, group_size: None, symmetric: true, damping: 0.01 })
+}
+
+/// A model in FP8, with scales in blocks and for the inputs of each layer.
+fn fp8() -> Model {
+    let description = json!({"quant_method": "fp8", "weight_block_size": [5, 3], "activation_scheme": "static"});
+    packed(plain(), description, |name, [rows, columns]| {
+        let scales = [rows.div_ceil(5), columns.div_ceil(3)];
+        let codes = (0..rows * columns).map(|code| code as u8 & 0xbf).collect();
+        vec![
+            Stored { name: format!("{name}.weight"), dtype: "F8_E4M3", shape: vec![rows, columns], bytes: codes },
+            Stored::f32(&format!("{name}.weight_scale_inv"), &scales, &vec![0.5; scales[0] * scales[1]]),
+            Stored::f32(&format!("{name}.activation_scale"), &[], &[0.25]),
+        ]
+    })
+}
+
+/// A model 32 wide in MXFP4.
+fn mxfp4() -> Model {
+    packed(Model::new(|_| {}), json!({"quant_method": "mxfp4"}), |name, [rows, columns]| {
+        let bytes = |suffix: &str, shape: Vec<usize>| {
+            let bytes = (0..shape.iter().product()).map(|byte: usize| 100 + byte as u8 % 40).collect();
+            Stored { name: format!("{name}_{suffix}"), dtype: "U8", shape, bytes }
+        };
+        vec![bytes("blocks", vec![rows, columns / 32, 16]), bytes("scales", vec![rows, columns / 32])]
+    })
+}
+
+/// `model` with the parts that `pack` gives in the place of its linear layers.
+fn packed(mut model: Model, description: serde_json::Value, pack: fn(&str, [usize; 2]) -> Vec<Stored>) -> Model {
+    model.config["quantization_config"] = description;
+    let parts = |tensor: Stored| match tensor.name.strip_suffix("_proj.weight") {
+        Some(name) => pack(&format!("{name}_proj"), [tensor.shape[0], tensor.shape[1]]),
+        None => vec![tensor],
+    };
+    model.tensors = std::mem::take(&mut model.tensors).into_iter().flat_map(parts).collect();
+    model
 }
 
 /// `model` with random codes in the place of its linear layers.
@@ -140,12 +177,13 @@ fn report() -> Vec<u8> {
     serde_json::to_vec(&Document::new("A run", "quantize", vec![run])).unwrap()
 }
 
-/// What else a config.json may say: other families, rotary scaling, windows, rules for single layers.
-const CONFIGS: [&str; 4] = [
+/// What else a config.json may say: other families, rotary scaling, windows, rules for single layers, groups of layers.
+const CONFIGS: [&str; 5] = [
     r#"{"architectures":["LlamaForCausalLM"],"hidden_size":8,"intermediate_size":8,"num_hidden_layers":2,"num_attention_heads":2,"head_dim":4,"vocab_size":2,"attention_bias":true,"mlp_bias":true,"max_position_embeddings":64,"rope_scaling":{"rope_type":"llama3","factor":8.0,"low_freq_factor":1.0,"high_freq_factor":4.0,"original_max_position_embeddings":32},"quantization_config":{"quant_method":"gptq","bits":4,"group_size":-1,"dynamic":{"+:.*down.*":{"bits":8},"-:.*up.*":{}}}}"#,
     r#"{"model_type":"mistral","hidden_size":8,"intermediate_size":8,"num_hidden_layers":2,"num_attention_heads":2,"vocab_size":2,"max_position_embeddings":64,"sliding_window":16,"rope_parameters":{"rope_type":"linear","factor":2.0,"rope_theta":1e4}}"#,
     r#"{"architectures":["Qwen2ForCausalLM"],"hidden_size":8,"intermediate_size":8,"num_hidden_layers":2,"num_attention_heads":2,"vocab_size":2,"max_position_embeddings":64,"use_sliding_window":true,"sliding_window":16,"max_window_layers":2,"hidden_act":"silu"}"#,
     r#"{"architectures":["Qwen3ForCausalLM"],"hidden_size":8,"intermediate_size":8,"num_hidden_layers":2,"num_attention_heads":2,"vocab_size":2,"max_position_embeddings":64,"use_sliding_window":true,"layer_types":["full_attention","full_attention"],"tie_word_embeddings":true}"#,
+    r#"{"architectures":["LlamaForCausalLM"],"hidden_size":8,"intermediate_size":8,"num_hidden_layers":2,"num_attention_heads":2,"vocab_size":2,"max_position_embeddings":64,"quantization_config":{"quant_method":"compressed-tensors","format":"float-quantized","config_groups":{"group_0":{"targets":["Linear"],"weights":{"num_bits":8,"type":"float","strategy":"block","block_structure":[128,128]}}}}}"#,
 ];
 
 /// Tokenizers of a few words, one for each kind of model, and with what goes around them.

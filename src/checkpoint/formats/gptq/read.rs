@@ -1,6 +1,8 @@
 //! Dequantizes the layers of a GPTQ checkpoint. Whatever bits a file holds, the result is numbers or an error, never a
 //! panic.
 
+use std::ops::Range;
+
 use super::config::GptqConfig;
 use super::{Layout, ZeroPoints};
 use crate::checkpoint::bits;
@@ -26,7 +28,7 @@ impl PackedLayers for GptqConfig {
         let layout = self.layer_layout(module, layer.shape);
         let zeros = layout.unpack_zeros(zeros);
         self.check_symmetry(layer, &layout, &zeros)?;
-        layout.dequantize(codes, &zeros, scales, group_of).ok_or_else(|| {
+        layout.dequantize(codes, &zeros, scales, group_of, layer.rows.clone()).ok_or_else(|| {
             Error::input(
                 layer.place,
                 format!("{module}.g_idx with a group that does not exist"),
@@ -88,18 +90,25 @@ impl Layout {
         qzeros.chunks_exact(stride).flat_map(unpack).collect()
     }
 
-    /// Dequantizes to s·(q − z), `[rows, columns]`.
+    /// Dequantizes the rows `rows` to s·(q − z).
     ///
     /// `qweight` holds the packed codes, `zeros` and `scales` are `[groups, rows]`, and `g_idx` holds the group of each
     /// input. Returns `None` if `g_idx` names a group that does not exist.
-    fn dequantize(&self, qweight: &[u32], zeros: &[u8], scales: &[f32], g_idx: &[u32]) -> Option<Vec<f32>> {
+    fn dequantize(
+        &self,
+        qweight: &[u32],
+        zeros: &[u8],
+        scales: &[f32],
+        g_idx: &[u32],
+        rows: Range<usize>,
+    ) -> Option<Vec<f32>> {
         let groups = self.columns.div_ceil(self.group_size);
         let group_of: Vec<usize> = g_idx.iter().map(|&g| g as usize).collect();
         if group_of.iter().any(|&group| group >= groups) {
             return None;
         }
-        let mut weight = Vec::with_capacity(self.rows * self.columns);
-        for row in 0..self.rows {
+        let mut weight = Vec::with_capacity(rows.len() * self.columns);
+        for row in rows {
             let words: Vec<u32> = qweight[row..].iter().step_by(self.rows).copied().collect();
             let codes = bits::unpack(&words, self.bits, self.columns);
             weight.extend(codes.iter().zip(&group_of).map(|(&q, group)| {
