@@ -131,7 +131,7 @@ impl Checkpoint {
         let tensors = files.tensors().await?;
         let config = config.with_names_of(|name| tensors.contains_key(name));
         let widened = match &packing {
-            Some(_) => named_dtype(Fields { subject: &label, object: &raw_config })?,
+            Some(_) => named_dtype(Fields::new(&label, &raw_config))?,
             None => None,
         };
         let embedding = tensors.get(&config.embedding).map(|tensor| tensor.dtype);
@@ -174,6 +174,13 @@ impl Checkpoint {
         &self.raw_config
     }
 
+    /// What people should know of the checkpoint before they use it, as sentences without a full stop.
+    pub fn notes(&self) -> Vec<String> {
+        let (unknown, label) = (&self.config.unknown_keys, self.files.label(CONFIG_FILE));
+        let note = || format!("aquatint does not know these keys of {label} and ignores them: {}", unknown.join(", "));
+        if unknown.is_empty() { Vec::new() } else { vec![note()] }
+    }
+
     /// Number of parameters of the model. A quantized layer counts with the elements of its weight.
     pub fn parameters(&self) -> u64 {
         self.shapes.values().map(|shape| shape.iter().map(|&n| n as u64).product::<u64>()).sum()
@@ -202,12 +209,12 @@ impl Checkpoint {
     /// config.json. Empty if neither file has the key.
     pub async fn token_ids(&self, key: &str) -> Result<Vec<u32>> {
         if let Some(Value::Object(object)) = self.files.json(GENERATION_CONFIG_FILE).await? {
-            let ids = Fields { subject: &self.files.label(GENERATION_CONFIG_FILE), object: &object }.token_ids(key)?;
+            let ids = Fields::new(&self.files.label(GENERATION_CONFIG_FILE), &object).token_ids(key)?;
             if !ids.is_empty() {
                 return Ok(ids);
             }
         }
-        Fields { subject: &self.files.label(CONFIG_FILE), object: &self.raw_config }.token_ids(key)
+        Fields::new(&self.files.label(CONFIG_FILE), &self.raw_config).token_ids(key)
     }
 
     /// The sidecar files: tokenizer, chat template, licence and other files beside the weights that go into every copy

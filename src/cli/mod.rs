@@ -68,14 +68,16 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// The checkpoint at `path`, or the bundled one.
+/// Opens the checkpoint at `path`, or the bundled one, and prints what should be known of it.
 fn open_model(path: Option<&Path>) -> Result<Checkpoint> {
-    pollster::block_on(async {
+    let model = pollster::block_on(async {
         match path {
             Some(path) => Checkpoint::open(path).await,
             None => bundled::checkpoint().await,
         }
-    })
+    })?;
+    model.notes().iter().for_each(|note| eprintln!("note: {note}"));
+    Ok(model)
 }
 
 /// Opens the device that `--device` asks for, and prints which one it is and which kernels it uses.

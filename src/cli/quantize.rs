@@ -167,7 +167,7 @@ fn evaluation_texts(args: &QuantizeArgs, model: &Checkpoint, seq_len: usize) -> 
 
 /// Measures the checkpoint in `out` against the original on a text, and prints its perplexity.
 fn evaluate_output(rec: &mut Recorder, model: &Checkpoint, out: &Path, text: &EvaluationText) -> Result<Evaluation> {
-    let written = open_model(Some(out))?;
+    let written = pollster::block_on(Checkpoint::open(out))?;
     let mut console = Console::new();
     let evaluated = Evaluated { against: Some(model), ..Evaluated::new(&written) };
     let measured = pollster::block_on(text.evaluate(rec, evaluated, &mut console))?;

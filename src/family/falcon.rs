@@ -71,8 +71,8 @@ fn read(family: &Family, config: Fields<'_>) -> Result<ModelConfig> {
     }
     let mut dimensions = Dimensions::read(config, &SIZES)?;
     let new_architecture = config.flag("new_decoder_architecture")?.unwrap_or(false);
+    let multi_query = config.flag("multi_query")?.unwrap_or(true);
     if !new_architecture {
-        let multi_query = config.flag("multi_query")?.unwrap_or(true);
         dimensions.num_key_value_heads = if multi_query { 1 } else { dimensions.num_attention_heads };
     }
     require_whole_heads(config)?;

@@ -24,7 +24,8 @@ pub(super) const GEMMA: Family = Family {
     read: |family, config| {
         let defaults = Defaults { activation: Activation::GeluTanh, mlp_bias: None, ..Defaults::LLAMA };
         let details = Details::read(config, defaults.with_head_dim(256).tied())?;
-        // The first releases name exact GELU and mean the approximation.
+        // The first releases name exact GELU and mean the approximation. Others name it under another key, too.
+        config.pass_over(&["hidden_activation"]);
         let activation = match details.activation {
             Activation::Gelu => Activation::GeluTanh,
             other => other,
@@ -51,7 +52,7 @@ pub(super) const GEMMA2: Family = Family {
     read: |family, config| {
         let attn_cap = cap(config, "attn_logit_softcapping", Some(50.0))?;
         let logit_cap = cap(config, "final_logit_softcapping", Some(30.0))?;
-        let gemma = Sandwich::read(config, [attn_cap, logit_cap])?;
+        let gemma = Sandwich::read(config, &SIZES, [attn_cap, logit_cap])?;
         let layers = gemma.dimensions.num_hidden_layers;
         let windows = window::by_kind(config, layers, Some(4096), |layer| layer.is_multiple_of(2))?;
         let ropes = vec![Rope::read(config, gemma.dimensions.head_dim)?];
@@ -102,7 +103,10 @@ fn read_gemma3(family: &Family, config: Fields<'_>) -> Result<ModelConfig> {
     if config.get("attn_logit_softcapping").is_some() {
         return Err(config.refuse("attn_logit_softcapping", "null, as in every release"));
     }
-    let gemma = Sandwich::read(config, [None, cap(config, "final_logit_softcapping", None)?])?;
+    // The files of 4B and 12B leave out what transformers has as its defaults.
+    let sizes =
+        Sizes { default_heads: Some([8, 4]), most_positions: Some(131_072), vocabulary: Some(262_208), ..SIZES };
+    let gemma = Sandwich::read(config, &sizes, [None, cap(config, "final_logit_softcapping", None)?])?;
     let layers = gemma.dimensions.num_hidden_layers;
     let pattern = config.count("sliding_window_pattern")?.unwrap_or(6);
     let windows = window::by_kind(config, layers, Some(4096), |layer| !(layer + 1).is_multiple_of(pattern))?;
@@ -152,6 +156,9 @@ pub(super) fn embedding_scale(config: Fields<'_>, hidden: usize) -> Result<f32> 
     }
 }
 
+/// The sizes of Gemma 2 and 3.
+const SIZES: Sizes = Sizes { head_dim: Some(256), tied: true, ..Sizes::USUAL };
+
 /// The parts of Gemma 2 and 3: blocks with a norm before and behind each branch.
 struct Sandwich {
     dimensions: Dimensions,
@@ -165,9 +172,10 @@ struct Sandwich {
 
 impl Sandwich {
     /// Reads what Gemma 2 and 3 have in common. The bounds are those of the scores and of the logits.
-    fn read(config: Fields<'_>, [softcap, logit_cap]: [Option<f32>; 2]) -> Result<Self> {
-        let sizes = Sizes { head_dim: Some(256), tied: true, ..Sizes::USUAL };
-        let dimensions = Dimensions::read(config, &sizes)?;
+    fn read(config: Fields<'_>, sizes: &Sizes, [softcap, logit_cap]: [Option<f32>; 2]) -> Result<Self> {
+        let dimensions = Dimensions::read(config, sizes)?;
+        // Older files have this key as well.
+        config.pass_over(&["hidden_act"]);
         let scale = 1.0 / config.positive("query_pre_attn_scalar")?.unwrap_or(256.0).sqrt();
         Ok(Self {
             norm: NormStyle::rms(config.positive("rms_norm_eps")?.unwrap_or(1e-6)).with_gains(Gains::PlusOne),

@@ -369,4 +369,7 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// The tables of rotary angles.
     pub ropes: Vec<Rope>,
+    /// Keys of `config.json` that no reader asked for and whose effect is not known, in file order. A key inside an
+    /// object has the name of the object before it.
+    pub unknown_keys: Vec<String>,
 }

@@ -41,9 +41,10 @@ use serde_json::Value as Json;
 use crate::{Error, Result};
 use build::{Line, NormStyle};
 use config::dimensions::Dimensions;
-use config::fields::Fields;
+use config::fields::{Fields, Reads};
 pub(crate) use config::rope::state_both_forms;
 pub use config::rope::{Growth, Rope, RopeScaling};
+use config::unread::unknown_keys;
 pub use derive::{Cut, Fold};
 pub use graph::{
     Activation, Attention, Block, Columns, Factors, Gains, Layout, Linear, LinearSpec, ModelConfig, Name, Node, Norm,
@@ -169,7 +170,8 @@ fn unknown_family(subject: &str, found: &str) -> Error {
 impl ModelConfig {
     /// Reads and checks the text of a `config.json`. `subject` names the file in error messages.
     ///
-    /// Errors: `Error::Input` if the text is not a JSON object, if the family is unknown, or if a key cannot be used.
+    /// Errors: `Error::Input` if the text is not a JSON object, if the family is unknown, if a key cannot be used, or if
+    /// a key says something that the family does not compute.
     pub fn parse(text: &str, subject: &str) -> Result<Self> {
         Self::from_value(&json_object(text, subject)?, subject)
     }
@@ -177,10 +179,14 @@ impl ModelConfig {
     /// As [`ModelConfig::parse`], from parsed JSON.
     pub fn from_value(value: &Json, subject: &str) -> Result<Self> {
         let object = value.as_object().ok_or_else(|| not_an_object(subject))?;
-        let config = Fields { subject, object };
+        let reads = Reads::default();
+        let config = Fields::new(subject, object).recorded(&reads);
         let family = Family::of(config)?;
-        match family.keys {
-            Keys::Top => (family.read)(family, config),
+        let model = match family.keys {
+            Keys::Top => {
+                let model = (family.read)(family, config)?;
+                ModelConfig { unknown_keys: unknown_keys(config, &reads, "")?, ..model }
+            }
             Keys::Text => {
                 let text = config.object("text_config")?.ok_or_else(|| config.refuse("text_config", "an object"))?;
                 let mut object = text.object.clone();
@@ -189,9 +195,13 @@ impl ModelConfig {
                         object.insert(key.to_owned(), value.clone());
                     }
                 }
-                (family.read)(family, Fields { subject, object: &object })
+                let reads = Reads::default();
+                let text = Fields::new(subject, &object).recorded(&reads);
+                let model = (family.read)(family, text)?;
+                ModelConfig { unknown_keys: unknown_keys(text, &reads, "text_config.")?, ..model }
             }
-        }
+        };
+        Ok(model)
     }
 }
 
@@ -245,6 +255,7 @@ fn decoder(
         head,
         tie_word_embeddings,
         ropes,
+        unknown_keys: Vec::new(),
     }
 }
 

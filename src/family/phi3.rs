@@ -31,6 +31,8 @@ fn read(family: &Family, config: Fields<'_>) -> Result<ModelConfig> {
     let dimensions = Dimensions::read(config, &Sizes::USUAL)?;
     let rotated = rotated_columns(config, dimensions.head_dim, 1.0)?;
     let rope = Rope::read_with(config, rotated, &RopeDefaults::PLAIN)?;
+    // It matters with LongRoPE alone.
+    config.pass_over(&["original_max_position_embeddings"]);
     let norm = NormStyle::rms(config.positive("rms_norm_eps")?.unwrap_or(1e-5));
     let act = activation(config, "hidden_act", Activation::Silu)?;
     let (hidden, layers) = (dimensions.hidden_size, dimensions.num_hidden_layers);

@@ -273,6 +273,25 @@ impl Broken {
 }
 
 #[test]
+fn unknown_keys_of_the_configuration_are_noted_once() {
+    let broken = Broken::new();
+    broken.edit("config.json", |bytes| [b"{\"wings\": 2, \"claws\": [1], ", &bytes[1..]].concat());
+    let out = broken.scratch.path().join("noted");
+    let words = fixture().join("evaluation.txt");
+    let arguments = ["quantize", text(&broken.model), "--out", text(&out), "--evaluate", text(&words)];
+    let output = aquatint(&[&arguments[..], &["--evaluate-windows", "2"], &QUICK].concat());
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{stderr}");
+    let notes: Vec<&str> = stderr.lines().filter(|line| line.starts_with("note: ")).collect();
+    let expected = format!(
+        "note: aquatint does not know these keys of {}/config.json and ignores them: wings, claws",
+        broken.model.display()
+    );
+    assert_eq!(notes.iter().filter(|note| **note == expected).count(), 1, "{notes:?}");
+    assert_eq!(json(&out.join("config.json"))["wings"], 2);
+}
+
+#[test]
 fn a_missing_or_malformed_config() {
     let broken = Broken::new();
     broken.edit("config.json", |_| b"{ not json".to_vec());

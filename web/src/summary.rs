@@ -1,5 +1,5 @@
 //! Facts that the page shows before a run: a summary of the opened model, and a plan of the run that the options describe.
-//! Both list the problems that prevent a run.
+//! Both list the problems that prevent a run, and warnings.
 
 use aquatint::checkpoint::{Checkpoint, DEFAULT_SHARD_LIMIT, WritePlan};
 use aquatint::device::Device;
@@ -27,6 +27,7 @@ pub struct ModelSummary {
     group_sizes: Vec<i64>,
     files: Vec<FileSize>,
     problems: Vec<String>,
+    warnings: Vec<String>,
 }
 
 /// The name and the size of a file.
@@ -86,6 +87,7 @@ pub fn describe(model: &Checkpoint, listing: Vec<(String, u64)>, device: Option<
         group_sizes: [-1, 32, 64, 128].into_iter().filter(fits).collect(),
         files: file_sizes(listing),
         problems,
+        warnings: model.notes().into_iter().map(|note| format!("{note}.")).collect(),
     }
 }
 

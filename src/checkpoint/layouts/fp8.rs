@@ -44,7 +44,7 @@ enum Sharing {
 }
 
 fn open_fine_grained(description: &Map<String, Value>, subject: &str) -> Opened {
-    let fields = Fields { subject, object: description };
+    let fields = Fields::new(subject, description);
     if fields.text("quant_method")? != Some("fp8") {
         return Ok(None);
     }
@@ -61,7 +61,7 @@ fn open_fine_grained(description: &Map<String, Value>, subject: &str) -> Opened 
 }
 
 fn open_compressed_tensors(description: &Map<String, Value>, subject: &str) -> Opened {
-    let fields = Fields { subject, object: description };
+    let fields = Fields::new(subject, description);
     if fields.text("quant_method")? != Some("compressed-tensors") {
         return Ok(None);
     }

@@ -52,7 +52,7 @@ impl Packing {
     ///
     /// Errors: as [`Packing::open`].
     pub fn of_model(config: &Map<String, Value>, subject: &str) -> Result<Option<Self>> {
-        let fields = Fields { subject, object: config };
+        let fields = Fields::new(subject, config);
         // MLX copies its own key to quantization_config, without the name of a method.
         if fields.get("quantization").is_some_and(|own| own.get("bits").is_some()) {
             return Err(unreadable(subject, "weights quantized by MLX"));
@@ -73,7 +73,7 @@ impl Packing {
                 return Ok(Self { layout, layers });
             }
         }
-        let method = Fields { subject, object }.text("quant_method")?.unwrap_or_default();
+        let method = Fields::new(subject, object).text("quant_method")?.unwrap_or_default();
         let content = UNREADABLE.iter().find(|(name, _)| *name == method).map(|(_, content)| format!(": {content}"));
         Err(unreadable(subject, &format!("weights quantized with \"{method}\"{}", content.unwrap_or_default())))
     }

@@ -24,7 +24,7 @@ const BLOCK: usize = 32;
 const MAGNITUDES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
 
 fn open(description: &Map<String, Value>, subject: &str) -> Opened {
-    let method = Fields { subject, object: description }.text("quant_method")?;
+    let method = Fields::new(subject, description).text("quant_method")?;
     Ok((method == Some("mxfp4")).then(|| Box::new(Blocks) as Box<dyn PackedLayers>))
 }
 

@@ -34,11 +34,15 @@ pub(in crate::family) struct Sizes {
     pub layers: &'static [&'static str],
     pub heads: &'static [&'static str],
     pub kv_heads: &'static [&'static str],
+    /// Numbers of query heads and of key heads. `None`: the file must give the first, and the second equals it.
+    pub default_heads: Option<[usize; 2]>,
     /// Columns of a head. `None` means hidden / heads.
     pub head_dim: Option<usize>,
     pub positions: &'static [&'static str],
     /// Number of positions. `None`: the file must have the key.
     pub most_positions: Option<usize>,
+    /// Size of the vocabulary. `None`: the file must have the key.
+    pub vocabulary: Option<usize>,
     /// Whether the output matrix is the embedding.
     pub tied: bool,
 }
@@ -52,9 +56,11 @@ impl Sizes {
         layers: &["num_hidden_layers"],
         heads: &["num_attention_heads"],
         kv_heads: &["num_key_value_heads"],
+        default_heads: None,
         head_dim: None,
         positions: &["max_position_embeddings"],
         most_positions: None,
+        vocabulary: None,
         tied: false,
     };
 }
@@ -77,13 +83,14 @@ impl Dimensions {
     /// Errors: `Error::Input` if a key is missing, has the wrong type, or contradicts another.
     pub fn read(config: Fields<'_>, sizes: &Sizes) -> Result<Self> {
         let hidden_size = size(config, sizes.hidden, None)?;
-        let num_attention_heads = size(config, sizes.heads, None)?;
+        let [heads, kv_heads] = sizes.default_heads.map_or([None; 2], |heads| heads.map(Some));
+        let num_attention_heads = size(config, sizes.heads, heads)?;
         let read = Self {
             hidden_size,
             intermediate_size: size(config, sizes.inner, sizes.inner_factor.map(|factor| factor * hidden_size))?,
             num_hidden_layers: size(config, sizes.layers, None)?,
             num_attention_heads,
-            num_key_value_heads: size(config, sizes.kv_heads, Some(num_attention_heads))?,
+            num_key_value_heads: size(config, sizes.kv_heads, kv_heads.or(Some(num_attention_heads)))?,
             head_dim: match config.count("head_dim")?.or(sizes.head_dim) {
                 Some(width) => width,
                 None if hidden_size.is_multiple_of(num_attention_heads) => hidden_size / num_attention_heads,
@@ -92,7 +99,7 @@ impl Dimensions {
                     return Err(config.refuse(sizes.heads[0], &expected));
                 }
             },
-            vocab_size: config.required_count("vocab_size")?,
+            vocab_size: size(config, &["vocab_size"], sizes.vocabulary)?,
             max_position_embeddings: size(config, sizes.positions, sizes.most_positions)?,
             tie_word_embeddings: config.flag("tie_word_embeddings")?.unwrap_or(sizes.tied),
         };

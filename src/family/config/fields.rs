@@ -1,20 +1,71 @@
 //! Typed access to the fields of a JSON object. A field that does not fit gives an error of one clear sentence.
 
+use std::cell::RefCell;
+use std::collections::HashSet;
+
 use serde_json::{Map, Value};
 
 use crate::{Error, Result};
+
+/// The values that were read. A value is known by its address, which stays the same while a configuration is borrowed.
+#[derive(Default)]
+pub(crate) struct Reads(RefCell<HashSet<*const Value>>);
+
+impl Reads {
+    fn insert(&self, value: &Value) {
+        self.0.borrow_mut().insert(value);
+    }
+
+    /// Inserts `value` and, if it is an object, the values inside it.
+    fn insert_all(&self, value: &Value) {
+        self.insert(value);
+        value.as_object().into_iter().flat_map(Map::values).for_each(|inner| self.insert_all(inner));
+    }
+
+    /// Whether `value` was read.
+    pub fn contains(&self, value: &Value) -> bool {
+        self.0.borrow().contains(&std::ptr::from_ref(value))
+    }
+}
 
 /// A JSON object, and its name in messages, such as `model/config.json`.
 #[derive(Clone, Copy)]
 pub(crate) struct Fields<'a> {
     pub subject: &'a str,
     pub object: &'a Map<String, Value>,
+    reads: Option<&'a Reads>,
 }
 
 impl<'a> Fields<'a> {
+    /// The fields of `object`.
+    pub fn new(subject: &'a str, object: &'a Map<String, Value>) -> Self {
+        Self { subject, object, reads: None }
+    }
+
+    /// These fields, with everything that is read from now on recorded in `reads`.
+    pub fn recorded(self, reads: &'a Reads) -> Self {
+        Self { reads: Some(reads), ..self }
+    }
+
     /// The value under `key`; `null` counts as absent.
     pub fn get(&self, key: &str) -> Option<&'a Value> {
-        self.object.get(key).filter(|value| !value.is_null())
+        let value = self.object.get(key)?;
+        if let Some(reads) = self.reads {
+            reads.insert(value);
+        }
+        Some(value).filter(|value| !value.is_null())
+    }
+
+    /// Whether the field is there and `null`.
+    pub fn is_null(&self, key: &str) -> bool {
+        self.object.contains_key(key) && self.get(key).is_none()
+    }
+
+    /// Counts fields as read, with all that is inside them. Their values make no difference beside those of other fields.
+    pub fn pass_over(&self, keys: &[&str]) {
+        if let Some(reads) = self.reads {
+            keys.iter().filter_map(|key| self.object.get(*key)).for_each(|value| reads.insert_all(value));
+        }
     }
 
     /// The error for a field with a value that cannot be used.
@@ -98,7 +149,7 @@ impl<'a> Fields<'a> {
     pub fn object(&self, key: &str) -> Result<Option<Fields<'a>>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_object() {
-            Some(object) => Ok(Some(Fields { subject: self.subject, object })),
+            Some(object) => Ok(Some(Fields { object, ..*self })),
             None => Err(self.refuse(key, "an object")),
         }
     }
@@ -110,7 +161,7 @@ fn above_zero(value: &Value) -> Option<f64> {
 }
 
 /// The value as JSON text, shortened to fit into a sentence.
-fn abridged(value: &Value) -> String {
+pub(super) fn abridged(value: &Value) -> String {
     const LIMIT: usize = 60;
     let text = value.to_string();
     match text.char_indices().nth(LIMIT) {

@@ -153,6 +153,8 @@ impl Growth {
     pub(in crate::family) fn read(config: Fields<'_>) -> Result<Option<Self>> {
         let keys = Keys::of_all_layers(config, RopeDefaults::PLAIN)?;
         for fields in keys.inner() {
+            // A copy of the key at the top level.
+            fields.pass_over(&["max_position_embeddings"]);
             if let Some(beta) = fields.precise("llama_4_scaling_beta")? {
                 return Ok(Some(Self { beta, original_max_position_embeddings: keys.original(fields)? }));
             }
@@ -188,7 +190,7 @@ mod tests {
         RopeDefaults { theta_key: Some("rope_local_base_freq"), scaling_key: None, ..RopeDefaults::PLAIN };
 
     fn fields(config: &Value) -> Fields<'_> {
-        Fields { subject: "config.json", object: config.as_object().unwrap() }
+        Fields::new("config.json", config.as_object().unwrap())
     }
 
     /// The tables of full and sliding layers, whose heads are 16 wide.

@@ -16,7 +16,7 @@ pub(in crate::family) fn none(layers: usize) -> Windows {
 /// The windows of Mistral: the same in every layer. As in transformers, it is 4096 if the key is absent, and there is
 /// none if the key is null.
 pub(in crate::family) fn mistral(config: Fields<'_>, layers: usize) -> Result<Windows> {
-    if config.object.get("sliding_window").is_some_and(Value::is_null) {
+    if config.is_null("sliding_window") {
         return Ok(none(layers));
     }
     by_kind(config, layers, Some(4096), |_| true)
@@ -30,6 +30,7 @@ pub(in crate::family) fn qwen(config: Fields<'_>, layers: usize) -> Result<Windo
         Some(full) => full.as_u64().ok_or_else(|| config.refuse("max_window_layers", "a whole number"))?,
     };
     if !config.flag("use_sliding_window")?.unwrap_or(false) {
+        config.pass_over(&["sliding_window", "layer_types"]);
         return Ok(none(layers));
     }
     by_kind(config, layers, Some(4096), |layer| layer as u64 >= full)

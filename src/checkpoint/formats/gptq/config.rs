@@ -144,7 +144,7 @@ impl GptqConfig {
     ///
     /// Errors: `Error::Input` if a field cannot be used.
     pub fn read(description: &Map<String, Value>, subject: &str) -> Result<Option<Self>> {
-        let fields = Fields { subject, object: description };
+        let fields = Fields::new(subject, description);
         if fields.text("quant_method")?.unwrap_or("gptq") != "gptq" {
             return Ok(None);
         }
