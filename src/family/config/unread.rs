@@ -78,13 +78,17 @@ const HARMLESS: &[&[&str]] = &[
     &["top_p", "typical_p", "temperature", "repetition_penalty", "length_penalty", "no_repeat_ngram_size"],
     &["encoder_no_repeat_ngram_size", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "num_beam_groups"],
     &["num_return_sequences", "diversity_penalty", "exponential_decay_length_penalty", "remove_invalid_values"],
-    // Lengths of texts in training, and the number of layers without a window where there are no windows.
-    &["max_sequence_length", "model_max_length", "seq_length", "n_ctx", "max_window_layers"],
+    // Lengths of texts, which families without scaled RoPE do not need.
+    &["max_position_embeddings", "original_max_position_embeddings", "max_sequence_length", "model_max_length"],
+    &["seq_length", "n_ctx"],
+    // Sizes of parts that other keys switch on: sliding windows and per-layer inputs.
+    &["max_window_layers", "vocab_size_per_layer_input"],
     // Other tasks than continuing a text.
     &["id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params"],
     &["cross_attention_hidden_size", "tie_encoder_decoder"],
     // Other modalities, whose tensors are copied as they are.
-    &["vision_config", "audio_config"],
+    &["vision_config", "audio_config", "mm_tokens_per_image", "projector_hidden_act", "projector_hidden_size"],
+    &["multimodal_projector_bias", "spatial_merge_size", "vision_feature_layer", "out_hidden_size"],
     // What other keys follow from in the same file.
     &["_sliding_window_pattern"],
 ];

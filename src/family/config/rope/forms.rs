@@ -49,3 +49,43 @@ fn as_written(config: &Map<String, Value>, key: &str) -> Option<Value> {
     let written = inner.into_iter().flatten().chain(config.get(key)).find(|value| value.is_number());
     written.cloned()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::family::Growth;
+
+    /// `config` after [`state_both_forms`].
+    fn stated(config: &Value, ropes: &[Rope]) -> Value {
+        let mut config = config.as_object().unwrap().clone();
+        state_both_forms(&mut config, ropes);
+        Value::Object(config)
+    }
+
+    #[test]
+    fn tables_of_kinds_of_layers_stay_as_they_are() {
+        let rope = |theta| Rope { rotated: 4, theta, scaling: RopeScaling::None, growth: None };
+        let kinds = [rope(1e6), rope(1e4)];
+        let nested = json!({"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6}}});
+        let older = json!({"rope_theta": 1e6, "rope_local_base_freq": 1e4});
+        for (config, ropes) in [(&nested, &kinds[..]), (&nested, &kinds[..1]), (&older, &kinds)] {
+            assert_eq!(&stated(config, ropes), config);
+        }
+        assert_eq!(stated(&json!({"vocab_size": 3}), &[]), json!({"vocab_size": 3}));
+    }
+
+    #[test]
+    fn a_table_of_growing_queries_counts_as_that_of_the_keys() {
+        let scaling = RopeScaling::Linear { factor: 2.0 };
+        let keys = Rope { rotated: 4, theta: 500.0, scaling, growth: None };
+        let growth = Some(Growth { beta: 0.1, original_max_position_embeddings: 8 });
+        let queries = Rope { growth, ..keys.clone() };
+        let inner = json!({"rope_type": "linear", "factor": 2, "llama_4_scaling_beta": 0.1, "rope_theta": 500});
+        let both = stated(&json!({"rope_parameters": inner}), &[queries, keys]);
+        assert_eq!(both["rope_theta"], 500);
+        assert_eq!(both["rope_parameters"], inner);
+        assert_eq!(both["rope_scaling"], json!({"rope_type": "linear", "factor": 2, "llama_4_scaling_beta": 0.1}));
+    }
+}
