@@ -21,7 +21,7 @@ pub(super) const FALCON: Family = Family {
         models: "Falcon 7B, 40B, 180B and Falcon 2",
         features: "fused qkv, one or two norms, attention and MLP beside each other or in line",
         missing: "Falcon-RW (ALiBi)",
-        fixtures: &["falcon-7b", "falcon-new", "falcon-one-norm"],
+        fixtures: &["falcon", "falcon-new", "falcon-one-norm"],
     },
 };
 

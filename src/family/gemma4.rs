@@ -40,7 +40,7 @@ pub(super) const GEMMA4: Family = Family {
         name: "Gemma 4 (dense)",
         models: "Gemma 4 31B",
         features: "as above; the language model of a wrapper",
-        missing: "as above",
+        missing: "E2B and E4B (per-layer inputs, shared keys), 26B-A4B (experts)",
         fixtures: &["gemma4-wrapper"],
     },
 };

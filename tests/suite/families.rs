@@ -1,6 +1,7 @@
 //! Every family: random tiny models against the published implementation (tests/fixtures/families/make.py), token by token with a
 //! cache, and quantized results that are written and read back.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use aquatint::Checkpoint;
@@ -11,7 +12,7 @@ use aquatint::device::{Device, Memory, Place};
 use aquatint::engine::Decoder;
 use aquatint::engine::network::Network;
 use aquatint::eval::logits;
-use aquatint::family::Block;
+use aquatint::family::{Block, FAMILIES};
 use aquatint::pipeline::{Treatment, quantize};
 use aquatint::quant::{GroupSize, Method, QuantizeOptions};
 use aquatint::stored::Replacements;
@@ -24,6 +25,9 @@ use crate::common::{device_tests, random, recorder, relative_error};
 /// The tests of one fixture. `takes`: for each different block, the groups whose input can be scaled for AWQ.
 macro_rules! families {
     ($($name:ident: $folder:literal, takes $takes:expr;)*) => {
+        /// All fixtures.
+        const FIXTURES: &[&str] = &[$($folder),*];
+
         $(mod $name {
             use super::*;
 
@@ -89,6 +93,8 @@ families! {
     gemma3_in_a_wrapper: "gemma3-wrapper", takes ["q, k, v | gate, up | down"; 2];
     gemma4: "gemma4", takes ["q, k, v | gate, up | down", "q, k | gate, up | down"];
     gemma4_in_a_wrapper: "gemma4-wrapper", takes ["q, k, v | gate, up | down", "q, k | gate, up | down"];
+    gemma4_unified: "gemma4-unified", takes ["q, k, v | gate, up | down", "q, k | gate, up | down"];
+    gemma4_unified_in_a_wrapper: "gemma4-unified-wrapper", takes ["q, k, v | gate, up | down", "q, k | gate, up | down"];
     muse_glimmer: "muse_glimmer", takes ["q, k, v, gate | gate, up | down"; 2];
     // One norm feeds two groups, so it can take the scales of neither.
     cohere: "cohere", takes ["down"];
@@ -116,6 +122,28 @@ families! {
 fn open(family: &str) -> Checkpoint {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families").join(family);
     block_on(Checkpoint::open(&folder)).unwrap()
+}
+
+#[test]
+fn every_family_names_its_fixtures() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families");
+    let mut named = BTreeSet::new();
+    for family in &FAMILIES {
+        assert!(!family.about.fixtures.is_empty(), "{}", family.architecture);
+        for fixture in family.about.fixtures {
+            let config = std::fs::read_to_string(folder.join(fixture).join("config.json")).unwrap();
+            let config: serde_json::Value = serde_json::from_str(&config).unwrap();
+            assert_eq!(config["architectures"][0], family.architecture, "{fixture}");
+            assert_eq!(config["model_type"], family.model_type, "{fixture}");
+            assert!(named.insert(fixture.to_string()), "{fixture}");
+        }
+    }
+    let folders = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let fixtures = folders.filter(|path| path.join("config.json").exists());
+    let found: BTreeSet<String> =
+        fixtures.map(|path| path.file_name().unwrap().to_str().unwrap().to_string()).collect();
+    assert_eq!(found, named);
+    assert_eq!(found, FIXTURES.iter().map(|fixture| fixture.to_string()).collect());
 }
 
 /// Windows of tokens and their logits in float64, as the published implementation has them.
