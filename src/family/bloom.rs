@@ -32,6 +32,7 @@ const SIZES: Sizes = Sizes {
     heads: &["n_head", "num_attention_heads"],
     positions: &["seq_length"],
     most_positions: Some(2048),
+    kv_heads: &[],
     tied: true,
     ..Sizes::USUAL
 };

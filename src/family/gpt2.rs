@@ -32,6 +32,7 @@ pub(super) const SIZES: Sizes = Sizes {
     layers: &["n_layer", "num_hidden_layers"],
     heads: &["n_head", "num_attention_heads"],
     positions: &["n_positions", "max_position_embeddings"],
+    kv_heads: &[],
     tied: true,
     ..Sizes::USUAL
 };

@@ -26,7 +26,7 @@ pub(super) const GPT_NEOX: Family = Family {
 };
 
 fn read(family: &Family, config: Fields<'_>) -> Result<ModelConfig> {
-    let dimensions = Dimensions::read(config, &Sizes::USUAL)?;
+    let dimensions = Dimensions::read(config, &Sizes { kv_heads: &[], ..Sizes::USUAL })?;
     let share = config.positive("rotary_pct")?.unwrap_or(0.25);
     let rotated = rotated_columns(config, dimensions.head_dim, f64::from(share))?;
     let defaults = RopeDefaults { theta_key: Some("rotary_emb_base"), ..RopeDefaults::PLAIN };

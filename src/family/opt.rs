@@ -25,7 +25,7 @@ pub(super) const OPT: Family = Family {
     },
 };
 
-const SIZES: Sizes = Sizes { inner: &["ffn_dim"], tied: true, ..Sizes::USUAL };
+const SIZES: Sizes = Sizes { inner: &["ffn_dim"], kv_heads: &[], tied: true, ..Sizes::USUAL };
 
 /// Rows of the table of positions before that of the first position.
 const OFFSET: usize = 2;

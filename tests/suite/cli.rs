@@ -55,6 +55,16 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
+#[test]
+fn the_pages_of_families_say_what_the_program_says() {
+    let printed = succeed(&["families"]);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = fs::read_to_string(root.join("docs/families.md")).unwrap();
+    assert_eq!(page, printed, "write it anew: aquatint families > docs/families.md");
+    let line = printed.lines().find(|line| line.starts_with("Families: ")).unwrap();
+    assert!(fs::read_to_string(root.join("README.md")).unwrap().contains(line), "README.md lacks: {line}");
+}
+
 /// The directory of the bundled model.
 fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama")

@@ -2,7 +2,7 @@
 //! them.
 
 use aquatint::ModelConfig;
-use aquatint::family::{Block, Cut, Fold, Gains, Name, Value};
+use aquatint::family::{Block, Cut, Fold, Gains, Name, Op, Value};
 use serde_json::{Value as Json, json};
 
 fn model(architecture: &str, fields: Json) -> ModelConfig {
@@ -123,4 +123,51 @@ fn a_norm_that_two_groups_read_takes_no_scales_and_is_kept_once_its_input_is_gon
     let norm = cuts[2].kept[0];
     assert!(!cuts[1].kept.contains(&norm) && cuts[1].remade == [0], "{cuts:?}");
     assert_eq!(block.nodes[0].makes, [norm]);
+}
+
+#[test]
+fn scales_pass_to_the_rows_of_a_fused_layer() {
+    let phi = model("Phi3ForCausalLM", json!({"num_key_value_heads": 4}));
+    let block = &phi.blocks[0];
+    let folds: Vec<Fold> = block.stops().filter_map(|stop| block.fold(stop)).collect();
+    let [_, v, _, up] = &folds[..] else { panic!("{folds:?}") };
+    let name = |path: &str| Some(Name::new(format!("model.layers.{{layer}}.{path}")));
+    assert_eq!((&v.linear, &v.rows), (&name("self_attn.qkv_proj"), &(128..192).collect()));
+    assert_eq!((&up.linear, &up.rows), (&name("mlp.gate_up_proj"), &(96..192).collect()));
+    // The rows of BLOOM lie head by head: query, key and value of 16 columns each.
+    let bloom = model("BloomForCausalLM", json!({"n_layer": 2, "n_head": 4}));
+    let block = &bloom.blocks[1];
+    let dense = block.stops().nth(1).and_then(|stop| block.fold(stop)).unwrap();
+    let rows: Vec<usize> = (0..64).map(|channel| channel / 16 * 48 + 32 + channel % 16).collect();
+    assert_eq!(dense.linear, Some(Name::new("transformer.h.{layer}.self_attention.query_key_value")));
+    assert_eq!((dense.rows, dense.tensors.len()), (rows, 1));
+}
+
+#[test]
+fn gains_of_one_plus_w_are_told_from_plain_ones() {
+    let gains = |architecture| {
+        let model = model(architecture, json!({}));
+        let block = &model.blocks[0];
+        block.fold(block.stops().next().unwrap()).unwrap().gains
+    };
+    assert_eq!(gains("GemmaForCausalLM"), Gains::PlusOne);
+    assert_eq!(gains("LlamaForCausalLM"), Gains::Plain);
+}
+
+#[test]
+fn the_embedding_of_gemma_is_scaled_by_a_number_of_the_type_of_the_weights() {
+    let scale = |fields: Json| {
+        let model = model("GemmaForCausalLM", fields);
+        match model.blocks[0].nodes[0].op {
+            Op::Scale(scale) => scale,
+            ref other => panic!("{other:?}"),
+        }
+    };
+    let hidden = |width: u32, dtype: &str| json!({"hidden_size": width, "dtype": dtype});
+    assert_eq!(scale(json!({"hidden_size": 3072})), 3072f32.sqrt());
+    // The published checkpoints: bf16 holds eight bits of 55.43.
+    assert_eq!(scale(hidden(3072, "bfloat16")), 55.5);
+    assert_eq!(scale(json!({"hidden_size": 2048, "torch_dtype": "bfloat16"})), 45.25);
+    assert_eq!(scale(hidden(3072, "float16")), 55.4375);
+    assert!(model("GemmaForCausalLM", json!({})).blocks[1].nodes.iter().all(|node| !matches!(node.op, Op::Scale(_))));
 }

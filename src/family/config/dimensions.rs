@@ -33,6 +33,7 @@ pub(in crate::family) struct Sizes {
     pub inner_factor: Option<usize>,
     pub layers: &'static [&'static str],
     pub heads: &'static [&'static str],
+    /// Empty if every query head has a key head of its own.
     pub kv_heads: &'static [&'static str],
     /// Numbers of query heads and of key heads. `None`: the file must give the first, and the second equals it.
     pub default_heads: Option<[usize; 2]>,
@@ -90,7 +91,10 @@ impl Dimensions {
             intermediate_size: size(config, sizes.inner, sizes.inner_factor.map(|factor| factor * hidden_size))?,
             num_hidden_layers: size(config, sizes.layers, None)?,
             num_attention_heads,
-            num_key_value_heads: size(config, sizes.kv_heads, kv_heads.or(Some(num_attention_heads)))?,
+            num_key_value_heads: match sizes.kv_heads {
+                [] => num_attention_heads,
+                keys => size(config, keys, kv_heads.or(Some(num_attention_heads)))?,
+            },
             head_dim: match config.count("head_dim")?.or(sizes.head_dim) {
                 Some(width) => width,
                 None if hidden_size.is_multiple_of(num_attention_heads) => hidden_size / num_attention_heads,

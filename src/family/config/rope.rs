@@ -152,14 +152,18 @@ impl Growth {
     /// Reads `llama_4_scaling_beta` from `rope_parameters` or `rope_scaling`. `None` if the file does not have it.
     pub(in crate::family) fn read(config: Fields<'_>) -> Result<Option<Self>> {
         let keys = Keys::of_all_layers(config, RopeDefaults::PLAIN)?;
+        let mut growth: Option<Self> = None;
         for fields in keys.inner() {
             // A copy of the key at the top level.
             fields.pass_over(&["max_position_embeddings"]);
-            if let Some(beta) = fields.precise("llama_4_scaling_beta")? {
-                return Ok(Some(Self { beta, original_max_position_embeddings: keys.original(fields)? }));
+            let Some(beta) = fields.precise("llama_4_scaling_beta")? else { continue };
+            if let Some(other) = growth.filter(|other| other.beta != beta) {
+                let expected = format!("the same value as elsewhere in the file, {}", other.beta);
+                return Err(fields.refuse("llama_4_scaling_beta", &expected));
             }
+            growth = Some(Self { beta, original_max_position_embeddings: keys.original(fields)? });
         }
-        Ok(None)
+        Ok(growth)
     }
 }
 
