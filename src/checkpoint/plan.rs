@@ -326,11 +326,14 @@ fn header(units: &[Unit]) -> Result<(Vec<u8>, u64)> {
 fn documents(source: &Checkpoint, format: &dyn Format, model: &PlannedModel) -> Vec<(String, String)> {
     let mut config = source.raw_config().clone();
     config.remove("quantization_config");
-    state_both_forms(&mut config, &source.config().ropes);
-    let mut documents = format.describe(model, &mut config);
+    let keys = source.config().keys_in(&mut config);
+    state_both_forms(keys, &source.config().ropes);
     if unties_head(source, model) {
+        // A model with other modalities has the key for itself and for its language model.
+        keys.insert("tie_word_embeddings".to_owned(), false.into());
         config.insert("tie_word_embeddings".to_owned(), false.into());
     }
+    let mut documents = format.describe(model, &mut config);
     documents.push((CONFIG_FILE.to_owned(), Value::Object(config)));
     documents.into_iter().map(|(name, content)| (name, pretty(&content))).collect()
 }

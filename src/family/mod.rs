@@ -36,7 +36,7 @@ mod starcoder2;
 
 use std::sync::Arc;
 
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
 use crate::{Error, Result};
 use build::{Line, NormStyle};
@@ -218,6 +218,16 @@ const OTHER_NAMES: [Names; 4] = [
 ];
 
 impl ModelConfig {
+    /// The object with the keys of this model in `config`, the `config.json` of its checkpoint: `config` itself, or its
+    /// `text_config`.
+    pub(crate) fn keys_in<'a>(&self, config: &'a mut Map<String, Json>) -> &'a mut Map<String, Json> {
+        let is_nested = |family: &Family| family.model_type == self.model_type && family.keys == Keys::Text;
+        if !FAMILIES.iter().any(is_nested) {
+            return config;
+        }
+        config["text_config"].as_object_mut().expect("the model was read from this object")
+    }
+
     /// This model with the names of a file. `has`: whether the file has a tensor of that name. The embedding decides
     /// which of the known names are taken; if it is missing under all of them, names stay as they are.
     pub fn with_names_of(self, has: impl Fn(&str) -> bool) -> Self {

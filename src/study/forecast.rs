@@ -185,10 +185,7 @@ impl Trial {
 fn narrowed(model: &Checkpoint, divisor: usize, positions: usize) -> Map<String, Value> {
     let mut config = model.raw_config().clone();
     let blocks = &model.config().blocks;
-    let keys = match config.get_mut("text_config").and_then(Value::as_object_mut) {
-        Some(text) => text,
-        None => &mut config,
-    };
+    let keys = model.config().keys_in(&mut config);
     let mut change = |names: &[&str], change: &dyn Fn(u64) -> usize| {
         for name in names {
             if let Some(value) = keys.get(*name).and_then(Value::as_u64) {

@@ -381,6 +381,33 @@ fn a_share_of_the_head_is_written_where_both_forms_look_for_it() {
 }
 
 #[test]
+fn the_config_of_a_wrapper_keeps_its_shape() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families");
+    for (family, tied) in [("mistral3-wrapper", false), ("gemma3-wrapper", true)] {
+        let source = block_on(Checkpoint::open(&folder.join(family))).unwrap();
+        assert_eq!(source.config().tie_word_embeddings, tied);
+        let (settings, out) = (settings(8, None, true), home.path().join(family));
+        let head = random_layer(&mut ChaCha8Rng::seed_from_u64(9), &source.config().head_linear(), &settings);
+        write(&source, (&Float, settings), std::slice::from_ref(&head), 1 << 30, sink(&out));
+        let mut expected = Value::Object(source.raw_config().clone());
+        expected["tie_word_embeddings"] = false.into();
+        let text = &mut expected["text_config"];
+        text["tie_word_embeddings"] = false.into();
+        // The other form of RoPE. Gemma's table for each kind of layer has none.
+        if !tied {
+            let mut scaling = text["rope_parameters"].clone();
+            text["rope_theta"] = scaling.as_object_mut().unwrap().remove("rope_theta").unwrap();
+            text["rope_scaling"] = scaling;
+        }
+        assert_eq!(json_file(&out.join("config.json")), expected);
+        let read = block_on(Checkpoint::open(&out)).unwrap();
+        assert_eq!(read.config().ropes, source.config().ropes);
+        assert_eq!(block_on(read.read(&read.config().output_weight())).unwrap(), head.dequantize());
+    }
+}
+
+#[test]
 fn layers_left_out_are_listed_for_the_client() {
     let source = block_on(bundled::checkpoint()).unwrap();
     let home = tempfile::tempdir().unwrap();
