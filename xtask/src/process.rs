@@ -1,9 +1,10 @@
 //! Runs commands for the chores: it prints each command, measures its time, and reports failures. The folders of the workspace
-//! are here too.
+//! are here too, and what makes folders and files.
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
@@ -41,6 +42,21 @@ pub fn root() -> PathBuf {
 /// Returns cargo's target folder. The chores keep their downloads and results there.
 pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |folder| root().join(folder))
+}
+
+/// Makes a folder with those around it, unless it is there.
+///
+/// Errors: the folder cannot be made.
+pub fn create_folder(folder: &Path) -> Result<()> {
+    fs::create_dir_all(folder)
+        .map_err(|error| Failure::new(format!("cannot make the folder {}: {error}", folder.display())))
+}
+
+/// Makes an empty file, also in place of an old one.
+///
+/// Errors: the file cannot be written.
+pub fn create_file(path: &Path) -> Result<File> {
+    File::create(path).map_err(|error| Failure::new(format!("cannot write {}: {error}", path.display())))
 }
 
 /// Tells whether this is a run of continuous integration, in which no check may be skipped.
