@@ -40,6 +40,8 @@ const SIZES: Sizes = Sizes {
 fn read(family: &Family, config: Fields<'_>) -> Result<ModelConfig> {
     let dimensions = Dimensions::read(config, &SIZES)?;
     let norm = NormStyle::layer(config.positive("layer_norm_epsilon")?.unwrap_or(1e-5));
+    // A shift of all keys of a query alike, which softmax removes.
+    config.pass_over(&["offset_alibi"]);
     // Whether the branches are added to what they read, instead of to what their norm reads.
     let behind = config.flag("apply_residual_connection_post_layernorm")?.unwrap_or(false);
     let (hidden, inner) = (dimensions.hidden_size, dimensions.intermediate_size);

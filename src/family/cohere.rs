@@ -47,6 +47,15 @@ pub(super) const COHERE2: Family = Family {
     read: |family, config| {
         let dimensions = Dimensions::read(config, &SIZES)?;
         let pattern = config.count("sliding_window_pattern")?.unwrap_or(4);
+        // What the releases say in other words.
+        config.only("layer_switch", pattern)?;
+        config.only("order_of_interleaved_layers", "local_attn_first")?;
+        config.only("position_embedding_type", "rope_gptj")?;
+        config.only("use_gated_activation", true)?;
+        config.only("use_parallel_block", true)?;
+        config.only("use_embedding_sharing", dimensions.tie_word_embeddings)?;
+        // How other programs spread the embedding over devices.
+        config.pass_over(&["use_parallel_embedding"]);
         let layers = dimensions.num_hidden_layers;
         let windows = window::by_kind(config, layers, Some(4096), |layer| !(layer + 1).is_multiple_of(pattern))?;
         let layers = Layers { windows, rotates_all: false, norms: HeadNorms::None, theta: 1e4 };

@@ -82,6 +82,7 @@ fn read(family: &Family, config: Fields<'_>) -> Result<ModelConfig> {
     let act = activation(config, "activation", Activation::Gelu)?;
     let bias = config.flag("bias")?.unwrap_or(false);
     let (hidden, inner) = (dimensions.hidden_size, dimensions.intermediate_size);
+    config.only("ff_factor", inner as f64 / hidden as f64)?;
     let paths = ["mlp.dense_h_to_4h", "mlp.dense_4h_to_h"];
     let blocks = blocks("transformer.h.{layer}.", hidden, dimensions.num_hidden_layers, |line, h, _| {
         let name = if let Norms::Both = norms { "ln_attn" } else { "input_layernorm" };

@@ -55,6 +55,8 @@ pub(super) const GEMMA2: Family = Family {
         let gemma = Sandwich::read(config, &SIZES, [attn_cap, logit_cap])?;
         let layers = gemma.dimensions.num_hidden_layers;
         let windows = window::by_kind(config, layers, Some(4096), |layer| layer.is_multiple_of(2))?;
+        // Another name of the same number.
+        config.only("sliding_window_size", config.count("sliding_window")?.unwrap_or(4096))?;
         let ropes = vec![Rope::read(config, gemma.dimensions.head_dim)?];
         Ok(gemma.build(family, HeadNorms::None, &windows, ropes))
     },

@@ -28,6 +28,7 @@ pub(super) const GPTJ: Family = Family {
 
 fn read(family: &Family, config: Fields<'_>) -> Result<ModelConfig> {
     let dimensions = Dimensions::read(config, &Sizes { tied: false, ..gpt2::SIZES })?;
+    config.only("rotary", true)?;
     let rotated = config.count("rotary_dim")?.unwrap_or(64);
     if rotated > dimensions.head_dim || !rotated.is_multiple_of(2) {
         return Err(config.refuse("rotary_dim", "an even number of the columns of a head"));

@@ -33,6 +33,9 @@ fn read(family: &Family, config: Fields<'_>) -> Result<ModelConfig> {
     let rope = Rope::read_with(config, rotated, &RopeDefaults::PLAIN)?;
     // It matters with LongRoPE alone.
     config.pass_over(&["original_max_position_embeddings"]);
+    // Keys of Phi-4 mini for its own code: full attention in every layer, and no interpolation of positions.
+    config.only("full_attn_mod", 1)?;
+    config.only("interpolate_factor", 1)?;
     let norm = NormStyle::rms(config.positive("rms_norm_eps")?.unwrap_or(1e-5));
     let act = activation(config, "hidden_act", Activation::Silu)?;
     let (hidden, layers) = (dimensions.hidden_size, dimensions.num_hidden_layers);

@@ -31,6 +31,8 @@ fn read(family: &Family, config: Fields<'_>) -> Result<ModelConfig> {
     let dimensions = Dimensions::read(config, &Sizes::USUAL)?;
     let rope = Rope::read(config, rotated_columns(config, dimensions.head_dim, 0.25)?)?;
     let norm = NormStyle::layer(config.positive("layer_norm_eps")?.unwrap_or(1e-5));
+    // It speaks of the norms of heads, which have no bias.
+    config.only("use_norm_bias", false)?;
     let norms = match config.flag("qk_layernorm")?.unwrap_or(false) {
         true => HeadNorms::OwnGains(norm.without_bias(), |side, [heads, head_dim]| {
             let part = |head| format!("self_attn.{side}_layernorm.norms.{head}.weight");

@@ -30,6 +30,10 @@ pub(super) const STARCODER2: Family = Family {
 fn read(family: &Family, config: Fields<'_>) -> Result<ModelConfig> {
     let dimensions = Dimensions::read(config, &Sizes { tied: true, ..Sizes::USUAL })?;
     require_whole_heads(config)?;
+    config.only("mlp_type", "default")?;
+    config.only("norm_type", "layer_norm")?;
+    // The 7B and 15B files also have these keys of other families, which clients do not read.
+    config.pass_over(&["activation_function", "layer_norm_epsilon", "rms_norm_eps"]);
     let rope = Rope::read(config, dimensions.head_dim)?;
     let norm = NormStyle::layer(config.positive("norm_epsilon")?.unwrap_or(1e-5));
     let act = activation(config, "hidden_act", Activation::GeluTanh)?;

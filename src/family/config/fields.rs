@@ -68,6 +68,18 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Checks a field that, if it is there, must say what the family computes in any case. Numbers may be written as whole
+    /// or with a fraction.
+    pub fn only(&self, key: &str, value: impl Into<Value>) -> Result<()> {
+        let value = value.into();
+        match self.get(key) {
+            None => Ok(()),
+            Some(found) if *found == value => Ok(()),
+            Some(found) if found.is_number() && found.as_f64() == value.as_f64() => Ok(()),
+            Some(_) => Err(self.refuse(key, &format!("{value}, the only value that this family computes"))),
+        }
+    }
+
     /// The error for a field with a value that cannot be used.
     pub fn refuse(&self, key: &str, expected: &str) -> Error {
         Error::input(self.subject, self.shown(key), expected, "correct the file or download it again")
@@ -108,6 +120,13 @@ impl<'a> Fields<'a> {
     pub fn precise(&self, key: &str) -> Result<Option<f64>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         above_zero(value).map(Some).ok_or_else(|| self.refuse(key, "a number above zero"))
+    }
+
+    /// Reads a finite number of at least zero, in double precision. `None` if the field is absent.
+    pub fn not_negative(&self, key: &str) -> Result<Option<f64>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        let number = value.as_f64().filter(|x| *x >= 0.0 && x.is_finite());
+        number.map(Some).ok_or_else(|| self.refuse(key, "a number of at least zero"))
     }
 
     /// As [`Fields::precise`], for a field that must be present.

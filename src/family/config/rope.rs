@@ -149,21 +149,16 @@ impl Rope {
 }
 
 impl Growth {
-    /// Reads `llama_4_scaling_beta` from `rope_parameters` or `rope_scaling`. `None` if the file does not have it.
+    /// Reads `llama_4_scaling_beta` from `rope_parameters` or `rope_scaling`. `None` if the file does not have it, or if
+    /// it is 0, with which nothing grows.
     pub(in crate::family) fn read(config: Fields<'_>) -> Result<Option<Self>> {
         let keys = Keys::of_all_layers(config, RopeDefaults::PLAIN)?;
-        let mut growth: Option<Self> = None;
-        for fields in keys.inner() {
-            // A copy of the key at the top level.
-            fields.pass_over(&["max_position_embeddings"]);
-            let Some(beta) = fields.precise("llama_4_scaling_beta")? else { continue };
-            if let Some(other) = growth.filter(|other| other.beta != beta) {
-                let expected = format!("the same value as elsewhere in the file, {}", other.beta);
-                return Err(fields.refuse("llama_4_scaling_beta", &expected));
-            }
-            growth = Some(Self { beta, original_max_position_embeddings: keys.original(fields)? });
-        }
-        Ok(growth)
+        // A copy of the key at the top level.
+        keys.inner().for_each(|fields| fields.pass_over(&["max_position_embeddings"]));
+        let Some(beta) = keys.beta()?.filter(|&beta| beta > 0.0) else { return Ok(None) };
+        let mut lengths = keys.inner().map(|fields| keys.original(fields));
+        let growth = |length| Self { beta, original_max_position_embeddings: length };
+        lengths.next().map(|length| length.map(growth)).transpose()
     }
 }
 
@@ -254,5 +249,12 @@ mod tests {
         let expected = Some(Growth { beta: 0.1, original_max_position_embeddings: 64 });
         assert_eq!(read(json!({"rope_parameters": inner})), expected);
         assert_eq!(read(json!({"rope_scaling": inner})), expected);
+        // A copy of a model that Aquatint writes has both.
+        assert_eq!(read(json!({"rope_parameters": inner, "rope_scaling": inner})), expected);
+        let other = json!({"rope_type": "yarn", "llama_4_scaling_beta": 0.2, "original_max_position_embeddings": 64});
+        let both = json!({"rope_parameters": inner, "rope_scaling": other});
+        assert!(Growth::read(fields(&both)).unwrap_err().to_string().contains("llama_4_scaling_beta"));
+        // Devstral 2 123B.
+        assert_eq!(read(json!({"rope_parameters": {"rope_type": "yarn", "llama_4_scaling_beta": 0.0}})), None);
     }
 }

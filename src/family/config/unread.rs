@@ -59,7 +59,9 @@ const CHANGES: &[(Neutral, &[&str])] = &[
 const HARMLESS: &[&[&str]] = &[
     // What the file describes and which program wrote it. `Family::of` reads the first two.
     &["architectures", "model_type", "_name_or_path", "_commit_hash", "transformers_version", "is_llama_config"],
-    &["unsloth_version", "unsloth_fixed", "transformers.js_config", "base_model_name_or_path"],
+    &["unsloth_version", "unsloth_fixed", "transformers.js_config", "base_model_name_or_path", "model_name"],
+    // Python files of the release, for clients that do not know the architecture.
+    &["auto_map"],
     // The types of the weights. The tensors state their own.
     &["dtype", "torch_dtype"],
     // The quantization of the weights, which the reader of the format checks.
@@ -72,6 +74,7 @@ const HARMLESS: &[&[&str]] = &[
     &["_attn_implementation", "_attn_implementation_autoset", "_flash_attn_2_enabled", "torchscript", "use_bfloat16"],
     &["return_dict", "return_dict_in_generate", "output_attentions", "output_hidden_states", "output_scores"],
     &["chunk_size_feed_forward", "attention_softmax_in_fp32", "reorder_and_upcast_attn", "slow_but_exact"],
+    &["scale_attention_softmax_in_fp32"],
     &["masked_softmax_fusion", "bias_dropout_fusion", "skip_bias_add", "skip_bias_add_qkv", "is_decoder"],
     // The tokenizer and generation, which have files of their own.
     &["tokenizer_class", "prefix", "max_length", "min_length", "do_sample", "early_stopping", "num_beams", "top_k"],
@@ -84,7 +87,7 @@ const HARMLESS: &[&[&str]] = &[
     // Sizes of parts that other keys switch on: sliding windows and per-layer inputs.
     &["max_window_layers", "vocab_size_per_layer_input"],
     // Other tasks than continuing a text.
-    &["id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "task_specific_params"],
+    &["id2label", "label2id", "num_labels", "_num_labels", "problem_type", "finetuning_task", "task_specific_params"],
     &["cross_attention_hidden_size", "tie_encoder_decoder"],
     // Other modalities, whose tensors are copied as they are.
     &["vision_config", "audio_config", "mm_tokens_per_image", "projector_hidden_act", "projector_hidden_size"],

@@ -88,6 +88,11 @@ impl<'a> Keys<'a> {
         agreed(self.places(key).chain([(self.config, key)]), Fields::precise)
     }
 
+    /// β of the growth with the position, if the file has it.
+    pub fn beta(&self) -> Result<Option<f64>> {
+        agreed(self.places("llama_4_scaling_beta"), Fields::not_negative)
+    }
+
     /// Columns of a head in the table. `default_share`: the share of the head where the file does not give it.
     pub fn rotated(&self, head_dim: usize, default_share: f64) -> Result<usize> {
         for fields in self.inner() {
@@ -160,9 +165,9 @@ impl<'a> Keys<'a> {
     fn yarn(&self, fields: Fields<'a>) -> Result<RopeScaling> {
         let original = self.original(fields)?;
         let factor = self.ratio(fields, original)?;
-        let mscales = (fields.precise("mscale")?, fields.precise("mscale_all_dim")?);
-        // As in transformers, one of the two without the other counts for nothing.
-        let default = match mscales {
+        let mscale = |key| Ok::<_, Error>(fields.not_negative(key)?.filter(|&mscale| mscale > 0.0));
+        // As in transformers, a zero is no number, and one of the two without the other counts for nothing.
+        let default = match (mscale("mscale")?, mscale("mscale_all_dim")?) {
             (Some(mscale), Some(of_all)) => yarn_magnitude(factor, mscale) / yarn_magnitude(factor, of_all),
             _ => yarn_magnitude(factor, 1.0),
         };
