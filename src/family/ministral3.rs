@@ -45,15 +45,16 @@ const DEFAULTS: Defaults =
     Defaults { epsilon: 1e-5, rope: Some(RopeDefaults { theta: None, ..RopeDefaults::PLAIN }), ..Defaults::NO_BIAS };
 
 fn read(family: &Family, config: Fields<'_>) -> Result<ModelConfig> {
-    // A wrapper may hold the older Mistral, whose heads have another default.
-    let defaults = match config.text("model_type")? {
-        Some("mistral") => DEFAULTS,
-        _ => DEFAULTS.with_head_dim(128),
-    };
-    let details = Details::read(config, defaults)?;
+    // A wrapper may hold the older Mistral, whose heads and windows have other defaults, and does if it does not say.
+    let older = family.keys == Keys::Text && matches!(config.text("model_type")?, None | Some("mistral"));
+    let details = Details::read(config, if older { DEFAULTS } else { DEFAULTS.with_head_dim(128) })?;
     let layers = details.windows.len();
-    let width = config.count("sliding_window")?;
-    let windows = window::by_kind(config, layers, width, |_| width.is_some())?;
+    let windows = if older {
+        window::mistral(config, layers)?
+    } else {
+        let width = config.count("sliding_window")?;
+        window::by_kind(config, layers, width, |_| width.is_some())?
+    };
     let mut ropes = details.ropes.clone();
     let mut turn = Turn::halves(0);
     if let Some(growth) = Growth::read(config)? {
