@@ -76,7 +76,8 @@ pub struct About {
     pub features: &'static str,
     /// What of the family is not implemented. Empty if nothing is missing.
     pub missing: &'static str,
-    /// The random models in tests/fixtures/families whose logits are compared with those of transformers.
+    /// The random models in tests/fixtures/families whose logits are compared with those of transformers. Empty where only
+    /// another architecture of the family has such models.
     pub fixtures: &'static [&'static str],
 }
 
@@ -90,6 +91,11 @@ pub enum Keys {
 }
 
 /// Keys of the whole model that also hold for the language model if `text_config` lacks them.
+///
+/// Whether the output matrix is tied stands in `text_config` (Ministral 3 3B), at the top level (Devstral Small 2), in
+/// both (Gemma 4) or in neither (Gemma 3, Mistral Small 3.1). transformers 5 asks the top level, where tying is the default
+/// of Gemma and Mistral 3, but does not tie matrices that the file has with different numbers. So Mistral Small 3.1 is
+/// untied there, and here by the default of its language model.
 const SHARED_KEYS: [&str; 3] = ["tie_word_embeddings", "dtype", "torch_dtype"];
 
 /// All architectures that this crate can run.
@@ -209,13 +215,17 @@ impl ModelConfig {
 type Names = &'static [(&'static str, &'static str)];
 
 /// All names that files use besides those of the descriptions. Models with other modalities keep the language model
-/// below a prefix. Files of before 2023 often lack the outermost one.
-const OTHER_NAMES: [Names; 4] = [
+/// below a prefix. Files of before 2023, and files of a model without its head, often lack the outermost one.
+const OTHER_NAMES: [Names; 5] = [
     &[("model.", "model.language_model.")],
     &[("model.", "language_model.model."), ("lm_head", "language_model.lm_head")],
+    &[("model.", "language_model.")],
     &[("transformer.", "")],
-    &[("model.decoder.", "decoder.")],
+    &[("model.", "")],
 ];
+
+/// The names of the output matrix in files. The prefix of the layers does not always tell which one a file has.
+const HEADS: [&str; 2] = ["lm_head", "language_model.lm_head"];
 
 impl ModelConfig {
     /// The object with the keys of this model in `config`, the `config.json` of its checkpoint: `config` itself, or its
@@ -229,16 +239,22 @@ impl ModelConfig {
     }
 
     /// This model with the names of a file. `has`: whether the file has a tensor of that name. The embedding decides
-    /// which of the known names are taken; if it is missing under all of them, names stay as they are.
+    /// which of the known names are taken, but the output matrix may have another one. If the embedding is missing under
+    /// all of them, names stay as they are.
     pub fn with_names_of(self, has: impl Fn(&str) -> bool) -> Self {
-        if has(&self.embedding) {
-            return self;
-        }
-        let found = OTHER_NAMES.into_iter().find(|names| {
+        let names = OTHER_NAMES.into_iter().find(|names| {
             let other = Name::new(self.embedding.clone()).renamed(names);
             other.text() != self.embedding && has(other.text())
         });
-        found.map_or(self.clone(), |names| self.renamed(names))
+        let model = match names {
+            Some(names) if !has(&self.embedding) => self.renamed(names),
+            _ => self,
+        };
+        let head = model.head_linear();
+        match HEADS.into_iter().find(|other| has(&format!("{other}.weight"))) {
+            Some(other) if !has(&head.weight()) => model.renamed(&[(&head.name, other)]),
+            _ => model,
+        }
     }
 }
 
