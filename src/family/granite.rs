@@ -1,4 +1,4 @@
-//! Granite 3 and 4 (dense): the block of LLaMA with four numbers that multiply the embedding, the branches, the scores
+//! Granite 3 (dense): the block of LLaMA with four numbers that multiply the embedding, the branches, the scores
 //! and the logits. Equations and keys: transformers, models/granite.
 
 use super::graph::Attention;
@@ -25,9 +25,9 @@ pub(super) const GRANITE: Family = Family {
     },
     about: About {
         name: "Granite",
-        models: "Granite 3 and 4, dense",
+        models: "Granite 3, dense",
         features: "multipliers of embedding, branches, scores and logits",
-        missing: "",
+        missing: "Granite 4.0, of another architecture in every size (GraniteMoeHybrid)",
         fixtures: &["granite"],
     },
 };
