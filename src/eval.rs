@@ -152,11 +152,11 @@ fn chunks_at_a_time(rec: &Recorder, networks: &[&Network<'_>], tokens: usize) ->
     let (mut largest, mut states) = (0, 0);
     for config in networks.iter().map(|network| network.config()) {
         let weights = config.largest_block();
-        let head = config.vocab_size * config.hidden_size;
-        let within = tokens * (2 * config.hidden_size + 3 * config.widest());
-        taken += 4 * (head + 2 * HEAD_TOKENS * SLAB_ROWS.min(config.vocab_size)) as u64;
-        largest = largest.max(4 * (weights + within) as u64);
-        states += 4 * (tokens * config.hidden_size) as u64;
+        let [tokens, hidden, vocabulary] = [tokens, config.hidden_size, config.vocab_size].map(|size| size as u64);
+        let within = tokens * (2 * hidden + 3 * config.widest() as u64);
+        taken += 4 * (vocabulary * hidden + 2 * HEAD_TOKENS as u64 * vocabulary.min(SLAB_ROWS as u64));
+        largest = largest.max(4 * (weights + within));
+        states += 4 * tokens * hidden;
     }
     // The sizes of GPU buffers are an eighth apart, so a buffer may be larger than asked for by that much.
     let [beside, states] =

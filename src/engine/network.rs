@@ -295,7 +295,7 @@ impl<'a> Network<'a> {
     /// device cannot bind it.
     pub async fn output_matrix(&self, rec: &mut Recorder) -> Result<Tensor> {
         let LinearSpec { rows, columns, .. } = self.config().head_linear();
-        let (bytes, most) = ((rows * columns * 4) as u64, rec.device().largest_array());
+        let (bytes, most) = (4 * rows as u64 * columns as u64, rec.device().largest_array());
         if bytes > most {
             let found = format!("an output matrix of {bytes} bytes");
             let expected = format!("at most {most}, which this device can bind");

@@ -30,6 +30,7 @@ const SIZES: Sizes = Sizes {
     inner_factor: Some(4),
     layers: &["n_layer", "num_hidden_layers"],
     heads: &["n_head", "num_attention_heads"],
+    kv_heads: &[],
     positions: &["seq_length"],
     most_positions: Some(2048),
     kv_heads: &[],

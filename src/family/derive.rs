@@ -176,8 +176,8 @@ impl Block {
     }
 
     /// Number of weights in all linear layers.
-    pub fn weights(&self) -> usize {
-        self.groups().flatten().map(|linear| linear.rows * linear.columns).sum()
+    pub fn weights(&self) -> u64 {
+        self.groups().flatten().map(Linear::weights).sum()
     }
 
     /// Columns of the widest value.
@@ -344,7 +344,7 @@ impl ModelConfig {
     }
 
     /// Number of weights in the largest block.
-    pub fn largest_block(&self) -> usize {
+    pub fn largest_block(&self) -> u64 {
         self.distinct_blocks().map(Block::weights).max().unwrap_or(0)
     }
 

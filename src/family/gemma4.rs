@@ -6,7 +6,7 @@
 
 use super::build::{Line, NormStyle, blocks};
 use super::config::activation::activation;
-use super::config::dimensions::{Dimensions, Sizes};
+use super::config::dimensions::{Dimensions, MOST_HEAD_COLUMNS, Sizes, bounded};
 use super::config::fields::Fields;
 use super::config::rope::{Rope, RopeDefaults};
 use super::config::window::{self, Windows};
@@ -110,6 +110,8 @@ fn read(family: &Family, config: Fields<'_>, window: usize) -> Result<ModelConfi
     windows[layers - 1] = None;
     let attentions = attentions(config, &dimensions, &windows)?;
     let wide = attentions[layers - 1].attention.head_dim;
+    let narrow = attentions.iter().find(|layer| layer.table == 1);
+    let narrow = narrow.map_or(dimensions.head_dim, |layer| layer.attention.head_dim);
     let full = RopeDefaults { theta: Some(1e6), theta_key: None, scaling_key: None, ..RopeDefaults::PLAIN };
     let sliding = RopeDefaults { theta: Some(1e4), ..full };
     if config.object("rope_parameters")?.is_none() {
@@ -117,7 +119,7 @@ fn read(family: &Family, config: Fields<'_>, window: usize) -> Result<ModelConfi
     }
     let ropes = vec![
         Rope::read_kind(config, "full_attention", wide, &full)?,
-        Rope::read_kind(config, "sliding_attention", dimensions.head_dim, &sliding)?,
+        Rope::read_kind(config, "sliding_attention", narrow, &sliding)?,
     ];
     let norm = NormStyle::rms(config.positive("rms_norm_eps")?.unwrap_or(1e-6));
     let act = activation(config, "hidden_activation", Activation::GeluTanh)?;
@@ -148,31 +150,48 @@ fn attentions(config: Fields<'_>, dimensions: &Dimensions, windows: &Windows) ->
     let few = config.count("num_global_key_value_heads")?.filter(|_| values_are_keys);
     // transformers writes the numbers of single layers into the files that it saves.
     let single = config.object("per_layer_config")?;
-    let mut attentions = Vec::new();
+    let mut attentions: Vec<LayerAttention> = Vec::new();
     for (layer, &window) in windows.iter().enumerate() {
         let narrow = Attention { scale: 1.0, window, ..dimensions.attention() };
-        let (head_dim, kv_heads) = match (single, window) {
+        let attention = match (single, window) {
             (Some(single), _) => match single.object(&layer.to_string())? {
-                Some(own) => (own.count("head_dim")?, own.count("num_key_value_heads")?),
-                None => (None, None),
+                Some(own) => {
+                    let sizes = (own.count("head_dim")?, own.count("num_key_value_heads")?);
+                    with_heads(own, narrow, sizes, ["head_dim", "num_key_value_heads"])?
+                }
+                None => narrow,
             },
-            (None, Some(_)) => (None, None),
-            (None, None) => (Some(wide), few),
+            (None, Some(_)) => narrow,
+            (None, None) => {
+                with_heads(config, narrow, (Some(wide), few), ["global_head_dim", "num_global_key_value_heads"])?
+            }
         };
-        let attention = Attention {
-            head_dim: head_dim.unwrap_or(narrow.head_dim),
-            kv_heads: kv_heads.unwrap_or(narrow.kv_heads),
-            ..narrow
-        };
-        if !attention.heads.is_multiple_of(attention.kv_heads) || !attention.head_dim.is_multiple_of(2) {
-            let expected = format!("a divisor of the {} attention heads", attention.heads);
-            return Err(config.refuse("num_global_key_value_heads", &expected));
-        }
         let full = window.is_none();
         let table = if full { 0 } else { 1 };
+        let alike = |other: &LayerAttention| other.table != table || other.attention.head_dim == attention.head_dim;
+        if !attentions.iter().all(alike) {
+            let expected = "one head_dim for all layers with a window, and one for all others";
+            return Err(config.refuse("per_layer_config", expected));
+        }
         attentions.push(LayerAttention { attention, table, values_are_keys: values_are_keys && full });
     }
     Ok(attentions)
+}
+
+/// `attention` with other columns of a head and another number of key heads, where `sizes` has them. `keys`: their keys
+/// in `fields`.
+fn with_heads(
+    fields: Fields<'_>,
+    attention: Attention,
+    sizes: (Option<usize>, Option<usize>),
+    keys: [&str; 2],
+) -> Result<Attention> {
+    let head_dim = bounded(fields, keys[0], sizes.0.unwrap_or(attention.head_dim), MOST_HEAD_COLUMNS)?;
+    let kv_heads = sizes.1.unwrap_or(attention.kv_heads);
+    if !attention.heads.is_multiple_of(kv_heads) {
+        return Err(fields.refuse(keys[1], &format!("a divisor of the {} attention heads", attention.heads)));
+    }
+    Ok(Attention { head_dim, kv_heads, ..attention })
 }
 
 /// Attention on `x`, before its last linear layer.

@@ -31,6 +31,7 @@ pub(super) const SIZES: Sizes = Sizes {
     inner_factor: Some(4),
     layers: &["n_layer", "num_hidden_layers"],
     heads: &["n_head", "num_attention_heads"],
+    kv_heads: &[],
     positions: &["n_positions", "max_position_embeddings"],
     kv_heads: &[],
     tied: true,

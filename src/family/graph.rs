@@ -76,6 +76,11 @@ pub enum Layout {
 }
 
 impl Linear {
+    /// Number of weights.
+    pub fn weights(&self) -> u64 {
+        self.rows as u64 * self.columns as u64
+    }
+
     /// Name of the bias, if there is one.
     pub fn bias(&self) -> Option<Name> {
         self.bias.then(|| self.path.with(".bias"))

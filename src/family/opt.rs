@@ -4,7 +4,7 @@
 
 use super::build::{Line, NormStyle, blocks};
 use super::config::activation::activation;
-use super::config::dimensions::{Dimensions, Sizes};
+use super::config::dimensions::{Dimensions, MOST_COLUMNS, Sizes, bounded};
 use super::config::fields::Fields;
 use super::graph::{Activation, Gains, ModelConfig, Value};
 use super::{About, Family, Keys, decoder, head};
@@ -32,7 +32,10 @@ const OFFSET: usize = 2;
 
 fn read(family: &Family, config: Fields<'_>) -> Result<ModelConfig> {
     let dimensions = Dimensions::read(config, &SIZES)?;
-    let outer = config.count("word_embed_proj_dim")?.unwrap_or(dimensions.hidden_size);
+    let outer = match config.count("word_embed_proj_dim")? {
+        Some(outer) => bounded(config, "word_embed_proj_dim", outer, MOST_COLUMNS)?,
+        None => dimensions.hidden_size,
+    };
     let act = activation(config, "activation_function", Activation::Relu)?;
     let before = config.flag("do_layer_norm_before")?.unwrap_or(true);
     let removed = config.flag("_remove_final_layer_norm")?.unwrap_or(false);

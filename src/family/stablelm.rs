@@ -26,6 +26,9 @@ pub(super) const STABLELM: Family = Family {
     },
 };
 
+/// Greatest number of query heads in all layers together if each has a norm. The names of more would fill the memory.
+const MOST_HEAD_NORMS: usize = 1 << 15;
+
 fn read(family: &Family, config: Fields<'_>) -> Result<ModelConfig> {
     let act = activation(config, "hidden_act", Activation::Silu)?;
     let dimensions = Dimensions::read(config, &Sizes::USUAL)?;
@@ -34,6 +37,10 @@ fn read(family: &Family, config: Fields<'_>) -> Result<ModelConfig> {
     // It speaks of the norms of heads, which have no bias.
     config.only("use_norm_bias", false)?;
     let norms = match config.flag("qk_layernorm")?.unwrap_or(false) {
+        true if dimensions.num_hidden_layers * dimensions.num_attention_heads > MOST_HEAD_NORMS => {
+            let expected = format!("false, or at most {MOST_HEAD_NORMS} heads in all layers together");
+            return Err(config.refuse("qk_layernorm", &expected));
+        }
         true => HeadNorms::OwnGains(norm.without_bias(), |side, [heads, head_dim]| {
             let part = |head| format!("self_attn.{side}_layernorm.norms.{head}.weight");
             ((0..heads).map(part).collect(), vec![head_dim])

@@ -78,8 +78,8 @@ pub fn plan(config: &ModelConfig, runs: &[&QuantizeOptions], rec: &Recorder) -> 
 /// streams take no more memory than the weights of the largest group. At least 1.
 pub(super) fn chunks_before_blocks(config: &ModelConfig, chunk_tokens: usize) -> usize {
     let groups = config.distinct_blocks().flat_map(Block::groups);
-    let weights: usize = groups.map(weight_elements).max().unwrap_or(0);
-    (weights / (chunk_tokens * config.hidden_size)).max(1)
+    let weights = groups.map(weight_elements).max().unwrap_or(0);
+    (weights / (chunk_tokens as u64 * config.hidden_size as u64)).max(1) as usize
 }
 
 /// The plan of one run on a device with enough memory, estimated for a GPU without the fast tier. The page shows it as
@@ -95,15 +95,15 @@ pub fn roomy_plan(config: &ModelConfig, options: &QuantizeOptions) -> Plan {
 /// AWQ and QuIP unpack H to a dense matrix, which takes twice as much.
 pub fn largest_array(config: &ModelConfig, seq_len: usize) -> u64 {
     let linears = || config.distinct_blocks().flat_map(Block::groups).flatten();
-    let weights = linears().map(|linear| linear.rows as u64 * linear.columns as u64);
+    let weights = linears().map(Linear::weights);
     let hessians = linears().map(|linear| packed_len(linear.columns) as u64);
     let activation = seq_len as u64 * config.widest() as u64;
     weights.chain(hessians).chain([activation]).max().unwrap_or(0) * 4
 }
 
 /// The number of elements in the weights of a group.
-fn weight_elements(group: &[Linear]) -> usize {
-    group.iter().map(|linear| linear.rows * linear.columns).sum()
+fn weight_elements(group: &[Linear]) -> u64 {
+    group.iter().map(Linear::weights).sum()
 }
 
 /// The runs to plan, with what the estimates depend on.
@@ -164,7 +164,7 @@ impl Workload<'_> {
         let arrays = 4 * self.peak_elements(chunk, recompute);
         // Before a block is handed over, its layers exist three times: as stored, as the quantized stream passed
         // through them, and in the record.
-        let handed_over = 12 * self.config.largest_block() as u64;
+        let handed_over = 12 * self.config.largest_block();
         // The sizes of a GPU's buffers are an eighth apart, so a buffer may be larger than its array by that much.
         let arrays = arrays + if self.on_cpu { self.beside + handed_over } else { arrays / 8 };
         plan.device_bytes += arrays;
@@ -175,7 +175,7 @@ impl Workload<'_> {
     /// naming `Setting::Device`.
     fn check_bindings(&self, device: &Device) -> Result<()> {
         let linears: Vec<&Linear> = self.config.distinct_blocks().flat_map(Block::groups).flatten().collect();
-        let weights = linears.iter().map(|spec| spec.rows as u64 * spec.columns as u64);
+        let weights = linears.iter().map(|linear| linear.weights());
         let dense = self.runs.iter().any(|run| run.method.quantizer().needs().hessian == Some(HessianForm::Dense));
         let hessians = linears.iter().map(|spec| match dense {
             true => (spec.columns as u64).pow(2),
@@ -253,7 +253,7 @@ impl Workload<'_> {
 }
 
 /// The sizes of the groups of a block. `first`: elements in the weights of the first group of the next block.
-fn extents(block: &Block, recompute: bool, first: usize) -> Vec<GroupExtents> {
+fn extents(block: &Block, recompute: bool, first: u64) -> Vec<GroupExtents> {
     let cuts = block.cuts(recompute);
     let again = |node: usize| cuts.iter().any(|cut| cut.remade.contains(&node));
     let group = |(index, cut): (usize, &Cut)| {
@@ -270,9 +270,9 @@ fn extents(block: &Block, recompute: bool, first: usize) -> Vec<GroupExtents> {
             n: group[0].columns as u64,
             rows: rows().sum(),
             largest: rows().max().unwrap_or(0),
-            next: next as u64,
+            next,
             made,
-            earlier: earlier.sum::<usize>() as u64,
+            earlier: earlier.sum(),
         }
     };
     cuts[..cuts.len() - 1].iter().enumerate().map(group).collect()

@@ -254,8 +254,13 @@ fn fields_that_make_no_sense_are_named() {
     refused(llama(json!({"intermediate_size": 0})), &["\"intermediate_size\": 0"]);
     refused(llama(json!({"num_attention_heads": 5, "num_key_value_heads": 5})), &["a divisor of the hidden width 64"]);
     refused(llama(json!({"num_key_value_heads": 3})), &["a divisor of the 4 attention heads"]);
-    refused(llama(json!({"head_dim": 15})), &["heads 15 wide", "even"]);
-    refused(llama(json!({"num_hidden_layers": 4_000_000_000u32})), &["num_hidden_layers", "at most"]);
+    refused(llama(json!({"head_dim": 15})), &["heads 15 columns wide", "even"]);
+    refused(llama(json!({"num_hidden_layers": 4_000_000_000u32})), &["num_hidden_layers", "at most 1000"]);
+    refused(llama(json!({"num_attention_heads": 5000})), &["num_attention_heads", "at most 4096"]);
+    refused(llama(json!({"hidden_size": 1 << 21})), &["hidden_size", "at most 1048576"]);
+    refused(llama(json!({"vocab_size": 4_000_000_000u32})), &["vocab_size", "at most"]);
+    refused(llama(json!({"head_dim": 514})), &["\"head_dim\": 514", "at most 512"]);
+    refused(llama(json!({"hidden_size": 4096})), &["num_attention_heads", "heads of at most 512 columns"]);
     refused(llama(json!({"hidden_act": "tanh"})), &["\"hidden_act\": \"tanh\"", "silu"]);
     refused(llama(json!({"rms_norm_eps": -1.0})), &["rms_norm_eps"]);
     refused(llama(json!({"tie_word_embeddings": "yes"})), &["true or false"]);
@@ -274,6 +279,42 @@ fn fixtures_have_no_unknown_key() {
         fixtures += 1;
     }
     assert!(fixtures > 7);
+}
+
+#[test]
+fn heads_that_do_not_rotate_may_have_an_odd_width() {
+    // The family has no keys for key heads and widths of heads, so these are told to be unknown.
+    let gpt2 =
+        parse("GPT2LMHeadModel", json!({"n_embd": 60, "n_layer": 2, "n_head": 4, "n_positions": 64, "head_dim": 8}));
+    let gpt2 = gpt2.unwrap();
+    let Attention { heads, kv_heads, head_dim, .. } = attention(&gpt2);
+    assert_eq!((heads, kv_heads, head_dim), (4, 4, 15));
+    assert!(["num_key_value_heads", "head_dim"].iter().all(|key| gpt2.unknown_keys.iter().any(|other| other == key)));
+    // The first columns rotate.
+    let gptj = json!({"n_embd": 60, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 6});
+    assert_eq!(attention(&parse("GPTJForCausalLM", gptj.clone()).unwrap()).head_dim, 15);
+    let too_many = json!({"n_embd": 60, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 16});
+    refused(parse("GPTJForCausalLM", too_many), &["\"rotary_dim\": 16"]);
+}
+
+#[test]
+fn layers_of_gemma4_with_their_own_heads_agree_with_the_tables() {
+    let gemma = |layers: Value| {
+        parse(
+            "Gemma4ForCausalLM",
+            json!({
+                "hidden_size_per_layer_input": 0, "head_dim": 12, "num_hidden_layers": 3, "per_layer_config": layers,
+                "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+                "rope_parameters": {"full_attention": {"rope_type": "proportional"}, "sliding_attention": {}},
+            }),
+        )
+    };
+    let widths = |model: ModelConfig| model.ropes.iter().map(|rope| rope.rotated).collect::<Vec<_>>();
+    let own = |width: usize| json!({"0": {"head_dim": 8}, "1": {"head_dim": 16}, "2": {"head_dim": width}});
+    assert_eq!(widths(gemma(own(16)).unwrap()), [16, 8]);
+    refused(gemma(own(14)), &["per_layer_config", "one head_dim for all layers with a window"]);
+    refused(gemma(json!({"1": {"head_dim": 1000}})), &["\"head_dim\": 1000", "at most 512"]);
+    refused(gemma(json!({"1": {"num_key_value_heads": 3}})), &["\"num_key_value_heads\": 3", "a divisor of the 4"]);
 }
 
 #[test]

@@ -193,10 +193,10 @@ fn an_evaluation_with_less_memory_takes_fewer_windows_at_a_time_to_the_same_bits
     let (expected, passes) = evaluate(None);
     assert_eq!(passes, 1);
     let weights = config.largest_block();
-    let head = config.vocab_size * (config.hidden_size + 2 * 1024);
-    let within = 128 * (2 * config.hidden_size + 3 * config.widest());
+    let head = (config.vocab_size * (config.hidden_size + 2 * 1024)) as u64;
+    let within = (128 * (2 * config.hidden_size + 3 * config.widest())) as u64;
     let states = 4 * 128 * config.hidden_size as u64;
-    let beside = 4 * (weights + head + within) as u64;
+    let beside = 4 * (weights + head + within);
     let gpu = !matches!(device, Device::Cpu);
     let [beside, states] = [beside, states].map(|bytes| if gpu { bytes / 8 * 9 + 9 } else { bytes });
     for (chunks, passes) in [(4, 1), (3, 2), (2, 2), (1, 4)] {

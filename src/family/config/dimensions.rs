@@ -1,8 +1,8 @@
 //! Reads and checks the sizes of a decoder. Most families of transformers share these keys.
 
 use super::fields::Fields;
+use crate::Result;
 use crate::family::graph::Attention;
-use crate::{Error, Result};
 
 /// Widths and counts of a decoder, named as in `config.json`.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,7 +16,7 @@ pub(in crate::family) struct Dimensions {
     pub num_attention_heads: usize,
     /// Key and value heads; divides the number of query heads.
     pub num_key_value_heads: usize,
-    /// Columns of a head; an even number.
+    /// Columns of a head.
     pub head_dim: usize,
     pub vocab_size: usize,
     pub max_position_embeddings: usize,
@@ -33,7 +33,8 @@ pub(in crate::family) struct Sizes {
     pub inner_factor: Option<usize>,
     pub layers: &'static [&'static str],
     pub heads: &'static [&'static str],
-    /// Empty if every query head has a key head of its own.
+    /// Empty for a family without such keys. It has as many key heads as query heads, and no key for the columns of a
+    /// head, which are hidden / heads.
     pub kv_heads: &'static [&'static str],
     /// Numbers of query heads and of key heads. `None`: the file must give the first, and the second equals it.
     pub default_heads: Option<[usize; 2]>,
@@ -67,15 +68,40 @@ impl Sizes {
 }
 
 /// Greatest number of blocks. A file with more is broken, and its tensor names would fill the memory.
-const MOST_LAYERS: usize = 10_000;
+const MOST_LAYERS: usize = 1000;
 
-/// Reads the size under the first of `keys` that the file has. `default`: the size if it has none of them.
-fn size(config: Fields<'_>, keys: &[&str], default: Option<usize>) -> Result<usize> {
-    let key = keys.iter().find(|key| config.get(key).is_some()).unwrap_or(&keys[0]);
-    match default {
-        Some(default) => Ok(config.count(key)?.unwrap_or(default)),
-        None => config.required_count(key),
-    }
+/// Greatest width of the residual stream and of the MLP. It is far above those of all models, and low enough that sizes
+/// of weights fit into 64 bits.
+pub(in crate::family) const MOST_COLUMNS: usize = 1 << 20;
+
+/// Greatest number of query heads.
+const MOST_HEADS: usize = 1 << 12;
+
+/// Greatest number of columns of a head, which is that of the attention kernel.
+pub(in crate::family) const MOST_HEAD_COLUMNS: usize = 512;
+
+/// Greatest size of the vocabulary, and greatest number of positions.
+const MOST_ROWS: usize = 1 << 30;
+
+/// The first of `keys` that the file has, or the first of all.
+fn present<'k>(config: Fields<'_>, keys: &[&'k str]) -> &'k str {
+    keys.iter().find(|key| config.get(key).is_some()).unwrap_or(&keys[0])
+}
+
+/// Reads the size under the first of `keys` that the file has, from 1 to `most`. `default`: the size if it has none of
+/// them.
+fn size(config: Fields<'_>, keys: &[&str], default: Option<usize>, most: usize) -> Result<usize> {
+    let key = present(config, keys);
+    let size = match default {
+        Some(default) => config.count(key)?.unwrap_or(default),
+        None => config.required_count(key)?,
+    };
+    bounded(config, key, size, most)
+}
+
+/// `size`, which the file has under `key`. Errors: `Error::Input` if it is above `most`.
+pub(in crate::family) fn bounded(config: Fields<'_>, key: &str, size: usize, most: usize) -> Result<usize> {
+    if size <= most { Ok(size) } else { Err(config.refuse(key, &format!("a whole number of at most {most}"))) }
 }
 
 impl Dimensions {
@@ -83,52 +109,54 @@ impl Dimensions {
     ///
     /// Errors: `Error::Input` if a key is missing, has the wrong type, or contradicts another.
     pub fn read(config: Fields<'_>, sizes: &Sizes) -> Result<Self> {
-        let hidden_size = size(config, sizes.hidden, None)?;
+        let hidden_size = size(config, sizes.hidden, None, MOST_COLUMNS)?;
+        let inner = sizes.inner_factor.map(|factor| factor * hidden_size);
         let [heads, kv_heads] = sizes.default_heads.map_or([None; 2], |heads| heads.map(Some));
-        let num_attention_heads = size(config, sizes.heads, heads)?;
-        let read = Self {
-            hidden_size,
-            intermediate_size: size(config, sizes.inner, sizes.inner_factor.map(|factor| factor * hidden_size))?,
-            num_hidden_layers: size(config, sizes.layers, None)?,
-            num_attention_heads,
-            num_key_value_heads: match sizes.kv_heads {
-                [] => num_attention_heads,
-                keys => size(config, keys, kv_heads.or(Some(num_attention_heads)))?,
-            },
-            head_dim: match config.count("head_dim")?.or(sizes.head_dim) {
-                Some(width) => width,
-                None if hidden_size.is_multiple_of(num_attention_heads) => hidden_size / num_attention_heads,
-                None => {
-                    let expected = format!("a divisor of the hidden width {hidden_size}");
-                    return Err(config.refuse(sizes.heads[0], &expected));
-                }
-            },
-            vocab_size: size(config, &["vocab_size"], sizes.vocabulary)?,
-            max_position_embeddings: size(config, sizes.positions, sizes.most_positions)?,
-            tie_word_embeddings: config.flag("tie_word_embeddings")?.unwrap_or(sizes.tied),
+        let num_attention_heads = size(config, sizes.heads, heads, MOST_HEADS)?;
+        let num_key_value_heads = match sizes.kv_heads {
+            [] => num_attention_heads,
+            keys => size(config, keys, kv_heads.or(Some(num_attention_heads)), MOST_HEADS)?,
         };
-        read.check(config)?;
-        Ok(read)
-    }
-
-    fn check(&self, config: Fields<'_>) -> Result<()> {
-        if self.num_hidden_layers > MOST_LAYERS {
-            return Err(config.refuse("num_hidden_layers", &format!("at most {MOST_LAYERS}")));
+        if !num_attention_heads.is_multiple_of(num_key_value_heads) {
+            let expected = format!("a divisor of the {num_attention_heads} attention heads");
+            return Err(config.refuse(present(config, sizes.kv_heads), &expected));
         }
-        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
-            let heads = self.num_attention_heads;
-            return Err(config.refuse("num_key_value_heads", &format!("a divisor of the {heads} attention heads")));
-        }
-        if !self.head_dim.is_multiple_of(2) {
-            let found = format!("heads {} wide", self.head_dim);
-            let remedy = "correct the file or download it again";
-            return Err(Error::input(config.subject, found, "an even head_dim", remedy));
-        }
-        Ok(())
+        Ok(Self {
+            hidden_size,
+            intermediate_size: size(config, sizes.inner, inner, MOST_COLUMNS)?,
+            num_hidden_layers: size(config, sizes.layers, None, MOST_LAYERS)?,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim: head_dim(config, sizes, hidden_size, num_attention_heads)?,
+            vocab_size: size(config, &["vocab_size"], sizes.vocabulary, MOST_ROWS)?,
+            max_position_embeddings: size(config, sizes.positions, sizes.most_positions, MOST_ROWS)?,
+            tie_word_embeddings: config.flag("tie_word_embeddings")?.unwrap_or(sizes.tied),
+        })
     }
 
     /// Attention with these heads, without a window.
     pub fn attention(&self) -> Attention {
         Attention::new(self.num_attention_heads, self.num_key_value_heads, self.head_dim)
+    }
+}
+
+/// Reads the columns of a head: `head_dim`, the default of the family, or `hidden` / `heads`.
+///
+/// Errors: `Error::Input` if a head has no whole number of columns, or more than [`MOST_HEAD_COLUMNS`].
+fn head_dim(config: Fields<'_>, sizes: &Sizes, hidden: usize, heads: usize) -> Result<usize> {
+    let given = if sizes.kv_heads.is_empty() { None } else { config.count("head_dim")? };
+    if let Some(width) = given.or(sizes.head_dim) {
+        return bounded(config, "head_dim", width, MOST_HEAD_COLUMNS);
+    }
+    let key = present(config, sizes.heads);
+    match hidden / heads {
+        _ if !hidden.is_multiple_of(heads) => {
+            Err(config.refuse(key, &format!("a divisor of the hidden width {hidden}")))
+        }
+        width if width > MOST_HEAD_COLUMNS => {
+            let expected = format!("heads of at most {MOST_HEAD_COLUMNS} columns of the hidden width {hidden}");
+            Err(config.refuse(key, &expected))
+        }
+        width => Ok(width),
     }
 }

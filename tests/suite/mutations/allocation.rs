@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::panic::catch_unwind;
 
 /// What a parser may hold at a time: so many bytes for each of the file, and this many more. The names of all tensors of a
-/// model of 10,000 blocks, which a config.json of some bytes can ask for, are the latter.
+/// model of 1000 blocks, which a config.json of some bytes can ask for, are the latter.
 const TIMES: usize = 64;
 const MORE: usize = 48 << 20;
 

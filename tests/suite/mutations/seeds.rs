@@ -2,6 +2,7 @@
 //! from them too.
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use aquatint::checkpoint::format::{PlannedLayer, PlannedModel};
 use aquatint::checkpoint::formats::gptq::Gptq;
@@ -32,11 +33,19 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "config" => {
             let mut configs = vec![plain.config.to_string().into_bytes(), four_bits().config.to_string().into_bytes()];
             configs.extend(CONFIGS.map(|config| config.as_bytes().to_vec()));
+            configs.extend(family_configs());
             configs
         }
         "checkpoint" => {
             let models = [plain, four_bits(), three_bits(), fp8(), mxfp4()];
-            models.map(|model| together(model.config.to_string(), model.weights())).to_vec()
+            let ours = models.map(|model| together(model.config.to_string(), model.weights()));
+            // Weights stored transposed, a norm for each head, and a model inside another one.
+            let families = ["gpt2", "stablelm-heads", "gemma4-wrapper"].map(|family| {
+                let folder = families().join(family);
+                let weights = std::fs::read(folder.join("model.safetensors")).unwrap();
+                together(compact(&folder.join("config.json")), weights)
+            });
+            ours.into_iter().chain(families).collect()
         }
         "tokenizer" => TOKENIZERS.map(|tokenizer| tokenizer.as_bytes().to_vec()).to_vec(),
         "calibration" => vec![
@@ -55,6 +64,26 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "report" => vec![report()],
         other => panic!("no seeds for {other}"),
     }
+}
+
+/// The directory of the models of all families. The crate of the fuzz targets lies below the root.
+fn families() -> PathBuf {
+    let roots = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors();
+    roots.map(|root| root.join("tests/fixtures/families")).find(|folder| folder.is_dir()).unwrap()
+}
+
+/// The config.json of a model in every family.
+pub fn family_configs() -> Vec<Vec<u8>> {
+    let folders = std::fs::read_dir(families()).unwrap().map(|folder| folder.unwrap().path());
+    let mut files: Vec<PathBuf> =
+        folders.map(|folder| folder.join("config.json")).filter(|file| file.is_file()).collect();
+    files.sort();
+    files.iter().map(|file| compact(file).into_bytes()).collect()
+}
+
+/// A JSON file without white space.
+fn compact(file: &Path) -> String {
+    serde_json::from_slice::<serde_json::Value>(&std::fs::read(file).unwrap()).unwrap().to_string()
 }
 
 /// A model of one block, 8 wide.

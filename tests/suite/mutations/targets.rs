@@ -3,7 +3,8 @@
 use aquatint::checkpoint::layouts::Packing;
 use aquatint::checkpoint::{Checkpoint, MemorySource, Source, read_header};
 use aquatint::eval::tasks::Task;
-use aquatint::pipeline::BlockRecord;
+use aquatint::pipeline::{BlockRecord, roomy_plan, work};
+use aquatint::quant::QuantizeOptions;
 use aquatint::report::Document;
 use aquatint::{Calibration, ModelConfig, TextFile, Tokenizer, bundled};
 use pollster::block_on;
@@ -39,10 +40,26 @@ pub fn index(bytes: &[u8]) {
 /// `config.json`: the model, and how it is quantized.
 pub fn config(bytes: &[u8]) {
     if let Ok(text) = std::str::from_utf8(bytes) {
-        let _ = ModelConfig::parse(text, "config.json");
+        let _ = ModelConfig::parse(text, "config.json").map(|model| follow(&model));
     }
     if let Ok(config) = serde_json::from_slice::<serde_json::Value>(bytes) {
         let _ = config.as_object().map(|object| Packing::of_model(object, "config.json"));
+    }
+}
+
+/// Works out what follows from the description of a model.
+fn follow(model: &ModelConfig) {
+    model.expected_tensors();
+    for block in model.distinct_blocks().chain([&*model.head]) {
+        block.cuts(true);
+        block.stops().for_each(|stop| drop(block.fold(stop)));
+    }
+    let options = QuantizeOptions::default();
+    roomy_plan(model, &options);
+    work(model, &options);
+    for (_, attention) in model.distinct_blocks().flat_map(|block| block.attentions()) {
+        let fits = attention.heads.is_multiple_of(attention.kv_heads) && attention.head_dim <= 512;
+        assert!(fits, "{attention:?}, which the kernel refuses");
     }
 }
 

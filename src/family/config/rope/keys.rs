@@ -51,8 +51,13 @@ impl<'a> Keys<'a> {
         self.inner().map(move |fields| (fields, key))
     }
 
-    /// The table, which has `rotated` columns of each head.
+    /// The table, which has `rotated` columns of each head. Errors: `Error::Input` if that is an odd number.
     pub fn rope(&self, rotated: usize) -> Result<Rope> {
+        if !rotated.is_multiple_of(2) {
+            let found = format!("heads {rotated} columns wide, all of which rotate in pairs");
+            let remedy = "correct the file or download it again";
+            return Err(Error::input(self.config.subject, found, "heads of an even width", remedy));
+        }
         let top = self.defaults.theta_key.map(|key| (self.config, key));
         let theta = agreed(self.places("rope_theta").chain(top), Fields::precise)?.or(self.defaults.theta);
         let theta = theta.ok_or_else(|| self.config.refuse("rope_parameters", "an object with a \"rope_theta\""))?;
@@ -171,6 +176,9 @@ impl<'a> Keys<'a> {
             (Some(mscale), Some(of_all)) => yarn_magnitude(factor, mscale) / yarn_magnitude(factor, of_all),
             _ => yarn_magnitude(factor, 1.0),
         };
+        if !default.is_finite() {
+            return Err(fields.refuse("mscale", "smaller numbers in mscale and mscale_all_dim"));
+        }
         let beta_fast = fields.precise("beta_fast")?.unwrap_or(32.0);
         let beta_slow = fields.precise("beta_slow")?.unwrap_or(1.0);
         if beta_fast < beta_slow {
@@ -204,11 +212,11 @@ impl<'a> Keys<'a> {
     fn proportional(&self, fields: Fields<'a>, rotated: usize) -> Result<RopeScaling> {
         let share = self.share()?.unwrap_or(1.0);
         // Each angle turns two columns.
-        let turning = 2 * (rotated as f64 * share / 2.0) as usize;
-        if turning == 0 || share > 1.0 {
+        let angles = (rotated as f64 * share / 2.0) as usize;
+        if angles == 0 || share > 1.0 {
             return Err(share_refused(self.config, share, "a share of the head, up to 1.0, with at least one angle"));
         }
-        Ok(RopeScaling::Proportional { turning, factor: fields.precise("factor")?.unwrap_or(1.0) })
+        Ok(RopeScaling::Proportional { turning: 2 * angles, factor: fields.precise("factor")?.unwrap_or(1.0) })
     }
 }
 
