@@ -11,6 +11,7 @@ use aquatint::quant::QuantizeOptions;
 use aquatint::record::{Phase, Plan, Report};
 use aquatint::study::files::write_json;
 use aquatint::study::retry::with_less_memory;
+use aquatint::study::shape::with_blocks;
 use aquatint::study::trial::{NoOutput, product_rate, random_windows};
 use aquatint::{Checkpoint, Error, ModelConfig, Result, Sampling};
 use comfy_table::{CellAlignment, Table, presets};
@@ -89,13 +90,14 @@ pub fn run(args: BenchModelArgs) -> Result<()> {
 
 /// A model of random weights with the blocks to quantize, and how many blocks the whole model has.
 fn random_blocks(args: &BenchModelArgs) -> Result<(Checkpoint, usize)> {
-    let mut shape = shape(&args.shape)?;
-    let blocks_of_the_model = shape["num_hidden_layers"].as_u64().unwrap_or(0) as usize;
+    let shape = shape(&args.shape)?;
+    let blocks_of_the_model = ModelConfig::from_value(&shape, &args.shape)?.blocks.len();
     if args.blocks == 0 || args.blocks > blocks_of_the_model {
         let expected = format!("1 to {blocks_of_the_model}, the blocks of {}", args.shape);
         return Err(Error::input("--blocks", args.blocks.to_string(), expected, "leave it out for 1"));
     }
-    shape["num_hidden_layers"] = json!(args.blocks);
+    let keys = shape.as_object().cloned().unwrap_or_default();
+    let shape = Value::Object(with_blocks(&keys, blocks_of_the_model, args.blocks));
     Ok((pollster::block_on(random(&args.shape, &shape, args.seed))?, blocks_of_the_model))
 }
 

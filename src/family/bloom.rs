@@ -33,7 +33,6 @@ const SIZES: Sizes = Sizes {
     kv_heads: &[],
     positions: &["seq_length"],
     most_positions: Some(2048),
-    kv_heads: &[],
     tied: true,
     ..Sizes::USUAL
 };

@@ -33,7 +33,6 @@ pub(super) const SIZES: Sizes = Sizes {
     heads: &["n_head", "num_attention_heads"],
     kv_heads: &[],
     positions: &["n_positions", "max_position_embeddings"],
-    kv_heads: &[],
     tied: true,
     ..Sizes::USUAL
 };

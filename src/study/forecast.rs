@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
+use super::shape::{change, language_keys, with_blocks};
 use super::trial::{NoOutput, product_rate, random_windows};
 use crate::checkpoint::random;
 use crate::device::Recorder;
@@ -17,31 +18,27 @@ use crate::{Checkpoint, Error, Result};
 
 /// Seconds that a trial should take at most if all of it ran at the rate of matrix products.
 const TRIAL_SECONDS: f64 = 3.0;
-/// Blocks of a trial. It takes two, since the input of the first has no error to correct.
+/// Blocks of a trial, if the model has as many. It takes two, since the input of the first has no error to correct.
 const TRIAL_BLOCKS: usize = 2;
 /// Tokens of a trial below which its model gets narrower instead of its text shorter.
 const TRIAL_TOKENS: usize = 2048;
 /// Entries of the vocabulary in a trial.
 const VOCABULARY: usize = 256;
-/// The keys of config.json whose numbers are widths of activations or counts of heads. A trial divides all that a model has.
-const EXTENTS: [&str; 14] = [
+/// The keys of config.json that hold widths of activations. A trial divides all that a model has.
+const WIDTHS: [&str; 8] = [
     "hidden_size",
     "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "num_global_key_value_heads",
     "n_embd",
     "n_embed",
     "n_inner",
-    "n_head",
-    "num_kv_heads",
-    "n_head_kv",
     "ffn_dim",
     "ffn_hidden_size",
     "word_embed_proj_dim",
 ];
-/// The keys of config.json that hold the number of blocks.
-const DEPTHS: [&str; 2] = ["num_hidden_layers", "n_layer"];
+/// The keys of config.json that hold the number of query heads.
+const HEADS: [&str; 2] = ["num_attention_heads", "n_head"];
+/// The keys of config.json that hold a number of key heads.
+const KEY_HEADS: [&str; 4] = ["num_key_value_heads", "num_global_key_value_heads", "num_kv_heads", "n_head_kv"];
 /// The keys of config.json that hold the number of positions.
 const POSITIONS: [&str; 3] = ["max_position_embeddings", "n_positions", "seq_length"];
 
@@ -156,7 +153,7 @@ impl Trial {
         let seconds = phases.map(|(phase, count)| Some(count / rates.get(phase)?)).sum::<Option<f64>>();
         Ok(seconds.map(|seconds| Extrapolation {
             seconds,
-            blocks: TRIAL_BLOCKS,
+            blocks: self.model.config().blocks.len(),
             hidden: self.model.config().hidden_size,
             tokens: self.options.samples * self.options.seq_len,
         }))
@@ -180,29 +177,31 @@ impl Trial {
     }
 }
 
-/// The config.json of a model of the same family that is `divisor` times narrower and sees `positions` positions. Heads keep their
-/// width, and their number is divided.
+/// The config.json of a model of the same family that has the blocks of a trial, is `divisor` times narrower and sees
+/// `positions` positions. Heads keep their width, and their number is divided.
 fn narrowed(model: &Checkpoint, divisor: usize, positions: usize) -> Map<String, Value> {
-    let mut config = model.raw_config().clone();
     let blocks = &model.config().blocks;
-    let keys = model.config().keys_in(&mut config);
-    let mut change = |names: &[&str], change: &dyn Fn(u64) -> usize| {
-        for name in names {
-            if let Some(value) = keys.get(*name).and_then(Value::as_u64) {
-                keys.insert(name.to_string(), json!(change(value)));
-            }
-        }
+    let mut config = with_blocks(model.raw_config(), blocks.len(), TRIAL_BLOCKS.min(blocks.len()));
+    let keys = language_keys(&mut config);
+    let attention = blocks[0].attentions().next().map(|(_, attention)| attention);
+    let heads = attention.map_or(1, |attention| (attention.heads / divisor).max(1));
+    // Where all heads together are as wide as the residual stream, they stay so.
+    let queries = attention.map(|attention| (attention.queries(), heads * attention.head_dim));
+    change(keys, &WIDTHS, |width| match queries {
+        Some((queries, fewer)) if width == queries => fewer,
+        _ => (width / divisor).max(1),
+    });
+    change(keys, &HEADS, |_| heads);
+    let key_heads = |key_heads: usize| {
+        let most = (key_heads / divisor).max(1);
+        (1..=most).rev().find(|&number| heads.is_multiple_of(number)).unwrap_or(1)
     };
-    change(&EXTENTS, &|extent| (extent as usize / divisor).max(1));
-    change(&DEPTHS, &|_| TRIAL_BLOCKS);
-    change(&POSITIONS, &|_| positions);
-    // Lists with an entry per block.
-    for list in keys.values_mut().filter_map(Value::as_array_mut).filter(|list| list.len() == blocks.len()) {
-        list.truncate(TRIAL_BLOCKS);
+    change(keys, &KEY_HEADS, key_heads);
+    if let Some(single) = keys.get_mut("per_layer_config").and_then(Value::as_object_mut) {
+        single.values_mut().filter_map(Value::as_object_mut).for_each(|layer| change(layer, &KEY_HEADS, key_heads));
     }
-    let head_dim = blocks.iter().flat_map(|block| block.attentions()).map(|(_, attention)| attention.head_dim).min();
-    let fixed = [("vocab_size", Some(json!(VOCABULARY))), ("head_dim", head_dim.map(|width| json!(width)))];
-    keys.extend(fixed.into_iter().filter_map(|(key, value)| Some((key.to_string(), value?))));
+    change(keys, &POSITIONS, |_| positions);
+    keys.insert("vocab_size".to_string(), json!(VOCABULARY));
     keys.insert("tie_word_embeddings".to_string(), json!(true));
     config
 }
@@ -224,9 +223,13 @@ impl Observer for Silent<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use futures::executor::block_on;
 
     use super::*;
+    use crate::ModelConfig;
+    use crate::family::Block;
 
     #[test]
     fn a_narrower_model_keeps_its_kind_and_its_heads() {
@@ -242,5 +245,36 @@ mod tests {
             "layer_types": ["full_attention", "full_attention"], "max_position_embeddings": 64, "tie_word_embeddings": true
         });
         assert_eq!(Value::Object(narrowed(&model, 4, 64)), expected);
+    }
+
+    /// What a trial must share with a block of the model: the groups of linear layers, and windows and widths of heads.
+    fn structure(block: &Block) -> (Vec<String>, Vec<(Option<usize>, usize)>) {
+        let heads = block.attentions().map(|(_, attention)| (attention.window, attention.head_dim));
+        (block.stops().map(|stop| block.label(stop)).collect(), heads.collect())
+    }
+
+    #[test]
+    fn every_family_narrows_to_blocks_of_its_kind() {
+        let families = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families");
+        let folders = std::fs::read_dir(families).unwrap().map(|folder| folder.unwrap().path());
+        for folder in folders.filter(|folder| folder.join("config.json").is_file()) {
+            let model = block_on(Checkpoint::open(&folder)).unwrap();
+            let (name, blocks) = (model.name(), &model.config().blocks);
+            for divisor in [1, 2, 4] {
+                let config = Value::Object(narrowed(&model, divisor, 32));
+                let trial = block_on(random("a trial", &config, 0)).unwrap_or_else(|error| panic!("{name}: {error}"));
+                let trial = trial.config();
+                assert_eq!(trial.model_type, model.config().model_type);
+                assert_eq!(trial.blocks.len(), TRIAL_BLOCKS.min(blocks.len()), "{name}");
+                assert_eq!(structure(&trial.blocks[0]), structure(&blocks[0]), "{name} / {divisor}");
+                let last = structure(&trial.blocks[trial.blocks.len() - 1]);
+                let known = blocks[1.min(blocks.len() - 1)..].iter().any(|block| structure(block) == last);
+                assert!(known, "{name} / {divisor}: {last:?}");
+                let folds = |block: &Block| block.stops().map(|stop| block.fold(stop).is_some()).collect::<Vec<_>>();
+                assert!(divisor > 1 || folds(&trial.blocks[0]) == folds(&blocks[0]), "{name}");
+                let width = |model: &ModelConfig| model.blocks[0].widest();
+                assert!(divisor == 1 || width(trial) < width(model.config()), "{name} / {divisor}");
+            }
+        }
     }
 }

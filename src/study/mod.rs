@@ -13,5 +13,6 @@ pub mod forecast;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod resume;
 pub mod retry;
+pub mod shape;
 pub mod sweep;
 pub mod trial;
