@@ -196,17 +196,23 @@ fn quantization_that_no_format_reads_is_refused() {
         config["quantization_config"] = description;
         with_config(&config.to_string())
     };
-    let readable = "float weights, GPTQ, FP8 or MXFP4";
-    for (method, content) in [("awq", "4-bit codes"), ("bitsandbytes", "4 or 8 bits"), ("hqq", "HQQ"), ("own", "")] {
+    let readable = "float weights, GPTQ, compressed-tensors, AWQ, FP8 or MXFP4";
+    for (method, content) in [("bitsandbytes", "4 or 8 bits"), ("hqq", "HQQ"), ("own", "")] {
         let found = format!("weights quantized with \"{method}\"");
         let expected = ["model/config.json", &found, content, readable, "original, unquantized model"];
         refused(open(json!({"quant_method": method})), &expected);
     }
-    for format in ["pack-quantized", "int-quantized", "nvfp4-pack-quantized"] {
+    for format in ["int-quantized", "nvfp4-pack-quantized"] {
         let found = format!("compressed-tensors in its format \"{format}\"");
         let description = json!({"quant_method": "compressed-tensors", "format": format});
         refused(open(description), &["model/config.json", &found, readable, "original, unquantized model"]);
     }
+    let old = json!({"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemv"});
+    refused(open(old), &["\"version\": \"gemv\"", "gemm"]);
+    let group = json!({"weights": {"num_bits": 9, "type": "int"}});
+    let groups =
+        json!({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g": group}});
+    refused(open(groups), &["\"g\"", "1 to 8"]);
     let mut config = Model::new(|_| {}).config;
     config["quantization"] = json!({"group_size": 64, "bits": 4});
     config["quantization_config"] = config["quantization"].clone();

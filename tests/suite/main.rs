@@ -39,6 +39,7 @@ mod matmul;
 mod memory;
 mod mutations;
 mod nll;
+mod packed_formats;
 mod permute;
 mod quip;
 mod real_configs;

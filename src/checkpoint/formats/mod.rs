@@ -4,16 +4,23 @@
 //! `checkpoint/format.rs`. A format that packs layers also has a row in the table of `layouts`, so that its checkpoints
 //! can be read.
 
+pub mod awq;
+pub mod compressed_tensors;
 pub mod f32;
 pub mod float;
 pub mod gptq;
+mod kinds;
 mod vllm;
 
 use super::format::Format;
-use crate::stored::Form;
+use crate::error::{Setting, phrase};
+use crate::family::LinearSpec;
+use crate::stored::{Form, LayerGrid};
+use crate::{Error, Result};
 
 /// All formats, in the order in which they are offered to users.
-pub static FORMATS: &[&dyn Format] = &[&gptq::Gptq, &float::Float, &f32::F32];
+pub static FORMATS: &[&dyn Format] =
+    &[&gptq::Gptq, &compressed_tensors::CompressedTensors, &awq::Awq, &float::Float, &f32::F32];
 
 /// The file with the quantization configuration of older checkpoints. Some clients look for it first.
 pub(super) const DESCRIPTION_FILE: &str = "quantize_config.json";
@@ -29,4 +36,23 @@ pub fn default_for(form: Form) -> &'static dyn Format {
         Form::Codes => &gptq::Gptq,
         Form::Dense => &float::Float,
     }
+}
+
+/// Checks that the group size of `wish` divides the inputs of `linear`. No client loads other groups (formats.md, fact
+/// 8). `format`: name of the format in the message.
+///
+/// Errors: `Error::Input` naming a group size that fits.
+fn group_size_that_divides(linear: &LinearSpec, wish: LayerGrid, format: &str) -> Result<()> {
+    let LinearSpec { ref name, columns, .. } = *linear;
+    if wish.group_size > 0 && columns.is_multiple_of(wish.group_size) {
+        return Ok(());
+    }
+    let fitting = [128, 64, 32].into_iter().find(|&size| columns.is_multiple_of(size));
+    let fitting = fitting.map_or("-1".to_owned(), |size| size.to_string());
+    Err(Error::input(
+        Setting::GroupSize,
+        format!("{} for the {columns} inputs of {name}", wish.group_size),
+        format!("a group size that divides them, as the {format} format demands"),
+        phrase!["choose ", Setting::GroupSize.set_to(fitting)],
+    ))
 }

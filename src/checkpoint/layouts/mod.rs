@@ -8,19 +8,19 @@ mod mxfp4;
 
 use serde_json::{Map, Value};
 
-use super::formats::gptq;
+use super::formats::{awq, compressed_tensors, gptq};
 use super::layout::{Layout, PackedLayers};
 use crate::family::config::fields::Fields;
 use crate::{Error, Result};
 
 /// All layouts that can be read.
-pub static LAYOUTS: [&Layout; 4] = [&gptq::LAYOUT, &fp8::FP8, &fp8::COMPRESSED_TENSORS, &mxfp4::MXFP4];
+pub static LAYOUTS: [&Layout; 6] =
+    [&gptq::LAYOUT, &compressed_tensors::LAYOUT, &awq::LAYOUT, &fp8::FP8, &fp8::COMPRESSED_TENSORS, &mxfp4::MXFP4];
 
 /// Quantization methods whose checkpoints cannot be read: the name in `quant_method`, and what the method stores.
-const UNREADABLE: [(&str, &str); 17] = [
+const UNREADABLE: [(&str, &str); 16] = [
     ("aqlm", "codes of additive codebooks"),
     ("auto-round", "AutoRound's packed codes"),
-    ("awq", "AWQ's packed 4-bit codes"),
     ("bitnet", "ternary weights"),
     ("bitsandbytes", "packed codes of bitsandbytes in 4 or 8 bits"),
     ("eetq", "8-bit integers"),

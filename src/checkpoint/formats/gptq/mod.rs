@@ -13,7 +13,7 @@ mod read;
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
-use super::vllm;
+use super::{group_size_that_divides, vllm};
 use crate::checkpoint::format::{Format, Part, PlannedLayer, PlannedModel};
 use crate::checkpoint::layout::{self, Opened, Origin, PackedLayers};
 use crate::error::{Setting, phrase};
@@ -43,7 +43,7 @@ impl Format for Gptq {
     /// inputs (formats.md, section a and fact 8).
     fn grid(&self, linear: &LinearSpec, wish: LayerGrid) -> Result<LayerGrid> {
         let LinearSpec { ref name, rows, columns, .. } = *linear;
-        let LayerGrid { bits, group_size, .. } = wish;
+        let bits = wish.bits;
         if !matches!(bits, 2 | 3 | 4 | 8) {
             return Err(Error::input(Setting::Bits, bits.to_string(), "2, 3, 4 or 8", "choose one of these"));
         }
@@ -57,16 +57,7 @@ impl Format for Gptq {
                 ));
             }
         }
-        if group_size == 0 || !columns.is_multiple_of(group_size) {
-            let fitting = [128, 64, 32].into_iter().find(|&g| columns.is_multiple_of(g));
-            let fitting = fitting.map_or("-1".to_owned(), |g| g.to_string());
-            return Err(Error::input(
-                Setting::GroupSize,
-                format!("{group_size} for the {columns} inputs of {name}"),
-                "a group size that divides them, as the GPTQ format demands",
-                phrase!["choose ", Setting::GroupSize.set_to(fitting)],
-            ));
-        }
+        group_size_that_divides(linear, wish, "GPTQ")?;
         Ok(wish)
     }
 
