@@ -56,7 +56,7 @@ pub(super) const GEMMA4_UNIFIED_TEXT: Family = Family {
         models: "Gemma 4 12B, the language model alone",
         features: "as Gemma 4 31B",
         missing: "",
-        fixtures: &[],
+        fixtures: &["gemma4-unified"],
     },
 };
 
@@ -71,7 +71,7 @@ pub(super) const GEMMA4_UNIFIED: Family = Family {
         models: "Gemma 4 12B",
         features: "as above; the language model of a wrapper",
         missing: "",
-        fixtures: &[],
+        fixtures: &["gemma4-unified-wrapper"],
     },
 };
 
