@@ -11,7 +11,7 @@ use super::journal::{BlockRecord, Journal};
 use super::stop::{Stop, WeightsByNode};
 use super::stream::Stream;
 use super::sums::{Sums, relative};
-use super::{Job, Output};
+use super::{Job, Output, Treatment};
 use crate::device::{Recorder, Tensor};
 use crate::family::LinearSpec;
 use crate::observer::Observer;
@@ -186,12 +186,9 @@ impl<'a> Run<'a> {
             return Ok(QuantizedGroup::default());
         }
         let fold = match stop.group {
-            // Scaling needs every layer of the stop to be quantized, because a layer that keeps its weight reads the
-            // scaled input, too. The head has no producer to fold scales into.
-            Some(_) if self.options.method.quantizer().scales_input() && linears.len() == stop.specs.len() => {
-                stop.block.line().fold(stop.cut.node)
-            }
-            _ => None,
+            Some(_) => Treatment::new(self.options, stop.checkpoint.config()).fold(stop.layer, stop.cut.node),
+            // The head has no producer to fold scales into.
+            None => None,
         };
         let producer = match fold {
             Some(fold) => Producer::read(stop.checkpoint, stop.layer, &fold, &self.block.results).await?,

@@ -7,7 +7,7 @@
 use crate::checkpoint::formats::default_for;
 use crate::checkpoint::{Format, LayerPlan, QuantizationSettings};
 use crate::error::Setting;
-use crate::family::{LinearSpec, ModelConfig};
+use crate::family::{Fold, Linear, LinearSpec, ModelConfig, Name};
 use crate::ops::grid::Symmetry;
 use crate::quant::{GroupSize, QuantizeOptions};
 use crate::stored::Form;
@@ -92,6 +92,56 @@ impl<'a> Treatment<'a> {
     /// Bits per code of the layer `linear`. `None` if the layer keeps its weight.
     pub fn bits_of(&self, linear: &LinearSpec) -> Option<u32> {
         if linear.quantizable { self.options.bits_of(&linear.name) } else { None }
+    }
+
+    /// Where the scales of the input of the stop at node `node` of block `layer` are folded. `None` if the method scales
+    /// no inputs, if nothing that is quantized before the stop can take the scales, or if a layer of the stop keeps its
+    /// weight, because it reads the scaled input, too.
+    pub fn fold(&self, layer: usize, node: usize) -> Option<Fold> {
+        let block = &self.model.blocks[layer];
+        let quantized = |linear: &Linear| self.bits_of(&linear.at(layer)).is_some();
+        if !self.options.method.quantizer().scales_input() || !block.group(node).iter().all(quantized) {
+            return None;
+        }
+        let made_by = |path: &Name| block.groups().flatten().any(|linear| linear.path == *path && quantized(linear));
+        block.fold(node).filter(|fold| fold.linear.as_ref().is_none_or(made_by))
+    }
+
+    /// What people should know of the run before it starts: which layers the method rounds without scales of their
+    /// inputs. Each note is a sentence without a full stop.
+    pub fn notes(&self) -> Vec<String> {
+        if !self.options.method.quantizer().scales_input() {
+            return Vec::new();
+        }
+        let unscaled = self.unscaled();
+        let mut paths: Vec<&str> = Vec::new();
+        for path in unscaled.iter().map(|path| path.split_once("{layer}.").map_or(&**path, |(_, inside)| inside)) {
+            if !paths.contains(&path) {
+                paths.push(path);
+            }
+        }
+        let (method, count, paths) = (self.options.method.to_string().to_uppercase(), unscaled.len(), paths.join(", "));
+        let layers = if count == 1 { "layer" } else { "layers" };
+        let note = format!(
+            "{method} scales no input of {count} {layers} ({paths}), because nothing before them can take the scales; it \
+             only searches the ranges of their grids"
+        );
+        if count == 0 { Vec::new() } else { vec![note] }
+    }
+
+    /// The paths of all layers that are quantized without scales of their inputs, the output matrix included.
+    fn unscaled(&self) -> Vec<String> {
+        let blocks = self.options.blocks.unwrap_or(self.model.blocks.len());
+        let mut unscaled = Vec::new();
+        for (layer, block) in self.model.blocks.iter().enumerate().take(blocks) {
+            for node in block.stops().filter(|&node| self.fold(layer, node).is_none()) {
+                let quantized = block.group(node).iter().filter(|linear| self.bits_of(&linear.at(layer)).is_some());
+                unscaled.extend(quantized.map(|linear| linear.path.text().to_owned()));
+            }
+        }
+        let head = self.model.head_linear();
+        unscaled.extend((self.options.lm_head && self.bits_of(&head).is_some()).then_some(head.name));
+        unscaled
     }
 
     /// Inputs per grid. `None` if there is one grid per row. Methods without a grid also get `None`.

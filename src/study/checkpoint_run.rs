@@ -43,9 +43,11 @@ impl<'a> CheckpointRun<'a> {
         }
     }
 
-    /// What some client will not do with the files.
-    pub fn notes(&self) -> &[String] {
-        self.plan.notes()
+    /// What some client will not do with the files, and which layers get less than the whole method. Each note is a
+    /// sentence without a full stop.
+    pub fn notes(&self) -> Vec<String> {
+        let treatment = Treatment::new(self.options, self.model.config());
+        self.plan.notes().iter().cloned().chain(treatment.notes()).collect()
     }
 
     /// The tensors that the model does not use and that are copied.

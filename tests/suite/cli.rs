@@ -141,6 +141,15 @@ fn a_dry_run_says_what_it_would_do_and_writes_nothing() {
 }
 
 #[test]
+fn a_dry_run_tells_where_awq_scales_nothing() {
+    let scratch = TempDir::new().unwrap();
+    let out = scratch.path().join("out");
+    let output = aquatint(&[&["quantize", "--out", text(&out), "--dry-run", "--method", "awq"][..], &QUICK].concat());
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said.matches("note: AWQ scales no input of 8 layers (self_attn.o_proj), because").count(), 1, "{said}");
+}
+
+#[test]
 fn a_dry_run_lists_the_tensors_that_the_model_does_not_use() {
     let scratch = TempDir::new().unwrap();
     let (model, out) = (scratch.path().join("model"), scratch.path().join("out"));

@@ -9,6 +9,7 @@ use aquatint::pipeline::{plan, quantize};
 use aquatint::quant::{Method, QuantizeOptions};
 use aquatint::record::Report;
 use aquatint::stored::Replacements;
+use aquatint::study::trial::{NoOutput, random_windows};
 use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
 use pollster::block_on;
 use proptest::prelude::*;
@@ -85,6 +86,48 @@ fn a_gpu_holds_no_more_than_was_planned(device: Device) {
         let statistics = 2 * (inner * inner / 2 + inner * inner);
         let least = 4 * (weights + streams + statistics) as u64;
         assert!(peak >= least, "{method:?}: {peak}, where {least} must have been there at once");
+    }
+}
+
+/// A family's model of random weights, four times as wide as its fixture, with 64 positions.
+fn wider(family: &str) -> Checkpoint {
+    let file = format!("{}/tests/fixtures/families/{family}/config.json", env!("CARGO_MANIFEST_DIR"));
+    let mut config: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    for key in [
+        "hidden_size",
+        "intermediate_size",
+        "ffn_dim",
+        "word_embed_proj_dim",
+        "num_attention_heads",
+        "n_embd",
+        "n_head",
+    ] {
+        if let Some(size) = config[key].as_u64() {
+            config[key] = (4 * size).into();
+        }
+    }
+    for key in ["max_position_embeddings", "n_positions"] {
+        if config[key].is_u64() {
+            config[key] = 64.into();
+        }
+    }
+    block_on(random(family, &config, 0)).unwrap()
+}
+
+device_tests!(no_family_takes_more_than_was_planned: software_gpu);
+fn no_family_takes_more_than_was_planned(device: Device) {
+    for family in ["gemma3", "gemma4", "falcon-new", "opt-350m", "gpt2"] {
+        let model = wider(family);
+        // With few tokens the statistics and the solve take most of the memory, and with many the values of a chunk.
+        for (samples, seq_len, recompute) in [(4, 32, false), (4, 32, true), (16, 64, false), (16, 64, true)] {
+            let options = options(3, samples, seq_len);
+            let memory = Memory { recompute: Some(recompute), ..Memory::default() };
+            let mut rec = with(&device, memory);
+            let windows = random_windows(&options, model.config().vocab_size);
+            let report = block_on(quantize(&mut rec, &model, &windows, &options, &mut NoOutput, &mut ())).unwrap();
+            let (planned, peak) = (report.plan.unwrap().device_bytes, report.peak_device_bytes.unwrap());
+            assert!(peak <= planned, "{family}, {samples} × {seq_len}, {recompute}: {peak} of {planned}");
+        }
     }
 }
 

@@ -144,6 +144,28 @@ fn every_method_goes_through_a_model_with_exemptions_and_back_from_disk() {
 }
 
 #[test]
+fn awq_tells_which_layers_get_no_scales() {
+    let model = block_on(bundled::checkpoint()).unwrap();
+    let notes = |options: QuantizeOptions| Treatment::new(&options, model.config()).notes();
+    // The query heads share one value head, so o's input takes no scales.
+    let note = notes(options(Method::Awq)).join(" ");
+    assert!(note.starts_with("AWQ scales no input of 8 layers (self_attn.o_proj), because"), "{note}");
+    // Without up, nothing takes the scales of down's input. Gate keeps company with a layer that reads it as it is.
+    let skip = vec![Regex::new(r"\.[0-3]\..*up_proj").unwrap()];
+    let note = notes(QuantizeOptions { skip, blocks: Some(5), lm_head: true, ..options(Method::Awq) }).join(" ");
+    let layers = "14 layers (self_attn.o_proj, mlp.gate_proj, mlp.down_proj, lm_head)";
+    assert!(note.contains(layers), "{note}");
+    for method in [Method::Rtn, Method::Gptq, Method::Quip] {
+        assert_eq!(notes(options(method)), [""; 0]);
+    }
+    // The report of a run says the same of its layers.
+    let few = QuantizeOptions { blocks: Some(1), ..options(Method::Awq) };
+    let (report, _) = run(&mut recorder(&Device::Cpu), &model, &few);
+    let without = report.layers.iter().filter(|layer| layer.awq_ratio.is_none());
+    assert_eq!(without.map(|layer| &layer.name[15..]).collect::<Vec<_>>(), ["self_attn.o_proj"]);
+}
+
+#[test]
 fn patterns_that_match_nothing_or_everything_are_refused() {
     let config = block_on(bundled::checkpoint()).unwrap().config().clone();
     let refused = |options: QuantizeOptions, words: &[&str]| {

@@ -123,7 +123,8 @@ pub fn plan(model: &Checkpoint, options: &PageOptions, device: Option<&Device>) 
     match options.format().and_then(plan_files) {
         Ok(written) => {
             plan.output_bytes = written.bytes();
-            plan.warnings.extend(written.notes().iter().map(|note| format!("{note}.")));
+            let notes = written.notes().iter().cloned().chain(treatment.notes());
+            plan.warnings.extend(notes.map(|note| format!("{note}.")));
         }
         Err(error) => plan.problems.push(sentence(error)),
     }

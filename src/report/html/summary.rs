@@ -152,7 +152,7 @@ fn run_warnings(page: &Page<'_>, run: usize) -> String {
     let prefix = if page.runs.len() > 1 { format!("<strong>{label}</strong>: ") } else { String::new() };
     let (options, layers) = (&run.report.options, &run.report.layers);
     let raised = |found: f64, asked: f64| found > asked * (1.0 + 1e-9);
-    let kinds: [(Applies<'_>, &str); 3] = [
+    let kinds: [(Applies<'_>, &str); 4] = [
         (&|layer| layer.guarded, "stored uncorrected, since the correction made it worse on held-out tokens"),
         (
             &|layer| raised(layer.correction_damping, options.correction_damping),
@@ -161,6 +161,10 @@ fn run_warnings(page: &Page<'_>, run: usize) -> String {
         (
             &|layer| layer.rounding_damping.is_some_and(|found| raised(found, options.rounding_damping)),
             "rounded with a greater ridge than asked for, as the factorisation failed",
+        ),
+        (
+            &|layer| options.method.quantizer().scales_input() && layer.awq_ratio.is_none(),
+            "rounded without scales of their inputs, since nothing before them can take the scales",
         ),
     ];
     let mut items = String::new();
