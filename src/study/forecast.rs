@@ -151,10 +151,12 @@ impl Trial {
         let rates = self.rates(rec, observer).await?;
         let phases = work.iter().filter(|(_, count)| **count > 0.0);
         let seconds = phases.map(|(phase, count)| Some(count / rates.get(phase)?)).sum::<Option<f64>>();
+        let blocks = &self.model.config().blocks;
         Ok(seconds.map(|seconds| Extrapolation {
             seconds,
-            blocks: self.model.config().blocks.len(),
-            hidden: self.model.config().hidden_size,
+            blocks: blocks.len(),
+            // The first block may begin with a narrower embedding.
+            hidden: blocks[blocks.len() - 1].widths[0],
             tokens: self.options.samples * self.options.seq_len,
         }))
     }
