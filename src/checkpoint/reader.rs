@@ -378,6 +378,29 @@ impl Checkpoint {
         Ok(())
     }
 
+    /// Compares some rows of `output`, an output matrix that config.json ties to the embedding, with those of the
+    /// embedding.
+    ///
+    /// Errors: `Error::Input` if they differ. A client may then compute with either of them.
+    async fn check_tied(&self, output: &str) -> Result<()> {
+        let embedding = &self.config.embedding;
+        let rows = self.config.vocab_size;
+        let mut same = self.shape(output)? == self.shape(embedding)?;
+        for row in [0, rows / 3, rows * 2 / 3, rows - 1] {
+            let range = row..row + 1;
+            same = same && self.read_rows(output, range.clone()).await? == self.read_rows(embedding, range).await?;
+        }
+        if same {
+            return Ok(());
+        }
+        Err(Error::input(
+            &self.files.place,
+            format!("tensor {output} with other numbers than {embedding}"),
+            "the same numbers, as tie_word_embeddings in config.json says",
+            "set tie_word_embeddings to false in config.json if the model has an output matrix of its own",
+        ))
+    }
+
     /// Finds the stored tensors that the model does not use. The output matrix of a model that ties it to the embedding
     /// has no meaning in a copy, nor have the scales of inputs that belong to packed weights, nor the biases of zeros that
     /// some older quantizers add.
@@ -402,6 +425,7 @@ impl Checkpoint {
         let mut unknown = Vec::new();
         for name in rest {
             if tied.as_deref() == Some(name) {
+                self.check_tied(name).await?;
                 unused.left_out.insert(name.to_owned(), "tied output matrix");
             } else if let Some(part) = passengers::part_of(name) {
                 unused.copied.insert(name.to_owned(), part);

@@ -168,9 +168,8 @@ impl Family {
 }
 
 fn unknown_family(subject: &str, found: &str) -> Error {
-    let supported: Vec<&str> = FAMILIES.iter().map(|family| family.architecture).collect();
-    let expected = format!("one of {}", supported.join(", "));
-    Error::input(subject, found, expected, "choose a model of a supported family")
+    let expected = format!("a model of one of the families {}", names().join(", "));
+    Error::input(subject, found, expected, "choose a model of one of these families")
 }
 
 impl ModelConfig {

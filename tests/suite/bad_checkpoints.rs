@@ -59,7 +59,7 @@ fn a_missing_or_malformed_config_is_named() {
 fn an_unknown_architecture_lists_the_supported_ones() {
     let mut config = Model::new(|_| {}).config;
     config["architectures"] = json!(["MambaForCausalLM"]);
-    let supported = ["LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"];
+    let supported = ["Llama", "Mistral", "Gemma 3", "GPT-J"];
     refused(with_config(&config.to_string()), &[&["MambaForCausalLM"], &supported[..]].concat());
 }
 

@@ -301,7 +301,9 @@ fn passengers_and_biases_are_copied_but_a_tied_output_layer_is_not() {
     });
     model.tensors.push(Stored { name: "visual.odd".into(), dtype: "U8", shape: vec![3], bytes: vec![1, 2, 3] });
     model.tensors.push(Stored { name: "mtp.wide".into(), dtype: "I64", shape: vec![1], bytes: vec![9; 8] });
-    model.tensors.push(Stored::f32("lm_head.weight", &[1], &[f32::NAN]));
+    let embedding = model.tensor("model.embed_tokens.weight").clone();
+    let tied_bytes = embedding.bytes.len() as u64;
+    model.tensors.push(Stored { name: "lm_head.weight".into(), ..embedding });
     let source = block_on(model.open()).unwrap();
     let home = tempfile::tempdir().unwrap();
     let settings = settings(4, None, true);
@@ -309,7 +311,7 @@ fn passengers_and_biases_are_copied_but_a_tied_output_layer_is_not() {
     let plan = WritePlan::new(&source, &Gptq, settings, &LayerPlan::all(source.config(), 4), 1 << 30).unwrap();
     let group = |part, bytes| TensorGroup { part, tensors: 1, bytes };
     assert_eq!(plan.copied(), [group("MTP head", 8), group("vision tower", 3)]);
-    assert_eq!(plan.left_out(), [group("tied output matrix", 4)]);
+    assert_eq!(plan.left_out(), [group("tied output matrix", tied_bytes)]);
     let bytes = fs::read(home.path().join("out/model.safetensors")).unwrap();
     let file = SafeTensors::deserialize(&bytes).unwrap();
     assert_eq!(file.tensor("visual.odd").unwrap().data(), [1, 2, 3]);
@@ -322,6 +324,17 @@ fn passengers_and_biases_are_copied_but_a_tied_output_layer_is_not() {
         let offset = view.data().as_ptr() as usize - data;
         assert!(offset.is_multiple_of(view.dtype().bitsize() / 8), "{name} at {offset}");
     }
+}
+
+#[test]
+fn a_tied_output_matrix_with_numbers_of_its_own_is_refused() {
+    let mut model = Model::new(|config| config["tie_word_embeddings"] = true.into());
+    let embedding = model.tensor("model.embed_tokens.weight").clone();
+    let mut bytes = embedding.bytes.clone();
+    *bytes.last_mut().unwrap() ^= 1;
+    model.tensors.push(Stored { name: "lm_head.weight".into(), bytes, ..embedding });
+    let message = block_on(model.open()).err().unwrap().to_string();
+    assert!(message.contains("lm_head.weight") && message.contains("tie_word_embeddings"), "{message}");
 }
 
 #[test]

@@ -327,7 +327,7 @@ fn an_unknown_architecture_names_the_known_ones() {
     let broken = Broken::new();
     broken.replace("LlamaForCausalLM", "MambaForCausalLM");
     broken.replace("\"llama\"", "\"mamba\"");
-    broken.refused(&[], &["config.json", "Mamba", "LlamaForCausalLM", "MistralForCausalLM", "Qwen2", "Qwen3"]);
+    broken.refused(&[], &["config.json", "Mamba", "Llama", "Mistral", "Qwen2", "Qwen3"]);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 
 /// A tensor as it goes into a file.
+#[derive(Clone)]
 pub struct Stored {
     pub name: String,
     pub dtype: &'static str,
