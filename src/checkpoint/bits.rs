@@ -19,6 +19,11 @@ pub fn pack(values: &[u8], bits: u32) -> Vec<u32> {
     words
 }
 
+/// The bytes of `words`, little-endian.
+pub fn bytes(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
 /// Unpacks the first `count` values of `bits` bits each. Panics if `words` is too short to hold them.
 pub fn unpack(words: &[u32], bits: u32, count: usize) -> Vec<u8> {
     let mask = (1u64 << bits) - 1;

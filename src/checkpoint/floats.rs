@@ -24,6 +24,6 @@ pub fn encode(values: &[f32], dtype: Dtype) -> Option<Vec<u8>> {
 }
 
 /// Transposes a row-major matrix of the shape `[rows, columns]`.
-pub fn transpose(values: &[f32], [rows, columns]: [usize; 2]) -> Vec<f32> {
+pub fn transpose<T: Copy>(values: &[T], [rows, columns]: [usize; 2]) -> Vec<T> {
     (0..columns).flat_map(|column| (0..rows).map(move |row| values[row * columns + column])).collect()
 }

@@ -198,16 +198,12 @@ fn planned_model(
     let planned = |(spec, bits): (&LinearSpec, u32)| {
         let grid = format.grid(spec, settings.wish(spec.columns, bits))?;
         let is_head = spec.name == head.name;
-        let weight = if is_head { source.config().output_weight() } else { weight_name(spec) };
+        let weight = if is_head { source.config().output_weight() } else { spec.weight() };
         let layer = PlannedLayer { spec: spec.clone(), grid, original: source.dtype(&weight)? };
         Ok((spec.name.clone(), layer))
     };
     let layers = chosen.into_iter().map(planned).collect::<Result<_>>()?;
     Ok(PlannedModel { settings, linears, head, layers })
-}
-
-fn weight_name(linear: &LinearSpec) -> String {
-    format!("{}.weight", linear.name)
 }
 
 /// All items to write, in order: the tensors of the model in model order, then those of the source that the model does
@@ -219,7 +215,7 @@ fn units(source: &Checkpoint, format: &dyn Format, model: &PlannedModel) -> Resu
     let config = source.config();
     let mut expected: Vec<String> = config.expected_tensors().into_iter().map(|(name, _)| name).collect();
     if unties_head(source, model) {
-        expected.push(weight_name(&model.head));
+        expected.push(model.head.weight());
     }
     let mut others: Vec<&str> = source.unused().copied.keys().map(String::as_str).collect();
     let width = |name: &str| source.dtype(name).map_or(0, |dtype| dtype.bitsize());

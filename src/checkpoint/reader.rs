@@ -421,7 +421,7 @@ impl Checkpoint {
             let scales = packed.packing.layers.input_scales(name).into_iter();
             unused.left_out.extend(scales.filter(|scale| rest.remove(scale.as_str())).map(|s| (s, "input scales")));
         }
-        let tied = self.config.tie_word_embeddings.then(|| format!("{}.weight", self.config.head_linear().name));
+        let tied = self.config.tie_word_embeddings.then(|| self.config.head_linear().weight());
         let mut unknown = Vec::new();
         for name in rest {
             if tied.as_deref() == Some(name) {

@@ -91,13 +91,14 @@ pub fn run(args: BenchModelArgs) -> Result<()> {
 /// A model of random weights with the blocks to quantize, and how many blocks the whole model has.
 fn random_blocks(args: &BenchModelArgs) -> Result<(Checkpoint, usize)> {
     let shape = shape(&args.shape)?;
-    let blocks_of_the_model = ModelConfig::from_value(&shape, &args.shape)?.blocks.len();
+    let model = ModelConfig::from_value(&shape, &args.shape)?;
+    let blocks_of_the_model = model.blocks.len();
     if args.blocks == 0 || args.blocks > blocks_of_the_model {
         let expected = format!("1 to {blocks_of_the_model}, the blocks of {}", args.shape);
         return Err(Error::input("--blocks", args.blocks.to_string(), expected, "leave it out for 1"));
     }
     let keys = shape.as_object().cloned().unwrap_or_default();
-    let shape = Value::Object(with_blocks(&keys, blocks_of_the_model, args.blocks));
+    let shape = Value::Object(with_blocks(&keys, &model, args.blocks));
     Ok((pollster::block_on(random(&args.shape, &shape, args.seed))?, blocks_of_the_model))
 }
 

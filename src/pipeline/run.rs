@@ -13,7 +13,6 @@ use super::stream::Stream;
 use super::sums::{Sums, relative};
 use super::{Job, Output, Treatment};
 use crate::device::{Recorder, Tensor};
-use crate::family::LinearSpec;
 use crate::observer::Observer;
 use crate::ops::matmul::{Orientation, matmul};
 use crate::ops::reduce::{squared_difference, sum_squares};
@@ -179,14 +178,17 @@ impl<'a> Run<'a> {
             });
             return Ok(QuantizedGroup { weights: Some(weights.collect::<Result<_>>()?), ..QuantizedGroup::default() });
         }
+        let treatment = Treatment::new(self.options, stop.checkpoint.config());
         let group = stop.specs.iter().zip(stop.weights).enumerate();
-        let chosen = group.filter_map(|(place, (spec, weight))| Some((place, self.linear(spec, weight)?)));
+        let chosen = group.filter_map(|(place, (spec, weight))| {
+            Some((place, self.linear(&spec.name, weight, treatment.bits_of(spec)?)))
+        });
         let (places, linears): (Vec<usize>, Vec<Linear<'_>>) = chosen.unzip();
         if linears.is_empty() {
             return Ok(QuantizedGroup::default());
         }
         let fold = match stop.group {
-            Some(_) => Treatment::new(self.options, stop.checkpoint.config()).fold(stop.layer, stop.cut.node),
+            Some(_) => treatment.fold(stop.layer, stop.cut.node),
             // The head has no producer to fold scales into.
             None => None,
         };
@@ -202,14 +204,11 @@ impl<'a> Run<'a> {
         Ok(QuantizedGroup { layers: places.into_iter().zip(layers).collect(), producer, weights: Some(weights) })
     }
 
-    /// The linear layer `spec` with the grid and the propagation strength of this run. `None` if the layer keeps its
-    /// weight.
-    fn linear<'w>(&self, spec: &'w LinearSpec, weight: &'w Tensor) -> Option<Linear<'w>> {
-        let name = spec.name.as_str();
-        let bits = self.options.bits_of(name).filter(|_| spec.quantizable)?;
+    /// The linear layer `name` with a grid of `bits` bits and the propagation strength of this run.
+    fn linear<'w>(&self, name: &'w str, weight: &'w Tensor, bits: u32) -> Linear<'w> {
         let group_size = self.report.group_size.unwrap_or(weight.shape()[1]);
         let layer = Layer { name, grid: self.options.grid_spec(group_size, bits) };
-        Some(Linear { layer, weight, alpha: self.options.alpha.of(name) })
+        Linear { layer, weight, alpha: self.options.alpha.of(name) }
     }
 
     /// Gathers statistics if they are needed, and corrects and rounds `linears`, the layers of `stop` that this run

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::shape::{change, language_keys, with_blocks};
+use super::shape::{change, with_blocks};
 use super::trial::{NoOutput, product_rate, random_windows};
 use crate::checkpoint::random;
 use crate::device::Recorder;
@@ -183,8 +183,8 @@ impl Trial {
 /// `positions` positions. Heads keep their width, and their number is divided.
 fn narrowed(model: &Checkpoint, divisor: usize, positions: usize) -> Map<String, Value> {
     let blocks = &model.config().blocks;
-    let mut config = with_blocks(model.raw_config(), blocks.len(), TRIAL_BLOCKS.min(blocks.len()));
-    let keys = language_keys(&mut config);
+    let mut config = with_blocks(model.raw_config(), model.config(), TRIAL_BLOCKS.min(blocks.len()));
+    let keys = model.config().keys_in(&mut config);
     let attention = blocks[0].attentions().next().map(|(_, attention)| attention);
     let heads = attention.map_or(1, |attention| (attention.heads / divisor).max(1));
     // Where all heads together are as wide as the residual stream, they stay so.

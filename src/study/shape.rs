@@ -2,16 +2,10 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::ModelConfig;
+
 /// The keys that hold the number of blocks.
 const DEPTHS: [&str; 2] = ["num_hidden_layers", "n_layer"];
-
-/// The object of `config` with the keys of the language model: `text_config`, or `config` itself.
-pub(super) fn language_keys(config: &mut Map<String, Value>) -> &mut Map<String, Value> {
-    match config.get("text_config").is_some_and(Value::is_object) {
-        true => config.get_mut("text_config").and_then(Value::as_object_mut).expect("an object"),
-        false => config,
-    }
-}
 
 /// Changes the numbers under `names` that `keys` has.
 pub(super) fn change(keys: &mut Map<String, Value>, names: &[&str], change: impl Fn(usize) -> usize) {
@@ -22,12 +16,13 @@ pub(super) fn change(keys: &mut Map<String, Value>, names: &[&str], change: impl
     }
 }
 
-/// `config`, which describes a model of `all` blocks, with `blocks` of them, at least 1: the first ones, or what the
-/// family makes of fewer blocks. Weights in low precision become ordinary ones.
-pub fn with_blocks(config: &Map<String, Value>, all: usize, blocks: usize) -> Map<String, Value> {
+/// `config`, which describes `model`, with `blocks` of its blocks, at least 1: the first ones, or what the family makes
+/// of fewer blocks. Weights in low precision become ordinary ones.
+pub fn with_blocks(config: &Map<String, Value>, model: &ModelConfig, blocks: usize) -> Map<String, Value> {
+    let all = model.blocks.len();
     let mut config = config.clone();
     config.remove("quantization_config");
-    let keys = language_keys(&mut config);
+    let keys = model.keys_in(&mut config);
     change(keys, &DEPTHS, |_| blocks);
     // Lists with an entry per block.
     for list in keys.values_mut().filter_map(Value::as_array_mut).filter(|list| list.len() == all) {

@@ -5,7 +5,8 @@
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
-use super::{group_size_that_divides, vllm};
+use super::{codes_of, group_size_that_divides, vllm};
+use crate::checkpoint::floats::transpose;
 use crate::checkpoint::format::{Format, Part, PlannedLayer, PlannedModel};
 use crate::checkpoint::layout::{Layout, Lookup, Opened, Origin, PackedLayers, PackedWeight, PartData, module_of};
 use crate::error::{Setting, phrase};
@@ -59,13 +60,8 @@ impl Format for Awq {
         parts(name, [rows, columns], columns / layer.grid.group_size)
     }
 
-    fn pack(&self, layer: &PlannedLayer, linear: &StoredLinear) -> Result<Vec<Vec<u8>>> {
-        match linear {
-            StoredLinear::Codes(codes) => Ok(pack(codes)),
-            StoredLinear::Dense(_) => {
-                Err(Error::shape("put_linear", format!("{}: a weight without codes", layer.spec.name)))
-            }
-        }
+    fn pack(&self, _: &PlannedLayer, linear: &StoredLinear) -> Result<Vec<Vec<u8>>> {
+        Ok(pack(codes_of(linear)?))
     }
 
     fn describe(&self, model: &PlannedModel, config: &mut Map<String, Value>) -> Vec<(String, Value)> {
@@ -102,11 +98,11 @@ fn parts(module: &str, [rows, columns]: [usize; 2], groups: usize) -> Vec<Part> 
 /// The contents of the tensors of [`parts`], little-endian.
 fn pack(linear: &QuantizedLinear) -> Vec<Vec<u8>> {
     let groups = linear.groups();
-    let scales = (0..groups).flat_map(|group| linear.scales.iter().skip(group).step_by(groups));
+    let scales = transpose(&linear.scales, [linear.rows, groups]);
     vec![
         pack_columns(&linear.codes, linear.columns),
         pack_columns(&linear.zeros, groups),
-        scales.flat_map(|scale| scale.to_le_bytes()).collect(),
+        scales.iter().flat_map(|scale| scale.to_le_bytes()).collect(),
     ]
 }
 

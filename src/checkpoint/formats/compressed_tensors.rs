@@ -7,7 +7,7 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use super::kinds::LayerKind;
-use super::{group_size_that_divides, vllm};
+use super::{codes_of, group_size_that_divides, vllm};
 use crate::checkpoint::bits;
 use crate::checkpoint::format::{Format, Part, PlannedLayer, PlannedModel};
 use crate::checkpoint::layout::{Layout, Lookup, Opened, Origin, PackedLayers, PackedWeight, PartData, module_of};
@@ -51,13 +51,8 @@ impl Format for CompressedTensors {
         Shapes { rows, columns, bits, groups: columns / group_size, symmetric }.parts(name)
     }
 
-    fn pack(&self, layer: &PlannedLayer, linear: &StoredLinear) -> Result<Vec<Vec<u8>>> {
-        match linear {
-            StoredLinear::Codes(codes) => Ok(pack(codes)),
-            StoredLinear::Dense(_) => {
-                Err(Error::shape("put_linear", format!("{}: a weight without codes", layer.spec.name)))
-            }
-        }
+    fn pack(&self, _: &PlannedLayer, linear: &StoredLinear) -> Result<Vec<Vec<u8>>> {
+        Ok(pack(codes_of(linear)?))
     }
 
     fn describe(&self, model: &PlannedModel, config: &mut Map<String, Value>) -> Vec<(String, Value)> {
@@ -66,7 +61,7 @@ impl Format for CompressedTensors {
     }
 
     fn notes(&self, model: &PlannedModel) -> Vec<String> {
-        let asymmetric = "asymmetric layers load in vLLM; transformers 5.23 loads them with \
+        let asymmetric = "transformers 5.23 loads asymmetric layers of this format with \
                           CompressedTensorsConfig(dequantize=True) only";
         let asymmetric = (!model.settings.symmetric).then(|| asymmetric.to_owned());
         vllm::unequal_layers(model).into_iter().chain(asymmetric).collect()
@@ -102,13 +97,12 @@ impl Shapes {
 
 /// The contents of the tensors of [`Shapes::parts`], little-endian.
 fn pack(linear: &QuantizedLinear) -> Vec<Vec<u8>> {
-    let bytes = |words: Vec<u32>| words.into_iter().flat_map(u32::to_le_bytes).collect::<Vec<u8>>();
     let rows = linear.codes.chunks_exact(linear.columns);
-    let codes = rows.flat_map(|codes| bits::pack(codes, linear.bits)).collect();
+    let codes: Vec<u32> = rows.flat_map(|codes| bits::pack(codes, linear.bits)).collect();
     let scales = linear.scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
     let shape = [linear.rows, linear.columns].into_iter().flat_map(|extent| (extent as u64).to_le_bytes()).collect();
-    let zeros = (!linear.symmetric).then(|| bytes(pack_zeros(linear)));
-    [bytes(codes), scales].into_iter().chain(zeros).chain([shape]).collect()
+    let zeros = (!linear.symmetric).then(|| bits::bytes(&pack_zeros(linear)));
+    [bits::bytes(&codes), scales].into_iter().chain(zeros).chain([shape]).collect()
 }
 
 /// `weight_zero_point`, `[rows·bits/32, groups]`: column g is the bit string of the zero points of group g.

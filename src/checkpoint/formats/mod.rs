@@ -15,7 +15,7 @@ mod vllm;
 use super::format::Format;
 use crate::error::{Setting, phrase};
 use crate::family::LinearSpec;
-use crate::stored::{Form, LayerGrid};
+use crate::stored::{Form, LayerGrid, QuantizedLinear, StoredLinear};
 use crate::{Error, Result};
 
 /// All formats, in the order in which they are offered to users.
@@ -35,6 +35,16 @@ pub fn default_for(form: Form) -> &'static dyn Format {
     match form {
         Form::Codes => &gptq::Gptq,
         Form::Dense => &float::Float,
+    }
+}
+
+/// The codes of a layer. Errors: `Error::Shape` for a weight that lies on no grid.
+fn codes_of(linear: &StoredLinear) -> Result<&QuantizedLinear> {
+    match linear {
+        StoredLinear::Codes(codes) => Ok(codes),
+        StoredLinear::Dense(dense) => {
+            Err(Error::shape("put_linear", format!("{}: a weight without codes", dense.name)))
+        }
     }
 }
 

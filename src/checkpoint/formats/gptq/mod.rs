@@ -13,7 +13,7 @@ mod read;
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
-use super::{group_size_that_divides, vllm};
+use super::{codes_of, group_size_that_divides, vllm};
 use crate::checkpoint::format::{Format, Part, PlannedLayer, PlannedModel};
 use crate::checkpoint::layout::{self, Opened, Origin, PackedLayers};
 use crate::error::{Setting, phrase};
@@ -68,13 +68,8 @@ impl Format for Gptq {
         layout.parts(name)
     }
 
-    fn pack(&self, layer: &PlannedLayer, linear: &StoredLinear) -> Result<Vec<Vec<u8>>> {
-        match linear {
-            StoredLinear::Codes(codes) => Ok(pack::pack(codes)),
-            StoredLinear::Dense(_) => {
-                Err(Error::shape("put_linear", format!("{}: a weight without codes", layer.spec.name)))
-            }
-        }
+    fn pack(&self, _: &PlannedLayer, linear: &StoredLinear) -> Result<Vec<Vec<u8>>> {
+        Ok(pack::pack(codes_of(linear)?))
     }
 
     fn describe(&self, model: &PlannedModel, config: &mut Map<String, Value>) -> Vec<(String, Value)> {
