@@ -4,12 +4,14 @@
 //! against `config.json` and reads them, and `load` brings them onto a device. `layout` and `layouts` unpack weights that
 //! are quantized or in low precision, and `passengers` knows which tensors may be there without a use. Writing: `plan`
 //! lists the content of the new files, `writer` writes it, and `sink` is the destination. `format` and `formats` store
-//! quantized layers, with `bits` and `floats` to encode numbers. `random` makes models with random weights.
+//! quantized layers, with `bits` and `floats` to encode numbers. `gguf` has models in one GGUF file.
+//! `random` makes models with random weights.
 
 mod bits;
 mod floats;
 pub mod format;
 pub mod formats;
+pub mod gguf;
 mod header;
 pub mod layout;
 pub mod layouts;
