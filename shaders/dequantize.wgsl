@@ -1,5 +1,6 @@
-// Dequantization (src/ops/dequantize.rs): value[r, c] = scale·(code − zero), with the scale and zero point of row r and of
-// group c / group_size. One invocation per element.
+// Dequantization (src/ops/dequantize.rs): value[r, c] = scale·(code − zero) + offset, with the scale, and the zero point or
+// offset, of row r and of group c / group_size. One invocation per element.
+#import quantizer
 
 struct Params {
     count: u32,
@@ -8,6 +9,8 @@ struct Params {
     group_size: u32,
     // Number of invocations along x. The elements are spread over two axes.
     stride: u32,
+    // 1 if the grid has offsets instead of zero points.
+    offsets: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -23,6 +26,6 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     if index >= p.count {
         return;
     }
-    let cell = (index / p.columns) * p.groups + (index % p.columns) / p.group_size;
-    values[index] = scales[cell] * (f32(codes[index]) - zeros[cell]);
+    let at = (index / p.columns) * p.groups + (index % p.columns) / p.group_size;
+    values[index] = value_of(f32(codes[index]), cell(scales[at], zeros[at], p.offsets));
 }

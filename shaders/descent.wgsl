@@ -19,10 +19,13 @@ struct Params {
     top: f32,
     // λ.
     ridge: f32,
+    // 1 if the grid has offsets instead of zero points.
+    offsets: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
-// The rows of H that belong to the block, [count, n]; g, [count, m]; scales and zero points, [m, groups].
+// The rows of H that belong to the block, [count, n]; g, [count, m]; scales, and zero points or offsets, [m,
+// groups].
 @group(0) @binding(1) var<storage, read> h: array<f32>;
 @group(0) @binding(2) var<storage, read> g: array<f32>;
 @group(0) @binding(3) var<storage, read> scales: array<f32>;
@@ -57,16 +60,15 @@ fn finish_column(c: u32, value: f32) -> f32 {
     }
     let column = p.start + c;
     let at = row * p.groups + column / p.group_size;
-    let scale = scales[at];
-    let zero = zeros[at];
+    let grid = cell(scales[at], zeros[at], p.offsets);
     let place = column * p.m + row;
     let error = errors[place];
-    let old = f32(codes[place]) - zero;
+    let old = f32(codes[place]);
     let best = (value + p.ridge * error) / (h[c * p.n + column] + p.ridge);
-    let nearest = level(scale * old + best, 1.0 / scale, zero, p.top);
-    let change = scale * (old - nearest);
+    let code = code_of(value_of(old, grid) + best, 1.0 / grid.scale, grid, p.top);
+    let change = grid.scale * (old - code);
     errors[place] = error + change;
-    codes[place] = u32(nearest + zero);
+    codes[place] = u32(code);
     moves[c * p.m + row] = change;
     return change;
 }

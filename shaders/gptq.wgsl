@@ -15,6 +15,8 @@ struct Params {
     groups: u32,
     // The largest code, 2^b − 1.
     top: f32,
+    // 1 if the grid has offsets instead of zero points.
+    offsets: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -28,7 +30,7 @@ struct Params {
 @group(0) @binding(4) var<storage, read_write> d: array<f32>;
 @group(0) @binding(5) var<storage, read_write> updated: array<f32>;
 #else
-// Scales and zero points, [m, groups]; the group of each processed column, [n]; d and the codes, [n, m].
+// Scales, and zero points or offsets, [m, groups]; the group of each processed column, [n]; d and the codes, [n, m].
 @group(0) @binding(4) var<storage, read> scales: array<f32>;
 @group(0) @binding(5) var<storage, read> zeros: array<f32>;
 @group(0) @binding(6) var<storage, read> group_of: array<u32>;
@@ -74,11 +76,10 @@ fn finish_column(c: u32, value: f32) -> f32 {
     let error = w[column * p.m + row] - value;
 #else
     let at = row * p.groups + group_of[column];
-    let scale = scales[at];
-    let zero = zeros[at];
-    let nearest = level(value, 1.0 / scale, zero, p.top);
-    codes[place(c)] = u32(nearest + zero);
-    let error = w[column * p.m + row] - scale * nearest;
+    let grid = cell(scales[at], zeros[at], p.offsets);
+    let code = code_of(value, 1.0 / grid.scale, grid, p.top);
+    codes[place(c)] = u32(code);
+    let error = w[column * p.m + row] - value_of(code, grid);
 #endif
     d[place(c)] = error;
     return error;

@@ -1,10 +1,10 @@
-// The choice of scales and zero points (src/ops/grid.rs). One workgroup handles one group of one row.
+// The choice of scales, and of zero points or offsets (src/ops/grid/mod.rs). One workgroup handles one group of one row.
 //
 // The search compares 80 candidates, each the range of the weights shrunk by a factor. Each lane computes the loss of one
 // candidate. All lanes go through the group together, from workgroup memory, so that no sum needs a reduction. The loss is
 // Σ|w − ŵ|^2.4, or with WEIGHTED Σ weight_j·(w − ŵ)². Without a search, the range is given in percent.
-#import half
 #import quantizer
+#import stored
 
 struct Params {
     n: u32,
@@ -17,10 +17,18 @@ struct Params {
     factors: u32,
     // The first candidate, in percent of the range. Each further candidate is one percent smaller.
     percent: u32,
-    // 1 for the range ±max|w|, 0 for the range [min, max].
-    symmetric: u32,
-    // 1 if scales are rounded to f16.
-    half: u32,
+    // What the range is: 0 for [min, max], 1 for ±max|w|. From the extreme w with the largest magnitude to its opposite for 2, and
+    // the reverse for 3.
+    range: u32,
+    // 1 if scales share units. A group of zeros then gets no range instead of [−1, 1].
+    shared: u32,
+    // The zero point if it is fixed.
+    zero: f32,
+    // 0 for fixed zero points, 1 for zero points of each group, 2 for offsets.
+    zeros: u32,
+    // The types to which scales and offsets are rounded; see shared/stored.wgsl.
+    scale_type: u32,
+    offset_type: u32,
     // The largest code, 2^b − 1.
     top: f32,
 }
@@ -46,18 +54,24 @@ var<workgroup> highs: array<f32, LANES>;
 var<workgroup> losses: array<f32, LANES>;
 var<workgroup> chunk: array<f32, CHUNK>;
 
-// Returns the scale and the zero point for candidate number i: `range` shrunk to `percent` − i percent.
+// Returns the scale, and the zero point or offset, for candidate number i: `range` shrunk to `percent` − i percent.
 fn quantizer(range: vec2<f32>, i: u32) -> vec2<f32> {
     let shrunk = range * (f32(p.percent - i) / 100.0);
     let width = shrunk.y - shrunk.x;
-    var scale = max(width / p.top, 1.17549435e-38);
+    let size = max(abs(width / p.top), 1.17549435e-38);
+    let scale = stored(select(size, -size, width < 0.0), p.scale_type);
+    if p.zeros == 0u {
+        return vec2<f32>(scale, p.zero);
+    }
+    if p.zeros == 2u {
+        return vec2<f32>(scale, stored(shrunk.x, p.offset_type));
+    }
     // If s is not rounded, z is computed without s. This keeps exact halves exact, as for the range [−1, 1].
     var zero = (0.0 - shrunk.x) / width * p.top;
-    if p.half == 1u {
-        scale = to_half(scale);
+    if p.scale_type != 0u {
         zero = (0.0 - shrunk.x) / scale;
     }
-    return vec2<f32>(scale, select(clamp(round(zero), 0.0, p.top), (p.top + 1.0) / 2.0, p.symmetric == 1u));
+    return vec2<f32>(scale, clamp(round(zero), 0.0, p.top));
 }
 
 @compute @workgroup_size(80)
@@ -79,26 +93,30 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var i = 0u; i < LANES; i += 1u) {
         range = vec2<f32>(min(range.x, lows[i]), max(range.y, highs[i]));
     }
-    if range.x == 0.0 && range.y == 0.0 {
+    let most = max(-range.x, range.y);
+    let end = select(-most, most, range.y > -range.x);
+    if most == 0.0 && p.shared == 0u {
         range = vec2<f32>(-1.0, 1.0);
-    }
-    if p.symmetric == 1u {
-        let most = max(-range.x, range.y);
+    } else if p.range == 1u {
         range = vec2<f32>(-most, most);
+    } else if p.range == 2u {
+        range = vec2<f32>(end, -end);
+    } else if p.range == 3u {
+        range = vec2<f32>(-end, end);
     }
     var best = 0u;
     if p.factors > 1u {
         let candidate = quantizer(range, min(lane, p.factors - 1u));
         let inverse = 1.0 / candidate.x;
+        let grid = cell(candidate.x, candidate.y, u32(p.zeros == 2u));
         var loss = 0.0;
         for (var start = 0u; start < length; start += CHUNK) {
             for (var i = lane; i < CHUNK; i += LANES) {
-                // Every grid contains zero, so the padding adds no loss.
-                chunk[i] = select(0.0, w[first + min(start + i, length - 1u)], start + i < length);
+                chunk[i] = w[first + min(start + i, length - 1u)];
             }
             workgroupBarrier();
             for (var i = 0u; i < min(CHUNK, length - start); i += 1u) {
-                let error = abs(chunk[i] - candidate.x * level(chunk[i], inverse, candidate.y, p.top));
+                let error = abs(chunk[i] - value_of(code_of(chunk[i], inverse, grid, p.top), grid));
 #ifdef WEIGHTED
                 loss += weights[column + start + i] * error * error;
 #else

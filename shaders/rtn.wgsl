@@ -1,5 +1,6 @@
-// Rounding to nearest, RTN (src/ops/rtn.rs): the codes q = clamp(round_half_even(w / s) + z, 0, top), and the rounded weights
-// s·(q − z). One invocation per weight.
+// Rounding to nearest, RTN (src/ops/rtn.rs): the codes q = clamp(round_half_even((w − o) / s) + z, 0, top), and the rounded
+// weights s·(q − z) + o. One invocation per weight.
+#import quantizer
 
 struct Params {
     n: u32,
@@ -10,6 +11,8 @@ struct Params {
     stride: u32,
     // The largest code, 2^b − 1.
     top: f32,
+    // 1 if the grid has offsets instead of zero points.
+    offsets: u32,
 }
 
 @group(0) @binding(0) var<uniform> p: Params;
@@ -27,11 +30,10 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         return;
     }
     let at = index / p.n * p.groups + index % p.n / p.group_size;
-    let scale = scales[at];
-    let zero = zeros[at];
+    let grid = cell(scales[at], zeros[at], p.offsets);
     // This divides by the scale, as the CPU twin does, instead of multiplying by 1/s. The ends of a symmetric range are exact ties,
     // and the quotient keeps them exact.
-    let nearest = round(clamp(w[index] / scale, -zero, p.top - zero));
-    codes[index] = u32(nearest + zero);
-    values[index] = scale * nearest;
+    let code = code_at((w[index] - grid.offset) / grid.scale, grid, p.top);
+    codes[index] = u32(code);
+    values[index] = value_of(code, grid);
 }

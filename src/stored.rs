@@ -9,6 +9,7 @@ use std::ops::Index;
 use half::f16;
 
 use crate::error::{Setting, phrase};
+use crate::ops::grid::{GridSpec, ScaleType, Zero};
 use crate::{Error, Result};
 
 /// The form in which a quantization method leaves its layers.
@@ -20,19 +21,7 @@ pub enum Form {
     Dense,
 }
 
-/// The quantization grid of a layer. Each row has one scale and zero point per group of consecutive inputs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LayerGrid {
-    /// Bits per code: 2, 3, 4 or 8.
-    pub bits: u32,
-    /// Inputs per group; equal to the number of inputs if there is one group per row.
-    pub group_size: usize,
-    /// Whether every zero point is 2^(bits−1).
-    pub symmetric: bool,
-}
-
-/// A quantized linear layer, W ≈ s·(q − z). Each row has one scale s and zero point z per group of `group_size`
-/// consecutive inputs.
+/// A quantized linear layer on its grid: W ≈ s·(q − z), or W ≈ s·q + o.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedLinear {
     /// Module path without `.weight`.
@@ -41,18 +30,17 @@ pub struct QuantizedLinear {
     pub rows: usize,
     /// Inputs.
     pub columns: usize,
-    /// Bits per code: 2, 3, 4 or 8.
-    pub bits: u32,
-    /// Inputs per group; equal to `columns` if there is one group per row.
-    pub group_size: usize,
-    /// Whether every zero point is 2^(bits−1).
-    pub symmetric: bool,
+    /// The grid.
+    pub grid: GridSpec,
     /// Codes q, `[rows, columns]`, row-major.
     pub codes: Vec<u8>,
-    /// Scales s, `[rows, groups]`, row-major.
-    pub scales: Vec<f16>,
-    /// Zero points z, `[rows, groups]`, row-major.
-    pub zeros: Vec<u8>,
+    /// Scales s, `[rows, groups]`, row-major, as they are stored.
+    pub scales: Vec<f32>,
+    /// Zero points z or offsets o, `[rows, groups]`, row-major, as they are stored.
+    pub zeros: Vec<f32>,
+    /// The units of which scales are whole numbers, `[rows, units]`, and then those of offsets, if there are offsets. Empty
+    /// where scales share no units.
+    pub units: Vec<f32>,
 }
 
 /// A quantized layer in the form in which its method left it.
@@ -107,11 +95,12 @@ impl StoredLinear {
         let weights = rows.checked_mul(columns);
         match self {
             Self::Codes(linear) => {
-                let possible = matches!(linear.bits, 2 | 3 | 4 | 8) && linear.group_size > 0 && columns > 0;
-                possible
+                linear.grid.is_possible()
+                    && columns > 0
                     && weights == Some(linear.codes.len())
                     && rows.checked_mul(linear.groups()) == Some(linear.scales.len())
                     && linear.scales.len() == linear.zeros.len()
+                    && rows.checked_mul(linear.unit_columns()) == Some(linear.units.len())
             }
             Self::Dense(linear) => weights == Some(linear.weight.len()),
         }
@@ -120,8 +109,9 @@ impl StoredLinear {
     /// Checks the sizes of the arrays and the ranges of their values. The group size and the number of bits must be
     /// valid.
     ///
-    /// Errors: `Error::Shape` if an array has the wrong size, if a code or zero point does not fit into `bits` bits, or
-    /// if a zero point of a symmetric layer is not 2^(bits−1); `Error::NotFinite` if a scale is not finite.
+    /// Errors: `Error::Shape` if an array has the wrong size, if a code or zero point does not fit into its bits, if a
+    /// fixed zero point is another one, or if a number is not of the type in which it is stored; `Error::NotFinite` if a
+    /// scale or an offset is not finite.
     pub fn check(&self) -> Result<()> {
         match self {
             Self::Codes(linear) => linear.check(),
@@ -142,49 +132,105 @@ impl StoredLinear {
 impl QuantizedLinear {
     /// Groups per row.
     pub fn groups(&self) -> usize {
-        self.columns.div_ceil(self.group_size)
+        self.columns.div_ceil(self.grid.group_size)
     }
 
-    /// The grid on which the codes lie.
-    pub fn grid(&self) -> LayerGrid {
-        let Self { bits, group_size, symmetric, .. } = *self;
-        LayerGrid { bits, group_size, symmetric }
+    /// Units per row, those of offsets included.
+    fn unit_columns(&self) -> usize {
+        let units = self.grid.shared_groups().map_or(0, |shared| self.groups().div_ceil(shared.max(1)));
+        if self.grid.has_offsets() { 2 * units } else { units }
     }
 
     /// As [`StoredLinear::check`].
     fn check(&self) -> Result<()> {
-        let limit = (1u16 << self.bits) - 1;
-        let cells = self.rows * self.groups();
-        let sizes = (self.codes.len(), self.scales.len(), self.zeros.len());
-        let fits = |values: &[u8]| values.iter().all(|&v| u16::from(v) <= limit);
-        let problem = if sizes != (self.rows * self.columns, cells, cells) {
-            format!("{} × {} in groups of {}, but {sizes:?} parts", self.rows, self.columns, self.group_size)
-        } else if !fits(&self.codes) || !fits(&self.zeros) {
-            format!("a code or zero point of more than {} bits", self.bits)
-        } else if self.symmetric && self.zeros.iter().any(|&z| u16::from(z) != limit / 2 + 1) {
-            format!("a symmetric layer whose zero point is not {}", limit / 2 + 1)
-        } else if !self.scales.iter().all(|s| s.is_finite()) {
+        let Self { rows, columns, grid, ref scales, ref zeros, ref units, .. } = *self;
+        let cells = rows * self.groups();
+        let sizes = (self.codes.len(), scales.len(), zeros.len(), units.len());
+        let limit = grid.top();
+        let of_type = |numbers: &[f32]| numbers.iter().all(|&x| grid.scale.own().round(x) == x);
+        let possible_zeros = match grid.zero {
+            Zero::Fixed(code) => zeros.iter().all(|&z| z == code as f32),
+            Zero::Code => zeros.iter().all(|&z| z.fract() == 0.0 && (0.0..=limit).contains(&z)),
+            Zero::Offset(steps) => zeros.iter().all(|&o| steps.own().round(o) == o),
+        };
+        let problem = if sizes != (rows * columns, cells, cells, rows * self.unit_columns()) {
+            format!("{rows} × {columns} in groups of {}, but {sizes:?} parts", grid.group_size)
+        } else if !scales.iter().chain(zeros).all(|number| number.is_finite()) {
             let remedy = phrase!["use a smaller ", Setting::RoundingDamping, " or more samples"];
             return Err(Error::NotFinite { place: format!("scales of {}", self.name), remedy });
+        } else if self.codes.iter().any(|&q| f32::from(q) > limit) {
+            format!("a code of more than {} bits", grid.bits)
+        } else if !possible_zeros || !of_type(scales) {
+            format!("a scale or zero point that cannot lie on {grid:?}")
         } else {
             return Ok(());
         };
         Err(Error::shape("StoredLinear::check", format!("{}: {problem}", self.name)))
     }
 
-    /// Dequantizes to s·(q − z), `[rows, columns]`. The result is exact, since the product of an f16 and a whole number
-    /// below 256 fits into an f32.
+    /// Dequantizes to s·(q − z) or s·q + o, `[rows, columns]`. A product of an f16 and a whole number below 256 is exact.
     pub fn dequantize(&self) -> Vec<f32> {
         let groups = self.groups();
         let mut weight = Vec::with_capacity(self.codes.len());
         for (row, codes) in self.codes.chunks_exact(self.columns).enumerate() {
-            for (group, codes) in codes.chunks(self.group_size).enumerate() {
-                let scale = self.scales[row * groups + group].to_f32();
-                let zero = f32::from(self.zeros[row * groups + group]);
-                weight.extend(codes.iter().map(|&q| scale * (f32::from(q) - zero)));
+            for (group, codes) in codes.chunks(self.grid.group_size).enumerate() {
+                let (scale, second) = (self.scales[row * groups + group], self.zeros[row * groups + group]);
+                let (zero, offset) = if self.grid.has_offsets() { (0.0, second) } else { (second, 0.0) };
+                weight.extend(codes.iter().map(|&q| scale * (f32::from(q) - zero) + offset));
             }
         }
         weight
+    }
+
+    /// The zero points as small numbers, for a grid that has them.
+    pub fn zero_points(&self) -> Vec<u8> {
+        self.zeros.iter().map(|&z| z as u8).collect()
+    }
+
+    /// The scales as f16, for a grid that stores them so.
+    pub fn half_scales(&self) -> Vec<f16> {
+        self.scales.iter().map(|&s| f16::from_f32(s)).collect()
+    }
+
+    /// The stored numbers that are divided when row `row` is: the units of its scales, or its scales.
+    pub fn divisible(&self, row: usize) -> &[f32] {
+        let groups = self.groups();
+        match self.grid.shared_groups() {
+            None => &self.scales[row * groups..][..groups],
+            Some(shared) => {
+                let units = groups.div_ceil(shared);
+                &self.units[row * units..][..units]
+            }
+        }
+    }
+
+    /// Divides the values of row `row` by `divisor`, and rounds the stored numbers to their types.
+    pub fn divide_row(&mut self, row: usize, divisor: f32) {
+        let groups = self.groups();
+        let cells = row * groups..(row + 1) * groups;
+        let offset_type = if let Zero::Offset(steps) = self.grid.zero { Some(steps.own()) } else { None };
+        let Some(shared) = self.grid.shared_groups() else {
+            let scale_type = self.grid.scale.own();
+            self.scales[cells.clone()].iter_mut().for_each(|s| *s = scale_type.round(*s / divisor));
+            if let Some(kind) = offset_type {
+                self.zeros[cells].iter_mut().for_each(|o| *o = kind.round(*o / divisor));
+            }
+            return;
+        };
+        let units = groups.div_ceil(shared);
+        let rescale = |numbers: &mut [f32], unit: &mut f32| {
+            let new = ScaleType::F16.round(*unit / divisor);
+            let ratio = |x: f32| if *unit == 0.0 { 0.0 } else { new * (x / *unit).round() };
+            numbers.iter_mut().for_each(|x| *x = ratio(*x));
+            *unit = new;
+        };
+        for index in 0..units {
+            let place = cells.start + index * shared..(cells.start + (index + 1) * shared).min(cells.end);
+            rescale(&mut self.scales[place.clone()], &mut self.units[row * units + index]);
+            if offset_type.is_some() {
+                rescale(&mut self.zeros[place], &mut self.units[(self.rows + row) * units + index]);
+            }
+        }
     }
 }
 

@@ -18,7 +18,8 @@ use serde_json::{Map, Value};
 
 use crate::Result;
 use crate::family::LinearSpec;
-use crate::stored::{Form, LayerGrid, StoredLinear};
+use crate::ops::grid::{GridSpec, ScaleType, Symmetry};
+use crate::stored::{Form, StoredLinear};
 
 /// A way to store quantized layers in a checkpoint. A format has no state: the settings of a run arrive as arguments.
 pub trait Format: fmt::Debug + Sync {
@@ -33,10 +34,10 @@ pub trait Format: fmt::Debug + Sync {
 
     /// The grid on which the layer `linear` is to be quantized. `wish` is the grid that the run asks for.
     ///
-    /// The write plan calls this before any computation starts.
+    /// The write plan calls this before any computation starts, and the pipeline quantizes the layer on this grid.
     ///
     /// Errors: `Error::Input` with the reason if the format cannot store such a layer.
-    fn grid(&self, linear: &LinearSpec, wish: LayerGrid) -> Result<LayerGrid>;
+    fn grid(&self, linear: &LinearSpec, wish: GridWish) -> Result<GridSpec>;
 
     /// The tensors that store `layer`, in the order in which they are written.
     fn parts(&self, layer: &PlannedLayer) -> Vec<Part>;
@@ -73,6 +74,25 @@ pub struct Part {
     pub shape: Vec<usize>,
 }
 
+/// The grid that a run asks for in a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GridWish {
+    /// Bits per code: 2, 3, 4 or 8.
+    pub bits: u32,
+    /// Inputs per group; equal to the number of inputs if there is one group per row.
+    pub group_size: usize,
+    /// Whether every zero point is 2^(bits−1).
+    pub symmetric: bool,
+}
+
+impl GridWish {
+    /// The grid with zero points that is wished for, with scales of type `scale`.
+    pub fn with_zeros(self, scale: ScaleType) -> GridSpec {
+        let symmetry = if self.symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric };
+        GridSpec::new(self.bits, self.group_size, symmetry, scale)
+    }
+}
+
 /// The settings of a run that matter to the files.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct QuantizationSettings {
@@ -88,8 +108,8 @@ pub struct QuantizationSettings {
 
 impl QuantizationSettings {
     /// The grid that the run asks for in a layer with `columns` inputs, at `bits` bits per code.
-    pub fn wish(&self, columns: usize, bits: u32) -> LayerGrid {
-        LayerGrid { bits, group_size: self.group_size.unwrap_or(columns), symmetric: self.symmetric }
+    pub fn wish(&self, columns: usize, bits: u32) -> GridWish {
+        GridWish { bits, group_size: self.group_size.unwrap_or(columns), symmetric: self.symmetric }
     }
 }
 
@@ -99,7 +119,7 @@ pub struct PlannedLayer {
     /// Module path and shape.
     pub spec: LinearSpec,
     /// The grid that the format chose.
-    pub grid: LayerGrid,
+    pub grid: GridSpec,
     /// Element type of the original weight.
     pub original: Dtype,
 }
@@ -115,8 +135,8 @@ impl PlannedLayer {
         let given = (linear.name(), linear.shape());
         let fault = match linear {
             _ if given != planned => format!("{given:?} where {planned:?} is due"),
-            StoredLinear::Codes(codes) if codes.grid() != self.grid => {
-                format!("{}: {:?}, planned with {:?}", codes.name, codes.grid(), self.grid)
+            StoredLinear::Codes(codes) if codes.grid != self.grid => {
+                format!("{}: {:?}, planned with {:?}", codes.name, codes.grid, self.grid)
             }
             _ => return linear.check(),
         };

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use aquatint::calibration::TextFile;
-use aquatint::checkpoint::{CheckpointWriter, DirectorySink, Existing, Format, TensorGroup, read_text_file};
+use aquatint::checkpoint::{CheckpointWriter, DirectorySink, Existing, TensorGroup, read_text_file};
 use aquatint::device::{Device, Memory, Recorder};
 use aquatint::observer::Observer;
 use aquatint::pipeline::Treatment;
@@ -16,7 +16,7 @@ use aquatint::study::files::{write_json, write_whole};
 use aquatint::study::fingerprint::Fingerprint;
 use aquatint::study::resume::{EarlierRecords, ResumeDirectory};
 use aquatint::study::retry::with_less_memory;
-use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
+use aquatint::{Calibration, Checkpoint, Result, bundled};
 use indicatif::{HumanBytes, HumanDuration};
 
 use super::args::{CalibrationArgs, QuantizeArgs};
@@ -33,13 +33,12 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     let files = [("--json", &args.json), ("--report", &args.report), ("--profile", &args.profile)];
     check_writable(&files.map(|(option, path)| (option, path.as_deref())))?;
     let model = open_model(args.model.as_deref())?;
-    let options = args.method.options(&args.text, model.config());
-    let treatment = Treatment::new(&options, model.config());
-    treatment.validate()?;
+    let format = args.format.map(|format| format.name().to_string());
+    let options = QuantizeOptions { format, ..args.method.options(&args.text, model.config()) };
+    Treatment::new(&options, model.config()).validate()?;
     let windows = calibration_windows(&calibration_tokens(&model, &args.text)?, &options)?;
     let texts = evaluation_texts(&args, &model, options.seq_len)?;
-    let format = format(args.format, treatment)?;
-    let run = CheckpointRun::new(&model, &options, format)?;
+    let run = CheckpointRun::new(&model, &options)?;
     let command = Quantization { args: &args, model: &model, options: &options, windows: &windows, run: &run };
     // The output is checked before the device is opened, since that is quicker.
     let writer = command.writer()?;
@@ -196,21 +195,6 @@ fn write_record(args: &QuantizeArgs, run: Run) -> Result<()> {
 /// The last part of a path; `path` itself if it has none.
 fn file_name(path: &str) -> String {
     Path::new(path).file_name().map_or(path.to_string(), |name| name.to_string_lossy().into_owned())
-}
-
-/// The format that is wanted, or the one that suits the method.
-fn format(wanted: Option<&'static dyn Format>, treatment: Treatment<'_>) -> Result<&'static dyn Format> {
-    let method = treatment.options.method;
-    match (method.quantizer().off_grid(), wanted) {
-        (Some(why), Some(format)) if !format.stores(treatment.form()) => Err(Error::input(
-            "--format",
-            format!("{} for --method {method}, whose weights {why}", format.name()),
-            treatment.format().name(),
-            "leave --format out",
-        )),
-        (_, Some(format)) => Ok(format),
-        (_, None) => Ok(treatment.format()),
-    }
 }
 
 /// The tokens of `--calibration`, or of the bundled text.

@@ -1,11 +1,11 @@
-//! Dequantization: the weights that codes, scales and zero points stand for. Every program that loads a quantized checkpoint
+//! Dequantization: the weights that codes, scales, and zero points or offsets stand for. Every program that loads a quantized checkpoint
 //! computes the same. The shader is `dequantize`.
 
 use rayon::prelude::*;
 
 use crate::Result;
 use crate::device::{Dispatch, Recorder, Tensor};
-use crate::ops::grid::Grid;
+use crate::ops::grid::{Grid, GridSpec};
 use crate::ops::spread_elements;
 
 uniform! {
@@ -15,14 +15,16 @@ uniform! {
         groups: u32,
         group_size: u32,
         stride: u32,
+        offsets: u32,
     }
 }
 
-/// Returns `s·(q − z)`, `[m, n]`.
+/// Returns `s·(q − z) + o`, `[m, n]`, where z or o is 0.
 ///
-/// `codes`: q, `[m, n]`; `grid`: s and z, `[m, groups]`; `group_size`: columns per group, of which the last group may have fewer.
+/// `codes`: q, `[m, n]`; `grid`: s, and z or o, `[m, groups]`.
 /// Errors: `Error::Shape` if the shapes do not match.
-pub fn dequantize(rec: &mut Recorder, codes: &Tensor<u32>, grid: &Grid, group_size: usize) -> Result<Tensor> {
+pub fn dequantize(rec: &mut Recorder, codes: &Tensor<u32>, grid: &Grid, spec: &GridSpec) -> Result<Tensor> {
+    let (group_size, offsets) = (spec.group_size, spec.has_offsets());
     let [rows, columns] = codes.matrix("dequantize")?;
     let groups = columns.div_ceil(group_size);
     grid.scales.expect_shape("dequantize", &[rows, groups])?;
@@ -34,8 +36,9 @@ pub fn dequantize(rec: &mut Recorder, codes: &Tensor<u32>, grid: &Grid, group_si
         out.zip(codes.host().par_chunks(columns)).zip(cells).for_each(|((values, codes), (scales, zeros))| {
             let pieces = values.chunks_mut(group_size).zip(codes.chunks(group_size));
             for ((values, codes), (&scale, &zero)) in pieces.zip(scales.iter().zip(zeros)) {
+                let (zero, offset) = if offsets { (0.0, zero) } else { (zero, 0.0) };
                 for (value, &code) in values.iter_mut().zip(codes) {
-                    *value = scale * (code as f32 - zero);
+                    *value = scale * (code as f32 - zero) + offset;
                 }
             }
         });
@@ -48,6 +51,7 @@ pub fn dequantize(rec: &mut Recorder, codes: &Tensor<u32>, grid: &Grid, group_si
         groups: groups as u32,
         group_size: group_size as u32,
         stride,
+        offsets: u32::from(offsets),
     };
     rec.dispatch(Dispatch {
         kernel: "dequantize",

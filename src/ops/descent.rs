@@ -8,10 +8,10 @@
 use rayon::prelude::*;
 
 use crate::device::{Dispatch, Recorder, Tensor};
+use crate::ops::code;
 use crate::ops::gptq::LONGEST_BLOCK;
-use crate::ops::grid::Grid;
+use crate::ops::grid::{Grid, GridSpec};
 use crate::ops::walk::{ColumnStep, LANES, Lanes, StripGrid, Walk, load, strips};
-use crate::ops::{bounded, code};
 use crate::{Error, Result};
 
 /// A block of columns whose codes may move, and the data of its loss.
@@ -23,16 +23,14 @@ pub struct Block<'a> {
     pub ridge: f32,
     /// Rows start..start + count of H·E, `[count, m]`.
     pub g: &'a Tensor,
-    /// Scales and zero points, `[m, groups]`.
+    /// What the grid is.
+    pub spec: &'a GridSpec,
+    /// Scales, and zero points or offsets, `[m, groups]`.
     pub grid: &'a Grid,
-    /// Number of columns per group, of which the last group may have fewer.
-    pub group_size: usize,
     /// First column of the block.
     pub start: usize,
     /// Number of columns, at most [`LONGEST_BLOCK`].
     pub count: usize,
-    /// Bits per code, 1 to 8.
-    pub bits: u32,
 }
 
 /// Moves the codes of a block, column by column. Each column takes the moves of the columns before it into account.
@@ -44,10 +42,10 @@ pub fn descend_block(rec: &mut Recorder, block: Block<'_>, errors: &mut Tensor, 
     if block.start + block.count > n || block.count > LONGEST_BLOCK {
         return Err(Error::shape("descent", format!("{} columns from {} of {n}", block.count, block.start)));
     }
-    if block.group_size == 0 || !(1..=8).contains(&block.bits) {
-        return Err(Error::shape("descent", format!("{} bits in groups of {} columns", block.bits, block.group_size)));
+    if !block.spec.is_possible() {
+        return Err(Error::shape("descent", format!("{:?}", block.spec)));
     }
-    let groups = n.div_ceil(block.group_size);
+    let groups = n.div_ceil(block.spec.group_size);
     block.hessian.expect_shape("descent", &[block.count, n])?;
     block.g.expect_shape("descent", &[block.count, m])?;
     block.grid.scales.expect_shape("descent", &[m, groups])?;
@@ -65,7 +63,7 @@ pub fn descend_block(rec: &mut Recorder, block: Block<'_>, errors: &mut Tensor, 
     errors.into_par_iter().zip(codes).enumerate().for_each(|(strip, (errors, codes))| {
         let first = strip * LANES;
         let diagonal = coefficients.iter().step_by(block.count + 1).map(|h| h + block.ridge).collect();
-        let step = Move { block: &block, strip_grid: StripGrid::default(), diagonal, first, errors, codes };
+        let step = Move { block: &block, strip_grid: StripGrid::new(block.spec), diagonal, first, errors, codes };
         pulp::Arch::new().dispatch(Walk { t: block.g.host(), coefficients: &coefficients, m, first, step });
     });
     Ok(())
@@ -81,6 +79,7 @@ uniform! {
         groups: u32,
         top: f32,
         ridge: f32,
+        offsets: u32,
     }
 }
 
@@ -98,10 +97,11 @@ fn descend_gpu(
         n: n as u32,
         start: block.start as u32,
         count: block.count as u32,
-        group_size: block.group_size as u32,
+        group_size: block.spec.group_size as u32,
         groups: groups as u32,
-        top: ((1u32 << block.bits) - 1) as f32,
+        top: block.spec.top(),
         ridge: block.ridge,
+        offsets: u32::from(block.spec.has_offsets()),
     };
     let grid = [block.grid.scales.buffer(), block.grid.zeros.buffer()];
     rec.dispatch(Dispatch {
@@ -132,22 +132,19 @@ impl ColumnStep for Move<'_> {
     #[inline(always)]
     fn finish_column(&mut self, c: usize, t: &Lanes) -> Lanes {
         let width = self.width();
-        let top = ((1u32 << self.block.bits) - 1) as f32;
-        let group = (self.block.start + c) / self.block.group_size;
+        let group = (self.block.start + c) / self.block.spec.group_size;
         let strip_grid = &mut self.strip_grid;
         strip_grid.load(self.block.grid, group as u32, self.first, width);
         let mut errors = load(self.errors[c], 0, width);
         let (mut moves, mut codes) = ([0.0; LANES], [0u32; LANES]);
         codes[..width].copy_from_slice(self.codes[c]);
         for lane in 0..LANES {
-            let (scale, zero) = (strip_grid.scale[lane], strip_grid.zero[lane]);
-            let old = codes[lane] as f32 - zero;
+            let old = codes[lane] as f32;
             let best = (t[lane] + self.block.ridge * errors[lane]) / self.diagonal[c];
-            let nearest = (scale * old + best) * strip_grid.inverse[lane];
-            let new = bounded(nearest, -zero, top - zero).round_ties_even();
-            moves[lane] = scale * (old - new);
+            let new = strip_grid.code_of(strip_grid.value_of(old, lane) + best, lane);
+            moves[lane] = strip_grid.scale[lane] * (old - new);
             errors[lane] += moves[lane];
-            codes[lane] = code(new + zero);
+            codes[lane] = code(new);
         }
         self.errors[c].copy_from_slice(&errors[..width]);
         self.codes[c].copy_from_slice(&codes[..width]);

@@ -9,9 +9,9 @@
 use rayon::prelude::*;
 
 use crate::device::{Buffer, Dispatch, Recorder, Tensor};
-use crate::ops::grid::Grid;
+use crate::ops::code;
+use crate::ops::grid::{Grid, GridSpec};
 use crate::ops::walk::{ColumnStep, LANES, Lanes, StripGrid, Walk, load, strips};
-use crate::ops::{bounded, code};
 use crate::{Error, Result};
 
 /// The largest number of columns of a block.
@@ -27,7 +27,9 @@ pub struct Block<'a> {
     /// The columns of Rn, `[start + count, count]`, from
     /// [`normalised_columns`](crate::ops::cholesky::normalised_columns).
     pub columns: &'a Tensor,
-    /// Scales and zero points, `[m, groups]`.
+    /// What the grid is.
+    pub spec: &'a GridSpec,
+    /// Scales, and zero points or offsets, `[m, groups]`.
     pub grid: &'a Grid,
     /// Index of the group of each processed column, `[n]`.
     pub group_of: &'a Tensor<u32>,
@@ -35,20 +37,18 @@ pub struct Block<'a> {
     pub start: usize,
     /// Number of columns, at most [`LONGEST_BLOCK`].
     pub count: usize,
-    /// Bits per code, 1 to 8.
-    pub bits: u32,
 }
 
 /// Rounds the columns of a block in order. Each column first takes up the errors of the columns before it.
 ///
-/// For each column c: `t_c += Σ_{j in block, j<c} Rn[j, c]·d_j`; `q_c` is t_c rounded to its grid; `d_c = w_c − s·(q_c − z)`.
+/// For each column c: `t_c += Σ_{j in block, j<c} Rn[j, c]·d_j`; `q_c` is t_c rounded to its grid; `d_c = w_c − ŵ_c`.
 /// Writes rows start..start + count of `d` and `codes`, both `[n, m]`. Errors: `Error::Shape` if the shapes do not match, or if
 /// a field of `block` is out of range.
 pub fn quantize_block(rec: &mut Recorder, block: Block<'_>, d: &mut Tensor, codes: &mut Tensor<u32>) -> Result<()> {
     let [n, m] = block.w.matrix("gptq")?;
     check_slab("gptq", block.w, block.t, block.columns, block.start, block.count)?;
-    if block.count > LONGEST_BLOCK || !(1..=8).contains(&block.bits) {
-        return Err(Error::shape("gptq", format!("a block of {} columns of {} bits", block.count, block.bits)));
+    if block.count > LONGEST_BLOCK || !block.spec.is_possible() {
+        return Err(Error::shape("gptq", format!("a block of {} columns on {:?}", block.count, block.spec)));
     }
     let [_, groups] = block.grid.scales.matrix("gptq")?;
     block.grid.scales.expect_shape("gptq", &[m, groups])?;
@@ -68,7 +68,7 @@ pub fn quantize_block(rec: &mut Recorder, block: Block<'_>, d: &mut Tensor, code
     let codes = strips(&mut codes.host_mut()[range], m);
     d.into_par_iter().zip(codes).enumerate().for_each(|(strip, (d, codes))| {
         let (t, first) = (block.t.host(), strip * LANES);
-        let step = Quantize { block: &block, strip_grid: StripGrid::default(), w, m, first, d, codes };
+        let step = Quantize { block: &block, strip_grid: StripGrid::new(block.spec), w, m, first, d, codes };
         pulp::Arch::new().dispatch(Walk { t, coefficients: &coefficients, m, first, step });
     });
     Ok(())
@@ -100,7 +100,7 @@ pub fn updated_group(
     if rec.is_gpu() {
         let d: Tensor = rec.empty(&[count, m])?;
         let (inputs, outputs) = ([w.buffer(), t.buffer(), columns.buffer()], [d.buffer(), out.buffer()]);
-        let params = Params { m: m as u32, start: start as u32, count: count as u32, groups: 0, top: 0.0 };
+        let params = Params { m: m as u32, start: start as u32, count: count as u32, groups: 0, top: 0.0, offsets: 0 };
         walk_gpu(rec, "gptq_update", &inputs, &outputs, params)?;
         return Ok(out);
     }
@@ -121,13 +121,20 @@ uniform! {
         count: u32,
         groups: u32,
         top: f32,
+        offsets: u32,
     }
 }
 
 impl Params {
     fn new(block: &Block<'_>, m: usize, groups: usize) -> Self {
-        let (start, count) = (block.start as u32, block.count as u32);
-        Self { m: m as u32, start, count, groups: groups as u32, top: ((1u32 << block.bits) - 1) as f32 }
+        Self {
+            m: m as u32,
+            start: block.start as u32,
+            count: block.count as u32,
+            groups: groups as u32,
+            top: block.spec.top(),
+            offsets: u32::from(block.spec.has_offsets()),
+        }
     }
 }
 
@@ -188,15 +195,13 @@ impl ColumnStep for Quantize<'_> {
         let width = self.width();
         let w = load(self.w, c * self.m + self.first, width);
         let block = self.block;
-        let top = ((1u32 << block.bits) - 1) as f32;
         let strip_grid = &mut self.strip_grid;
         strip_grid.load(block.grid, block.group_of.host()[block.start + c], self.first, width);
         let (mut errors, mut codes) = ([0.0; LANES], [0; LANES]);
         for lane in 0..LANES {
-            let zero = strip_grid.zero[lane];
-            let level = bounded(t[lane] * strip_grid.inverse[lane], -zero, top - zero).round_ties_even();
-            errors[lane] = w[lane] - strip_grid.scale[lane] * level;
-            codes[lane] = code(level + zero);
+            let nearest = strip_grid.code_of(t[lane], lane);
+            errors[lane] = w[lane] - strip_grid.value_of(nearest, lane);
+            codes[lane] = code(nearest);
         }
         self.d[c].copy_from_slice(&errors[..width]);
         self.codes[c].copy_from_slice(&codes[..width]);

@@ -5,7 +5,8 @@
 //! side.
 
 use crate::device::Element;
-use crate::ops::grid::Grid;
+use crate::ops::bounded;
+use crate::ops::grid::{Grid, GridSpec};
 
 /// Number of rows of the weight that one task processes: a strip. The finished values of a block and a strip fit the first-level
 /// cache.
@@ -64,26 +65,34 @@ impl<S: ColumnStep> pulp::NullaryFnOnce for Walk<'_, S> {
     }
 }
 
-/// Scales and zero points of the rows of a strip, in the group of the current column.
+/// The grids of the rows of a strip, in the group of the current column: `ŵ = s·(q − z) + o`, where z or o is 0. It is the CPU
+/// twin of `shaders/shared/quantizer.wgsl`.
 pub(super) struct StripGrid {
     /// The group that is loaded.
     group: Option<u32>,
     /// s.
     pub scale: Lanes,
     /// 1/s.
-    pub inverse: Lanes,
+    inverse: Lanes,
     /// z.
-    pub zero: Lanes,
-}
-
-impl Default for StripGrid {
-    fn default() -> Self {
-        Self { group: None, scale: [1.0; LANES], inverse: [1.0; LANES], zero: [0.0; LANES] }
-    }
+    zero: Lanes,
+    /// o.
+    offset: Lanes,
+    /// The largest code, 2^b − 1.
+    top: f32,
+    /// Whether the grid has offsets.
+    offsets: bool,
 }
 
 impl StripGrid {
-    /// Loads the scales and zero points of `group` for the `width` rows from `first` on, unless they are loaded already.
+    /// Grids of the kind `spec`, with no group loaded.
+    pub(super) fn new(spec: &GridSpec) -> Self {
+        let (ones, zeros) = ([1.0; LANES], [0.0; LANES]);
+        let (top, offsets) = (spec.top(), spec.has_offsets());
+        Self { group: None, scale: ones, inverse: ones, zero: zeros, offset: zeros, top, offsets }
+    }
+
+    /// Loads the grids of `group` for the `width` rows from `first` on, unless they are loaded already.
     #[inline(always)]
     pub(super) fn load(&mut self, grid: &Grid, group: u32, first: usize, width: usize) {
         if self.group == Some(group) {
@@ -91,12 +100,26 @@ impl StripGrid {
         }
         self.group = Some(group);
         let groups = grid.scales.shape()[1];
+        let second = if self.offsets { &mut self.offset } else { &mut self.zero };
         for lane in 0..width {
             let index = (first + lane) * groups + group as usize;
             self.scale[lane] = grid.scales.host()[index];
             self.inverse[lane] = 1.0 / self.scale[lane];
-            self.zero[lane] = grid.zeros.host()[index];
+            second[lane] = grid.zeros.host()[index];
         }
+    }
+
+    /// The code nearest to the weight `w` in row `lane` of the strip, as a float.
+    #[inline(always)]
+    pub(super) fn code_of(&self, w: f32, lane: usize) -> f32 {
+        let (zero, x) = (self.zero[lane], (w - self.offset[lane]) * self.inverse[lane]);
+        bounded(x, -zero, self.top - zero).round_ties_even() + zero
+    }
+
+    /// ŵ of a code in row `lane` of the strip.
+    #[inline(always)]
+    pub(super) fn value_of(&self, code: f32, lane: usize) -> f32 {
+        self.scale[lane] * (code - self.zero[lane]) + self.offset[lane]
     }
 }
 

@@ -111,10 +111,8 @@ impl Producer {
         }
         let linear = self.linear.as_ref().map(|(place, _)| &mut results.linears[*place]);
         if let Some(StoredLinear::Codes(linear)) = linear {
-            let groups = linear.groups();
-            for (&row, s) in self.rows.iter().zip(scales) {
-                let row = &mut linear.scales[row * groups..][..groups];
-                row.iter_mut().for_each(|scale| *scale = f16::from_f32(scale.to_f32() / s));
+            for (&row, &s) in self.rows.iter().zip(scales) {
+                linear.divide_row(row, s);
             }
         }
     }
@@ -145,19 +143,16 @@ impl StoredVector {
     }
 }
 
-/// For each row, the least and the greatest divisor with which all quotients of the scales of its grids are normal f16
+/// For each row, the least and the greatest divisor with which all quotients of its stored scales or units are normal f16
 /// numbers. 1 always lies between them.
 fn row_bounds(linear: &QuantizedLinear) -> Vec<[f32; 2]> {
     let smallest_normal = f16::MIN_POSITIVE.to_f32();
-    let rows = linear.scales.chunks(linear.groups());
-    rows.map(|scales| {
-        let (low, high) = scales
-            .iter()
-            .map(|scale| scale.to_f32())
-            .fold((f32::INFINITY, 0.0f32), |(low, high), scale| (low.min(scale), high.max(scale)));
+    let bounds = |row: usize| {
+        let sizes = linear.divisible(row).iter().map(|number| number.abs());
+        let (low, high) = sizes.fold((f32::INFINITY, 0.0f32), |(low, high), size| (low.min(size), high.max(size)));
         [high / f16::MAX.to_f32(), (low / smallest_normal).max(1.0)]
-    })
-    .collect()
+    };
+    (0..linear.rows).map(bounds).collect()
 }
 
 /// Rounds `value` to a floating-point type that checkpoints use.

@@ -7,11 +7,11 @@
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use half::f16;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
+use crate::ops::grid::GridSpec;
 use crate::record::Phase;
 use crate::record::{BlockReport, LayerReport};
 use crate::stored::{DenseLinear, QuantizedLinear, StoredLinear};
@@ -65,15 +65,7 @@ struct LinearHeader {
     rows: usize,
     columns: usize,
     /// `None` for a layer that is stored as plain numbers.
-    grid: Option<GridHeader>,
-}
-
-/// The grid of a layer that is stored as codes.
-#[derive(Serialize, Deserialize)]
-struct GridHeader {
-    bits: u32,
-    group_size: usize,
-    symmetric: bool,
+    grid: Option<GridSpec>,
 }
 
 /// The key of the header in the metadata of a file.
@@ -110,8 +102,10 @@ impl BlockRecord {
                 }
                 StoredLinear::Codes(codes) => {
                     arrays.push((format!("codes {name}"), Dtype::U8, &codes.codes));
-                    arrays.push((format!("zeros {name}"), Dtype::U8, &codes.zeros));
-                    arrays.push((format!("scales {name}"), Dtype::F16, bytemuck::cast_slice(&codes.scales)));
+                    for (kind, numbers) in [("scales", &codes.scales), ("zeros", &codes.zeros), ("units", &codes.units)]
+                    {
+                        arrays.push((format!("{kind} {name}"), Dtype::F32, bytemuck::cast_slice(numbers)));
+                    }
                 }
             }
         }
@@ -154,16 +148,15 @@ impl BlockRecord {
             let LinearHeader { name, rows, columns, grid } = header;
             let linear = match grid {
                 None => StoredLinear::Dense(DenseLinear { weight: floats("dense", &name)?, name, rows, columns }),
-                Some(GridHeader { bits, group_size, symmetric }) => StoredLinear::Codes(QuantizedLinear {
+                Some(grid) => StoredLinear::Codes(QuantizedLinear {
                     codes: bytes("codes", &name, Dtype::U8)?.to_vec(),
-                    scales: bytemuck::pod_collect_to_vec::<u8, f16>(bytes("scales", &name, Dtype::F16)?),
-                    zeros: bytes("zeros", &name, Dtype::U8)?.to_vec(),
+                    scales: floats("scales", &name)?,
+                    zeros: floats("zeros", &name)?,
+                    units: floats("units", &name)?,
                     name,
                     rows,
                     columns,
-                    bits,
-                    group_size,
-                    symmetric,
+                    grid,
                 }),
             };
             if linear.is_whole() { Ok(linear) } else { Err(format!("{} in arrays of other sizes", linear.name())) }
@@ -184,9 +177,7 @@ impl LinearHeader {
         let [rows, columns] = linear.shape();
         let grid = match linear {
             StoredLinear::Dense(_) => None,
-            &StoredLinear::Codes(QuantizedLinear { bits, group_size, symmetric, .. }) => {
-                Some(GridHeader { bits, group_size, symmetric })
-            }
+            StoredLinear::Codes(codes) => Some(codes.grid),
         };
         Self { name: linear.name().to_string(), rows, columns, grid }
     }

@@ -179,11 +179,14 @@ impl<'a> Run<'a> {
             return Ok(QuantizedGroup { weights: Some(weights.collect::<Result<_>>()?), ..QuantizedGroup::default() });
         }
         let treatment = Treatment::new(self.options, stop.checkpoint.config());
-        let group = stop.specs.iter().zip(stop.weights).enumerate();
-        let chosen = group.filter_map(|(place, (spec, weight))| {
-            Some((place, self.linear(&spec.name, weight, treatment.bits_of(spec)?)))
-        });
-        let (places, linears): (Vec<usize>, Vec<Linear<'_>>) = chosen.unzip();
+        let (mut places, mut linears) = (Vec::new(), Vec::new());
+        for (place, (spec, weight)) in stop.specs.iter().zip(stop.weights).enumerate() {
+            if let Some(grid) = treatment.grid_of(spec)? {
+                let alpha = self.options.alpha.of(&spec.name);
+                places.push(place);
+                linears.push(Linear { layer: Layer { name: &spec.name, grid }, weight, alpha });
+            }
+        }
         if linears.is_empty() {
             return Ok(QuantizedGroup::default());
         }
@@ -202,13 +205,6 @@ impl<'a> Run<'a> {
             weights[place] = std::mem::replace(&mut layer.dequantized, rec.empty(&[0])?);
         }
         Ok(QuantizedGroup { layers: places.into_iter().zip(layers).collect(), producer, weights: Some(weights) })
-    }
-
-    /// The linear layer `name` with a grid of `bits` bits and the propagation strength of this run.
-    fn linear<'w>(&self, name: &'w str, weight: &'w Tensor, bits: u32) -> Linear<'w> {
-        let group_size = self.report.group_size.unwrap_or(weight.shape()[1]);
-        let layer = Layer { name, grid: self.options.grid_spec(group_size, bits) };
-        Linear { layer, weight, alpha: self.options.alpha.of(name) }
     }
 
     /// Gathers statistics if they are needed, and corrects and rounds `linears`, the layers of `stop` that this run

@@ -4,11 +4,11 @@
 //! The options themselves know no model. Front ends validate a [`Treatment`] before any work. The pipeline and the
 //! checkpoint writer ask it for layers, group size and format.
 
-use crate::checkpoint::formats::default_for;
+use crate::checkpoint::formats::{default_for, named};
 use crate::checkpoint::{Format, LayerPlan, QuantizationSettings};
-use crate::error::Setting;
+use crate::error::{Setting, phrase};
 use crate::family::{Fold, Linear, LinearSpec, ModelConfig, Name};
-use crate::ops::grid::Symmetry;
+use crate::ops::grid::{GridSpec, Symmetry};
 use crate::quant::{GroupSize, QuantizeOptions};
 use crate::stored::Form;
 use crate::{Error, Result};
@@ -165,9 +165,38 @@ impl<'a> Treatment<'a> {
         if self.options.method.quantizer().off_grid().is_some() { Form::Dense } else { Form::Codes }
     }
 
-    /// The default format of the checkpoint.
-    pub fn format(&self) -> &'static dyn Format {
-        default_for(self.form())
+    /// The format of the checkpoint: the one that the options name, or the one that suits the method.
+    ///
+    /// Errors: `Error::Input` if there is no such format, or if it cannot store what the method makes.
+    pub fn format(&self) -> Result<&'static dyn Format> {
+        let suitable = default_for(self.form());
+        let Some(name) = &self.options.format else { return Ok(suitable) };
+        let remedy = phrase!["leave ", Setting::Format, " out"];
+        let Some(format) = named(name) else {
+            return Err(Error::input(Setting::Format, name.clone(), suitable.name(), remedy));
+        };
+        let method = self.options.method;
+        match method.quantizer().off_grid() {
+            Some(why) if !format.stores(self.form()) => {
+                let found = phrase![
+                    name.clone(),
+                    " for ",
+                    Setting::Method.set_to(method.to_string()),
+                    format!(", whose weights {why}")
+                ];
+                Err(Error::input(Setting::Format, found, suitable.name(), remedy))
+            }
+            _ => Ok(format),
+        }
+    }
+
+    /// The grid of the layer `linear`, as the format stores it. `None` if the layer keeps its weight.
+    ///
+    /// Errors: those of [`Treatment::format`], and `Error::Input` if the format cannot store the layer.
+    pub fn grid_of(&self, linear: &LinearSpec) -> Result<Option<GridSpec>> {
+        let Some(bits) = self.bits_of(linear) else { return Ok(None) };
+        let wish = self.settings().wish(linear.columns, bits);
+        self.format()?.grid(linear, wish).map(Some)
     }
 
     /// The properties of the run that a format needs.

@@ -10,7 +10,7 @@ use crate::Result;
 use crate::device::{Recorder, Tensor};
 use crate::ops::cholesky::normalised_columns;
 use crate::ops::gptq::{Block, quantize_block, updated_group};
-use crate::ops::grid::{self, Grid, GridSpec};
+use crate::ops::grid::{self, Grid, GridSpec, Search};
 use crate::ops::matmul::{Orientation, Rows, accumulate};
 use crate::ops::permute::{from_columns, to_columns};
 
@@ -34,7 +34,8 @@ pub(super) fn round_to_grid(
 }
 
 /// Rounds `weight` `[m, n]` group by group, choosing the grid of a group from the weights as updated when its first column is
-/// reached. The order of `factor` must be the stored one. `pivots`: `[n, 1]` for grids that are chosen by them.
+/// reached. The order of `factor` must be the stored one. `pivots`: `[n, 1]` for grids that are chosen by them. Scales may share no
+/// units.
 ///
 /// Returns the codes `[m, n]` and the grid.
 pub(super) fn round_group_by_group(
@@ -42,10 +43,10 @@ pub(super) fn round_group_by_group(
     weight: &Tensor,
     factor: &DampedFactor,
     spec: &GridSpec,
-    pivots: Option<&Tensor>,
+    (search, pivots): (Search, Option<&Tensor>),
 ) -> Result<(Tensor<u32>, Grid)> {
     let mut state = Loop::new(rec, weight, factor, spec)?;
-    let grid = state.quantize_group_by_group(rec, pivots)?;
+    let grid = state.quantize_group_by_group(rec, search, pivots)?;
     Ok((state.stored_codes(rec)?, grid))
 }
 
@@ -105,11 +106,11 @@ impl<'a> Loop<'a> {
                 w: &self.weight,
                 t: &slab.targets,
                 columns: &slab.columns,
+                spec: self.spec,
                 grid,
                 group_of,
                 start,
                 count,
-                bits: self.spec.bits,
             };
             quantize_block(rec, block, &mut self.errors, &mut self.codes)?;
         }
@@ -117,7 +118,7 @@ impl<'a> Loop<'a> {
     }
 
     /// Rounds all columns group by group. Returns the grid, `[m, groups]`.
-    fn quantize_group_by_group(&mut self, rec: &mut Recorder, pivots: Option<&Tensor>) -> Result<Grid> {
+    fn quantize_group_by_group(&mut self, rec: &mut Recorder, search: Search, pivots: Option<&Tensor>) -> Result<Grid> {
         let [n, rows] = self.weight.matrix("gptq")?;
         let groups = n.div_ceil(self.spec.group_size);
         let (mut scales, mut zeros) = (rec.empty(&[groups, rows])?, rec.empty(&[groups, rows])?);
@@ -129,14 +130,15 @@ impl<'a> Loop<'a> {
             let stored_order = identity(rec, count)?;
             let updated = from_columns(rec, &updated, &stored_order)?;
             let pivots = pivots.map(|pivots| rec.copy_rows(pivots, start, count)).transpose()?;
-            let grid = grid::search(rec, &updated, pivots.as_ref(), &GridSpec { group_size: count, ..*self.spec })?;
+            let grid =
+                grid::search(rec, &updated, pivots.as_ref(), &GridSpec { group_size: count, ..*self.spec }, search)?;
             self.quantize(rec, start..start + count, &grid, &only_group)?;
             rec.write_rows(&grid.scales.reshape(&[1, rows])?, &mut scales, group)?;
             rec.write_rows(&grid.zeros.reshape(&[1, rows])?, &mut zeros, group)?;
         }
         let stored_order = identity(rec, groups)?;
         let scales = from_columns(rec, &scales, &stored_order)?;
-        Ok(Grid { scales, zeros: from_columns(rec, &zeros, &stored_order)? })
+        Ok(Grid { scales, zeros: from_columns(rec, &zeros, &stored_order)?, units: None })
     }
 }
 

@@ -37,7 +37,7 @@ impl<'a> Descent<'a> {
     }
 
     /// Improves the rounding of `weight`, W* `[m, n]`, starting from `codes` of the same shape and the scales of `grid`. Changes
-    /// the scales of `grid` and returns the new codes.
+    /// the scales and offsets of `grid` and returns the new codes.
     pub(super) fn descend(
         &self,
         rec: &mut Recorder,
@@ -47,7 +47,7 @@ impl<'a> Descent<'a> {
         spec: &GridSpec,
     ) -> Result<Tensor<u32>> {
         let mut errors = rec.duplicate(weight)?;
-        let rounded = dequantize(rec, codes, grid, spec.group_size)?;
+        let rounded = dequantize(rec, codes, grid, spec)?;
         add_scaled(rec, &mut errors, -1.0, &rounded)?;
         let mut linear = DescendingLinear {
             descent: self,
@@ -84,27 +84,31 @@ impl DescendingLinear<'_> {
         let hessian = &unpack_rows(rec, self.descent.hessian, start, count)?;
         let g = matmul(rec, Orientation::Nn, hessian, &self.errors)?;
         let ridge = &self.descent.ridge;
-        let GridSpec { group_size, bits, .. } = *self.spec;
-        let block = Block { hessian, ridge: *ridge, g: &g, grid, group_size, start, count, bits };
+        let block = Block { hessian, ridge: *ridge, g: &g, spec: self.spec, grid, start, count };
         descend_block(rec, block, &mut self.errors, &mut self.codes)
     }
 
-    /// Fits the scales of the group of `count` columns from `start` to its codes.
+    /// Fits the scales and offsets of the group of `count` columns from `start` to its codes.
     fn fit_scales(&mut self, rec: &mut Recorder, start: usize, count: usize, grid: &mut Grid) -> Result<()> {
         let mut rounded = rec.copy_rows(&self.weight, start, count)?;
         let errors = rec.copy_rows(&self.errors, start, count)?;
         add_scaled(rec, &mut rounded, -1.0, &errors)?;
-        // g is H·E on the rows of the group. v is H·Ŵ, with Ŵ zero outside the group.
-        let (mut g, mut v) = (rec.zeros(&[count, self.errors.shape()[1]])?, rec.zeros(self.errors.shape())?);
+        // g is H·E on the rows of the group. v is H·Ŵ, with Ŵ zero outside the group. H·1 is the same for a matrix of ones.
+        let [n, m] = self.errors.matrix("descent")?;
+        let (mut g, mut v) = (rec.zeros(&[count, m])?, rec.zeros(&[n, m])?);
+        let mut ones = if self.spec.has_offsets() { Some(rec.zeros(&[n, 1])?) } else { None };
         for first in (0..count).step_by(UNPACKED_ROWS) {
             let piece = UNPACKED_ROWS.min(count - first);
             let rows = unpack_rows(rec, self.descent.hessian, start + first, piece)?;
             accumulate(rec, Orientation::Nn, Rows::all(&rows), Rows::all(&self.errors), &mut g, first)?;
             let rounded = Rows { tensor: &rounded, start: first, count: piece };
             accumulate(rec, Orientation::Tn, Rows::all(&rows), rounded, &mut v, 0)?;
+            if let Some(ones) = &mut ones {
+                let column = rec.upload(&[piece, 1], vec![1.0; piece])?;
+                accumulate(rec, Orientation::Tn, Rows::all(&rows), Rows::all(&column), ones, 0)?;
+            }
         }
-        let (ridge, size, scale_type) = (self.descent.ridge, self.spec.group_size, self.spec.scale_type);
-        let group = Group { w: &self.weight, codes: &self.codes, g: &g, v: &v, ridge, start, size, scale_type };
-        refit(rec, group, grid, &mut self.errors)
+        let (spec, codes, ridge, ones) = (self.spec, &self.codes, self.descent.ridge, ones.as_ref());
+        refit(rec, Group { spec, codes, g: &g, v: &v, ones, ridge, start }, grid, &mut self.errors)
     }
 }

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Setting, phrase};
-use crate::ops::grid::{GridSpec, ScaleType, Search, Symmetry};
+use crate::ops::grid::{Search, Symmetry};
 use crate::{Error, Result, Sampling};
 
 /// The base quantizer, which rounds the corrected weights. [`methods`](super::methods) has the implementations.
@@ -157,6 +157,9 @@ impl AlphaPolicy {
 /// Everything that decides the result beside the model, the text and the device.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct QuantizeOptions {
+    /// Name of the checkpoint format, which decides the grids; `None` for the one that suits the method.
+    #[serde(default)]
+    pub format: Option<String>,
     /// The base quantizer.
     pub method: Method,
     /// Bits per weight: 2, 3, 4 or 8.
@@ -176,8 +179,6 @@ pub struct QuantizeOptions {
     pub symmetry: Symmetry,
     /// How grids are chosen. AWQ has its own search, by the output error; it runs unless this is min–max.
     pub grid: Search,
-    /// The type to which scales are rounded before codes are chosen.
-    pub scale_type: ScaleType,
     /// The transform of QuIP.
     #[serde(default)]
     pub rotation: RotationKind,
@@ -209,6 +210,7 @@ impl Default for QuantizeOptions {
     /// 4 bits, GPTQ with static groups in activation order, grids weighted by pivots, four passes of descent, automatic α.
     fn default() -> Self {
         Self {
+            format: None,
             method: Method::Gptq,
             bits: 4,
             bits_for: Vec::new(),
@@ -217,7 +219,6 @@ impl Default for QuantizeOptions {
             group_size: GroupSize::Auto,
             symmetry: default_symmetry(4),
             grid: Search::Weighted,
-            scale_type: ScaleType::F16,
             rotation: RotationKind::Kronecker,
             activation_order: ActivationOrder::Descending,
             descent_passes: 4,
@@ -284,11 +285,6 @@ impl QuantizeOptions {
         }
         let own = self.bits_for.iter().rev().find(|(pattern, _)| pattern.is_match(module));
         Some(own.map_or(self.bits, |(_, bits)| *bits))
-    }
-
-    /// The grids of a layer of `bits` bits with `group_size` inputs per grid.
-    pub fn grid_spec(&self, group_size: usize, bits: u32) -> GridSpec {
-        GridSpec { bits, group_size, symmetry: self.symmetry, search: self.grid, scale_type: self.scale_type }
     }
 
     fn uses_auto_alpha(&self) -> bool {

@@ -2,11 +2,9 @@
 //!
 //! Base quantizers make it, descent improves it, and `solve` turns it into a stored layer.
 
-use half::f16;
-
 use crate::device::{Recorder, Tensor};
 use crate::error::{Setting, phrase};
-use crate::ops::grid::{Grid, GridSpec, Symmetry};
+use crate::ops::grid::{Grid, GridSpec};
 use crate::stored::{DenseLinear, QuantizedLinear, StoredLinear};
 use crate::{Error, Result};
 
@@ -19,14 +17,14 @@ pub struct RoundedWeight {
     pub dequantized: Tensor,
 }
 
-/// A weight as s·(q − z).
+/// A weight as codes on a grid.
 #[derive(Debug)]
 pub struct Codes {
     /// What kind of grid it is.
     pub spec: GridSpec,
     /// q, `[m, n]`. After AWQ, codes and grid are those of W·diag(s).
     pub codes: Tensor<u32>,
-    /// s and z, `[m, groups]` each.
+    /// s, and z or o, `[m, groups]` each, and the units of scales.
     pub grid: Grid,
 }
 
@@ -55,19 +53,16 @@ impl RoundedWeight {
         };
         let codes = rec.read(codes).await?.into_iter().map(|code| code as u8).collect();
         let scales: Vec<f32> = rec.read(&grid.scales).await?;
-        if scales.iter().any(|s| !s.is_finite() || *s <= 0.0) {
+        let zeros = rec.read(&grid.zeros).await?;
+        let usable = |s: &f32| s.is_finite() && if spec.signed { *s != 0.0 } else { *s > 0.0 };
+        if !scales.iter().all(usable) || !zeros.iter().all(|zero| zero.is_finite()) {
             return Err(not_finite("scales"));
         }
-        Ok(StoredLinear::Codes(QuantizedLinear {
-            name,
-            rows,
-            columns,
-            bits: spec.bits,
-            group_size: spec.group_size,
-            symmetric: spec.symmetry == Symmetry::Symmetric,
-            codes,
-            scales: scales.into_iter().map(f16::from_f32).collect(),
-            zeros: rec.read(&grid.zeros).await?.into_iter().map(|zero| zero as u8).collect(),
-        }))
+        let units = match &grid.units {
+            Some(units) => rec.read(units).await?,
+            None => Vec::new(),
+        };
+        let grid = *spec;
+        Ok(StoredLinear::Codes(QuantizedLinear { name, rows, columns, grid, codes, scales, zeros, units }))
     }
 }

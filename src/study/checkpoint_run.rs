@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::calibration::Calibration;
-use crate::checkpoint::{Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, Format, Sink, TensorGroup, WritePlan};
+use crate::checkpoint::{Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, Sink, TensorGroup, WritePlan};
 use crate::device::Recorder;
 use crate::observer::Observer;
 use crate::pipeline::{Job, Journal, Treatment, quantize_together};
@@ -27,9 +27,11 @@ pub struct CheckpointRun<'a> {
 impl<'a> CheckpointRun<'a> {
     /// Plans the files. Nothing is read or written yet.
     ///
-    /// Errors: `Error::Input` if `model` is quantized already or if `format` cannot store a layer.
-    pub fn new(model: &'a Checkpoint, options: &'a QuantizeOptions, format: &'static dyn Format) -> Result<Self> {
+    /// Errors: `Error::Input` if `model` is quantized already, if there is no format of the name in `options`, or if it cannot
+    /// store a layer.
+    pub fn new(model: &'a Checkpoint, options: &'a QuantizeOptions) -> Result<Self> {
         let treatment = Treatment::new(options, model.config());
+        let format = treatment.format()?;
         let plan = WritePlan::new(model, format, treatment.settings(), &treatment.layers(), DEFAULT_SHARD_LIMIT)?;
         Ok(Self { model, options, plan })
     }

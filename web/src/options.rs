@@ -1,6 +1,6 @@
 //! The options as the page sends them, and their conversion to the library's options.
 
-use aquatint::checkpoint::{Checkpoint, Format, formats};
+use aquatint::checkpoint::Checkpoint;
 use aquatint::error::Setting;
 use aquatint::ops::grid::{Search, Symmetry};
 use aquatint::pipeline::Treatment;
@@ -41,6 +41,7 @@ impl PageOptions {
     /// Converts to the library's options. Errors: `Error::Input` for a value that cannot be used with `model`.
     pub fn resolve(&self, model: &Checkpoint) -> Result<QuantizeOptions> {
         let options = QuantizeOptions {
+            format: Some(self.format.clone()),
             method: self.method.parse().map_err(|_| unknown(Setting::Method, &self.method))?,
             bits: self.bits,
             group_size: match &self.group_size {
@@ -79,11 +80,6 @@ impl PageOptions {
             Choice::Value(value) => Err(unknown(Setting::Alpha, &value.to_string())),
             Choice::Word(word) => word.parse().map_err(|_| unknown(Setting::Alpha, word)),
         }
-    }
-
-    /// Returns the checkpoint format of the result. Errors: `Error::Input` if there is no such format.
-    pub fn format(&self) -> Result<&'static dyn Format> {
-        formats::named(&self.format).ok_or_else(|| unknown(Setting::Format, &self.format))
     }
 }
 

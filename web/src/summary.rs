@@ -120,7 +120,7 @@ pub fn plan(model: &Checkpoint, options: &PageOptions, device: Option<&Device>) 
     let treatment = Treatment::new(&resolved, config);
     let plan_files =
         |format| WritePlan::new(model, format, treatment.settings(), &treatment.layers(), DEFAULT_SHARD_LIMIT);
-    match options.format().and_then(plan_files) {
+    match treatment.format().and_then(plan_files) {
         Ok(written) => {
             plan.output_bytes = written.bytes();
             let notes = written.notes().iter().cloned().chain(treatment.notes());

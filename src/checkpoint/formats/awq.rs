@@ -7,12 +7,13 @@ use serde_json::{Map, Value, json};
 
 use super::{codes_of, group_size_that_divides, vllm};
 use crate::checkpoint::floats::transpose;
-use crate::checkpoint::format::{Format, Part, PlannedLayer, PlannedModel};
+use crate::checkpoint::format::{Format, GridWish, Part, PlannedLayer, PlannedModel};
 use crate::checkpoint::layout::{Layout, Lookup, Opened, Origin, PackedLayers, PackedWeight, PartData, module_of};
 use crate::error::{Setting, phrase};
 use crate::family::LinearSpec;
 use crate::family::config::fields::Fields;
-use crate::stored::{Form, LayerGrid, QuantizedLinear, StoredLinear};
+use crate::ops::grid::{GridSpec, ScaleType};
+use crate::stored::{Form, QuantizedLinear, StoredLinear};
 use crate::{Error, Result};
 
 /// Stores packed 4-bit codes, scales and zero points.
@@ -41,7 +42,7 @@ impl Format for Awq {
         form == Form::Codes
     }
 
-    fn grid(&self, linear: &LinearSpec, wish: LayerGrid) -> Result<LayerGrid> {
+    fn grid(&self, linear: &LinearSpec, wish: GridWish) -> Result<GridSpec> {
         if wish.bits != 4 {
             let remedy = phrase!["choose 4, or another ", Setting::Format];
             return Err(Error::input(Setting::Bits, wish.bits.to_string(), "4, as the AWQ format has it", remedy));
@@ -52,7 +53,7 @@ impl Format for Awq {
             return Err(Error::input(&linear.name, found, "a multiple of 8, as the AWQ format stores codes", remedy));
         }
         group_size_that_divides(linear, wish, "AWQ")?;
-        Ok(wish)
+        Ok(wish.with_zeros(ScaleType::F16))
     }
 
     fn parts(&self, layer: &PlannedLayer) -> Vec<Part> {
@@ -98,10 +99,10 @@ fn parts(module: &str, [rows, columns]: [usize; 2], groups: usize) -> Vec<Part> 
 /// The contents of the tensors of [`parts`], little-endian.
 fn pack(linear: &QuantizedLinear) -> Vec<Vec<u8>> {
     let groups = linear.groups();
-    let scales = transpose(&linear.scales, [linear.rows, groups]);
+    let scales = transpose(&linear.half_scales(), [linear.rows, groups]);
     vec![
         pack_columns(&linear.codes, linear.columns),
-        pack_columns(&linear.zeros, groups),
+        pack_columns(&linear.zero_points(), groups),
         scales.iter().flat_map(|scale| scale.to_le_bytes()).collect(),
     ]
 }

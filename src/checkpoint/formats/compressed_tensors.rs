@@ -9,12 +9,13 @@ use serde_json::{Map, Value, json};
 use super::kinds::LayerKind;
 use super::{codes_of, group_size_that_divides, vllm};
 use crate::checkpoint::bits;
-use crate::checkpoint::format::{Format, Part, PlannedLayer, PlannedModel};
+use crate::checkpoint::format::{Format, GridWish, Part, PlannedLayer, PlannedModel};
 use crate::checkpoint::layout::{Layout, Lookup, Opened, Origin, PackedLayers, PackedWeight, PartData, module_of};
 use crate::error::Setting;
 use crate::family::LinearSpec;
 use crate::family::config::fields::Fields;
-use crate::stored::{Form, LayerGrid, QuantizedLinear, StoredLinear};
+use crate::ops::grid::{GridSpec, ScaleType};
+use crate::stored::{Form, QuantizedLinear, StoredLinear};
 use crate::{Error, Result};
 
 /// Stores packed codes, scales and, unless the grid is symmetric, zero points.
@@ -37,17 +38,18 @@ impl Format for CompressedTensors {
         form == Form::Codes
     }
 
-    fn grid(&self, linear: &LinearSpec, wish: LayerGrid) -> Result<LayerGrid> {
+    fn grid(&self, linear: &LinearSpec, wish: GridWish) -> Result<GridSpec> {
         if !matches!(wish.bits, 2 | 3 | 4 | 8) {
             return Err(Error::input(Setting::Bits, wish.bits.to_string(), "2, 3, 4 or 8", "choose one of these"));
         }
         group_size_that_divides(linear, wish, "compressed-tensors")?;
-        Ok(wish)
+        Ok(wish.with_zeros(ScaleType::F16))
     }
 
     fn parts(&self, layer: &PlannedLayer) -> Vec<Part> {
         let LinearSpec { ref name, rows, columns, .. } = layer.spec;
-        let LayerGrid { bits, group_size, symmetric } = layer.grid;
+        let GridSpec { bits, group_size, .. } = layer.grid;
+        let symmetric = layer.grid.is_symmetric();
         Shapes { rows, columns, bits, groups: columns / group_size, symmetric }.parts(name)
     }
 
@@ -98,20 +100,20 @@ impl Shapes {
 /// The contents of the tensors of [`Shapes::parts`], little-endian.
 fn pack(linear: &QuantizedLinear) -> Vec<Vec<u8>> {
     let rows = linear.codes.chunks_exact(linear.columns);
-    let codes: Vec<u32> = rows.flat_map(|codes| bits::pack(codes, linear.bits)).collect();
-    let scales = linear.scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+    let codes: Vec<u32> = rows.flat_map(|codes| bits::pack(codes, linear.grid.bits)).collect();
+    let scales = linear.half_scales().iter().flat_map(|scale| scale.to_le_bytes()).collect();
     let shape = [linear.rows, linear.columns].into_iter().flat_map(|extent| (extent as u64).to_le_bytes()).collect();
-    let zeros = (!linear.symmetric).then(|| bits::bytes(&pack_zeros(linear)));
+    let zeros = (!linear.grid.is_symmetric()).then(|| bits::bytes(&pack_zeros(linear)));
     [bits::bytes(&codes), scales].into_iter().chain(zeros).chain([shape]).collect()
 }
 
 /// `weight_zero_point`, `[rows·bits/32, groups]`: column g is the bit string of the zero points of group g.
 fn pack_zeros(linear: &QuantizedLinear) -> Vec<u32> {
-    let groups = linear.groups();
-    let mut words = vec![0; (linear.rows * linear.bits as usize).div_ceil(32) * groups];
+    let (groups, points) = (linear.groups(), linear.zero_points());
+    let mut words = vec![0; (linear.rows * linear.grid.bits as usize).div_ceil(32) * groups];
     for group in 0..groups {
-        let zeros: Vec<u8> = linear.zeros.iter().skip(group).step_by(groups).copied().collect();
-        for (index, word) in bits::pack(&zeros, linear.bits).into_iter().enumerate() {
+        let zeros: Vec<u8> = points.iter().skip(group).step_by(groups).copied().collect();
+        for (index, word) in bits::pack(&zeros, linear.grid.bits).into_iter().enumerate() {
             words[index * groups + group] = word;
         }
     }

@@ -7,9 +7,10 @@ use safetensors::Dtype;
 
 use super::float;
 use crate::Result;
-use crate::checkpoint::format::{Format, Part, PlannedLayer};
+use crate::checkpoint::format::{Format, GridWish, Part, PlannedLayer};
 use crate::family::LinearSpec;
-use crate::stored::{Form, LayerGrid, StoredLinear};
+use crate::ops::grid::{GridSpec, ScaleType};
+use crate::stored::{Form, StoredLinear};
 
 /// Stores dequantized weights in F32.
 #[derive(Debug)]
@@ -28,8 +29,8 @@ impl Format for F32 {
         true
     }
 
-    fn grid(&self, _: &LinearSpec, wish: LayerGrid) -> Result<LayerGrid> {
-        Ok(wish)
+    fn grid(&self, _: &LinearSpec, wish: GridWish) -> Result<GridSpec> {
+        Ok(wish.with_zeros(ScaleType::F16))
     }
 
     fn parts(&self, layer: &PlannedLayer) -> Vec<Part> {

@@ -6,10 +6,11 @@
 use safetensors::Dtype;
 
 use crate::checkpoint::floats;
-use crate::checkpoint::format::{Format, Part, PlannedLayer};
+use crate::checkpoint::format::{Format, GridWish, Part, PlannedLayer};
 use crate::error::{Setting, phrase};
 use crate::family::{Layout, LinearSpec};
-use crate::stored::{Form, LayerGrid, StoredLinear};
+use crate::ops::grid::{GridSpec, ScaleType};
+use crate::stored::{Form, StoredLinear};
 use crate::{Error, Result};
 
 /// Stores dequantized weights in F16, or in F32 where the original weight is F32.
@@ -29,8 +30,8 @@ impl Format for Float {
         true
     }
 
-    fn grid(&self, _: &LinearSpec, wish: LayerGrid) -> Result<LayerGrid> {
-        Ok(wish)
+    fn grid(&self, _: &LinearSpec, wish: GridWish) -> Result<GridSpec> {
+        Ok(wish.with_zeros(ScaleType::F16))
     }
 
     fn parts(&self, layer: &PlannedLayer) -> Vec<Part> {

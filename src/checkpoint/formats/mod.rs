@@ -12,10 +12,10 @@ pub mod gptq;
 mod kinds;
 mod vllm;
 
-use super::format::Format;
+use super::format::{Format, GridWish};
 use crate::error::{Setting, phrase};
 use crate::family::LinearSpec;
-use crate::stored::{Form, LayerGrid, QuantizedLinear, StoredLinear};
+use crate::stored::{Form, QuantizedLinear, StoredLinear};
 use crate::{Error, Result};
 
 /// All formats, in the order in which they are offered to users.
@@ -52,7 +52,7 @@ fn codes_of(linear: &StoredLinear) -> Result<&QuantizedLinear> {
 /// 8). `format`: name of the format in the message.
 ///
 /// Errors: `Error::Input` naming a group size that fits.
-fn group_size_that_divides(linear: &LinearSpec, wish: LayerGrid, format: &str) -> Result<()> {
+fn group_size_that_divides(linear: &LinearSpec, wish: GridWish, format: &str) -> Result<()> {
     let LinearSpec { ref name, columns, .. } = *linear;
     if wish.group_size > 0 && columns.is_multiple_of(wish.group_size) {
         return Ok(());

@@ -20,6 +20,7 @@ use crate::ops::matmul::{Orientation, matmul};
 use crate::ops::reduce::{dot, total};
 use crate::ops::rtn;
 use crate::ops::scale::scale_columns;
+use crate::ops::snap::snap;
 use crate::quant::statistics::Magnitudes;
 use crate::quant::{Codes, QuantizeOptions, RoundedWeight};
 use crate::{Error, Result};
@@ -67,6 +68,7 @@ impl BaseQuantizer for Awq {
 struct AwqRounder {
     activations: Activations,
     scales: InputScales,
+    search: Search,
 }
 
 impl AwqRounder {
@@ -79,7 +81,7 @@ impl AwqRounder {
             Some(feasible) => activations.search(rec, search.weights, feasible, curvature.place).await?,
             None => InputScales::none(curvature.hessian.n()),
         };
-        Ok(Self { activations, scales })
+        Ok(Self { activations, scales, search: input.options.grid })
     }
 }
 
@@ -90,7 +92,7 @@ impl GroupRounder for AwqRounder {
         layer: Layer<'r>,
         weight: &'r Tensor,
     ) -> LocalBoxFuture<'r, Result<RoundedWeight>> {
-        Box::pin(ready(self.activations.round(rec, weight, &self.scales.scales, &layer.grid)))
+        Box::pin(ready(self.activations.round(rec, weight, &self.scales.scales, (&layer.grid, self.search))))
     }
 
     fn input_scales(&self) -> Option<&InputScales> {
@@ -164,10 +166,9 @@ impl Activations {
             let diagonal = Diagonal::new(rec, &scales)?;
             let mut losses = Vec::new();
             for (weight, spec) in weights {
-                let spec = GridSpec { search: Search::MinMax, ..*spec };
                 let scaled = diagonal.scaled(rec, weight)?;
-                let grid = grid::search(rec, &scaled, None, &spec)?;
-                let error = diagonal.rounded(rec, &scaled, grid, spec)?.error(rec, weight)?;
+                let grid = grid::search(rec, &scaled, None, spec, Search::MinMax)?;
+                let error = diagonal.rounded(rec, &scaled, grid, *spec)?.error(rec, weight)?;
                 let curved = matmul(rec, Orientation::Nn, &error, &self.hessian)?;
                 losses.push(dot(rec, &curved, &error)?);
             }
@@ -192,25 +193,32 @@ impl Activations {
 
     /// Rounds `weight` `[m, n]` with `scales`. Codes and grid are those of Q', and `dequantized` is Q.
     ///
-    /// Unless `spec.search` is min–max, each row and group gets the range with the least eᵀ·H_gg·e: 20·m·n·g operations, g the
+    /// Unless `search` is min–max, each row and group gets the range with the least eᵀ·H_gg·e: 20·m·n·g operations, g the
     /// group size. The public implementation leaves the ranges of q and k as they are. With H over all tokens shrinking them
     /// pays, too.
-    pub fn round(&self, rec: &mut Recorder, weight: &Tensor, scales: &[f32], spec: &GridSpec) -> Result<RoundedWeight> {
+    pub fn round(
+        &self,
+        rec: &mut Recorder,
+        weight: &Tensor,
+        scales: &[f32],
+        (spec, search): (&GridSpec, Search),
+    ) -> Result<RoundedWeight> {
         let diagonal = Diagonal::new(rec, scales)?;
         let scaled = diagonal.scaled(rec, weight)?;
-        let whole = grid::shrunk(rec, &scaled, spec, PERCENT[0])?;
-        if spec.search == Search::MinMax {
-            return Ok(diagonal.rounded(rec, &scaled, whole, *spec)?.into());
+        let mut chosen = grid::shrunk(rec, &scaled, spec, PERCENT[0])?;
+        if search != Search::MinMax {
+            let mut best = Best::new(rec, chosen, spec.group_size)?;
+            for percent in PERCENT {
+                let grid = grid::shrunk(rec, &scaled, spec, percent)?;
+                let rounded = diagonal.rounded(rec, &scaled, grid, *spec)?;
+                let error = rounded.error(rec, weight)?;
+                let curved = grouped_product(rec, &error, &self.hessian, spec.group_size)?;
+                best.offer(rec, Candidate { grid: &rounded.grid, error: &error, curved: &curved })?;
+            }
+            chosen = best.grid;
         }
-        let mut best = Best::new(rec, whole, spec.group_size)?;
-        for percent in PERCENT {
-            let grid = grid::shrunk(rec, &scaled, spec, percent)?;
-            let rounded = diagonal.rounded(rec, &scaled, grid, *spec)?;
-            let error = rounded.error(rec, weight)?;
-            let curved = grouped_product(rec, &error, &self.hessian, spec.group_size)?;
-            best.offer(rec, Candidate { grid: &rounded.grid, error: &error, curved: &curved })?;
-        }
-        Ok(diagonal.rounded(rec, &scaled, best.grid, *spec)?.into())
+        snap(rec, spec, &mut chosen)?;
+        Ok(diagonal.rounded(rec, &scaled, chosen, *spec)?.into())
     }
 }
 
@@ -238,7 +246,7 @@ impl Diagonal {
 
     /// Rounds W·diag(s) to `grid` and undoes the scales.
     fn rounded(&self, rec: &mut Recorder, scaled: &Tensor, grid: Grid, spec: GridSpec) -> Result<Attempt> {
-        let (codes, mut dequantized) = rtn::round(rec, scaled, &grid, spec.group_size, spec.bits)?;
+        let (codes, mut dequantized) = rtn::round(rec, scaled, &grid, &spec)?;
         scale_columns(rec, &mut dequantized, &self.inverse)?;
         Ok(Attempt { spec, codes, grid, dequantized })
     }

@@ -58,6 +58,7 @@ impl BaseQuantizer for Gptq {
 #[derive(Debug)]
 struct GptqRounder<'a> {
     order: ActivationOrder,
+    search: Search,
     factor: DampedFactor,
     /// The pivots R_jj² of the factor, where grids are chosen by them.
     pivots: Option<Tensor>,
@@ -81,20 +82,22 @@ impl<'a> GptqRounder<'a> {
             Search::Weighted => Some(factor.pivots(rec).await?),
             Search::MinMax | Search::Mse => None,
         };
-        Ok(Self { order: options.activation_order, factor, pivots, descent })
+        Ok(Self { order: options.activation_order, search: options.grid, factor, pivots, descent })
     }
 
     fn round_now(&self, rec: &mut Recorder, spec: GridSpec, weight: &Tensor) -> Result<RoundedWeight> {
         let pivots = self.pivots.as_ref();
-        // The first group starts before any update, so with one group per row its grid is that of W*.
-        let by_group = self.order == ActivationOrder::Natural && spec.group_size < weight.shape()[1];
+        // The first group starts before any update, so with one group per row its grid is that of W*. Groups that share units need
+        // all grids of a row at once.
+        let natural = self.order == ActivationOrder::Natural && spec.shared_groups().is_none();
+        let by_group = natural && spec.group_size < weight.shape()[1];
         let (codes, grid) = if by_group {
-            column_loop::round_group_by_group(rec, weight, &self.factor, &spec, pivots)?
+            column_loop::round_group_by_group(rec, weight, &self.factor, &spec, (self.search, pivots))?
         } else {
-            let grid = grid::search(rec, weight, pivots, &spec)?;
+            let grid = grid::search(rec, weight, pivots, &spec, self.search)?;
             (column_loop::round_to_grid(rec, weight, &self.factor, &spec, &grid)?, grid)
         };
-        let dequantized = dequantize(rec, &codes, &grid, spec.group_size)?;
+        let dequantized = dequantize(rec, &codes, &grid, &spec)?;
         Ok(RoundedWeight { codes: Some(Codes { spec, codes, grid }), dequantized })
     }
 }
@@ -114,7 +117,7 @@ impl GroupRounder for GptqRounder<'_> {
         let Some(descent) = &self.descent else { return Ok(rounded) };
         let Some(Codes { spec, codes, mut grid }) = rounded.codes else { return Ok(rounded) };
         let codes = descent.descend(rec, weight, &codes, &mut grid, &spec)?;
-        let dequantized = dequantize(rec, &codes, &grid, spec.group_size)?;
+        let dequantized = dequantize(rec, &codes, &grid, &spec)?;
         Ok(RoundedWeight { codes: Some(Codes { spec, codes, grid }), dequantized })
     }
 

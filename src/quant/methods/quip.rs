@@ -13,7 +13,7 @@ use crate::device::{Recorder, Tensor};
 use crate::ops::add::add_bias;
 use crate::ops::dequantize::dequantize;
 use crate::ops::gram::{self, Packed};
-use crate::ops::grid::{Grid, GridSpec};
+use crate::ops::grid::{Grid, GridSpec, ScaleType, Symmetry};
 use crate::ops::reduce::{sum_squares, total};
 use crate::ops::scale::scale_columns;
 use crate::quant::rotation::{Rotation, require_hadamard, transposed};
@@ -147,14 +147,16 @@ impl<'a> QuipRounder<'a> {
         let grid = Grid {
             scales: rec.upload(&[rows, 1], vec![step; rows])?,
             zeros: rec.upload(&[rows, 1], vec![(1u32 << (spec.bits - 1)) as f32; rows])?,
+            units: None,
         };
+        let spec = &GridSpec::new(spec.bits, n, Symmetry::Symmetric, ScaleType::F32);
         let place = self.curvature.place;
         let diagonal = HessianDiagonal::of(rec, hessian, place).await?;
         let rotated = Curvature { hessian, diagonal: &diagonal, place };
         let natural = (0..n as u32).collect();
         let factor = rotated.factor(rec, natural, self.options.rounding_damping, "rotated Hessian").await?;
         let codes = column_loop::round_to_grid(rec, &weight, &factor, spec, &grid)?;
-        let mut rounded = dequantize(rec, &codes, &grid, n)?;
+        let mut rounded = dequantize(rec, &codes, &grid, spec)?;
         let up = shift(rec, 1.0)?;
         add_bias(rec, &mut rounded, &up)?;
         Ok(rounded)

@@ -31,32 +31,34 @@ impl BaseQuantizer for Rtn {
     fn prepare<'r, 'a: 'r>(
         &self,
         _rec: &'r mut Recorder,
-        _input: GroupInput<'a>,
+        input: GroupInput<'a>,
         _search: ScaleSearch<'r>,
     ) -> LocalBoxFuture<'r, Result<Box<dyn GroupRounder + 'a>>> {
-        Box::pin(ready(Ok(Box::new(Self) as Box<dyn GroupRounder>)))
+        // Without H there are no pivots to weigh columns by, so such a search becomes MSE.
+        let search = if input.options.grid == Search::Weighted { Search::Mse } else { input.options.grid };
+        Box::pin(ready(Ok(Box::new(RtnRounder { search }) as Box<dyn GroupRounder>)))
     }
 }
 
-impl GroupRounder for Rtn {
+/// RTN for the linears of one group.
+#[derive(Debug)]
+struct RtnRounder {
+    search: Search,
+}
+
+impl GroupRounder for RtnRounder {
     fn round<'r>(
         &'r self,
         rec: &'r mut Recorder,
         layer: Layer<'r>,
         weight: &'r Tensor,
     ) -> LocalBoxFuture<'r, Result<RoundedWeight>> {
-        Box::pin(ready(round(rec, weight, without_pivots(layer.grid))))
+        Box::pin(ready(round(rec, weight, layer.grid, self.search)))
     }
 }
 
-fn round(rec: &mut Recorder, weight: &Tensor, spec: GridSpec) -> Result<RoundedWeight> {
-    let grid = grid::search(rec, weight, None, &spec)?;
-    let (codes, dequantized) = rtn::round(rec, weight, &grid, spec.group_size, spec.bits)?;
+fn round(rec: &mut Recorder, weight: &Tensor, spec: GridSpec, search: Search) -> Result<RoundedWeight> {
+    let grid = grid::search(rec, weight, None, &spec, search)?;
+    let (codes, dequantized) = rtn::round(rec, weight, &grid, &spec)?;
     Ok(RoundedWeight { codes: Some(Codes { spec, codes, grid }), dequantized })
-}
-
-/// Without H there are no pivots to weigh columns by, so such a search becomes MSE.
-fn without_pivots(spec: GridSpec) -> GridSpec {
-    let search = if spec.search == Search::Weighted { Search::Mse } else { spec.search };
-    GridSpec { search, ..spec }
 }

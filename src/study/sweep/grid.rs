@@ -100,7 +100,7 @@ impl Grid {
                 grid.skipped.push(format!("{label}: asked for twice"));
             } else {
                 let group_size = treatment.group_size();
-                let sizes = CheckpointRun::new(model, &options, treatment.format())?.sizes();
+                let sizes = CheckpointRun::new(model, &options)?.sizes();
                 grid.cells.push(Cell { name, label, options, group_size, sizes });
             }
         }

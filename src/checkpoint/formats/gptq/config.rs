@@ -183,6 +183,7 @@ mod tests {
     use super::*;
     use crate::checkpoint::format::PlannedLayer;
     use crate::family::LinearSpec;
+    use crate::ops::grid::ScaleType;
     use safetensors::Dtype;
 
     /// Reads a small configuration to which `fields` are added; they override its own fields.
@@ -237,7 +238,11 @@ mod tests {
         let linears: Vec<LinearSpec> = names.iter().map(|name| linear(&format!("layers.{name}"))).collect();
         let planned = |spec: &LinearSpec| {
             let bits = if spec.name.starts_with("layers.2.mlp.experts.1.") { 8 } else { 4 };
-            let layer = PlannedLayer { spec: spec.clone(), grid: settings.wish(32, bits), original: Dtype::F16 };
+            let layer = PlannedLayer {
+                spec: spec.clone(),
+                grid: settings.wish(32, bits).with_zeros(ScaleType::F16),
+                original: Dtype::F16,
+            };
             (spec.name.clone(), layer)
         };
         let layers = linears[1..].iter().map(planned).collect();

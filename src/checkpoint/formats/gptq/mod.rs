@@ -14,11 +14,12 @@ use safetensors::Dtype;
 use serde_json::{Map, Value};
 
 use super::{codes_of, group_size_that_divides, vllm};
-use crate::checkpoint::format::{Format, Part, PlannedLayer, PlannedModel};
+use crate::checkpoint::format::{Format, GridWish, Part, PlannedLayer, PlannedModel};
 use crate::checkpoint::layout::{self, Opened, Origin, PackedLayers};
 use crate::error::{Setting, phrase};
 use crate::family::LinearSpec;
-use crate::stored::{Form, LayerGrid, StoredLinear};
+use crate::ops::grid::{GridSpec, ScaleType};
+use crate::stored::{Form, StoredLinear};
 use crate::{Error, Result};
 use config::GptqConfig;
 
@@ -41,7 +42,7 @@ impl Format for Gptq {
 
     /// Clients need whole 32-bit words along both sides of the weight, and a group size that divides the number of
     /// inputs (formats.md, section a and fact 8).
-    fn grid(&self, linear: &LinearSpec, wish: LayerGrid) -> Result<LayerGrid> {
+    fn grid(&self, linear: &LinearSpec, wish: GridWish) -> Result<GridSpec> {
         let LinearSpec { ref name, rows, columns, .. } = *linear;
         let bits = wish.bits;
         if !matches!(bits, 2 | 3 | 4 | 8) {
@@ -58,12 +59,13 @@ impl Format for Gptq {
             }
         }
         group_size_that_divides(linear, wish, "GPTQ")?;
-        Ok(wish)
+        Ok(wish.with_zeros(ScaleType::F16))
     }
 
     fn parts(&self, layer: &PlannedLayer) -> Vec<Part> {
         let LinearSpec { ref name, rows, columns, .. } = layer.spec;
-        let LayerGrid { bits, group_size, symmetric } = layer.grid;
+        let GridSpec { bits, group_size, .. } = layer.grid;
+        let symmetric = layer.grid.is_symmetric();
         let layout = Layout { rows, columns, bits, group_size, zero_points: ZeroPoints::of(symmetric) };
         layout.parts(name)
     }
