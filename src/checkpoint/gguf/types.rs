@@ -9,11 +9,12 @@ use std::fmt;
 pub const IQ4_NL_VALUES: [f32; 16] =
     [-127., -104., -83., -65., -49., -35., -22., -10., 1., 13., 25., 38., 53., 69., 89., 113.];
 
-/// The values of the codes of [`BlockType::Mxfp4`], in the order of the codes: floats of one sign bit, two bits of
-/// exponent and one of mantissa (E2M1). They are not ascending, and the codes 0 and 8 both mean zero.
+/// The values of the codes of [`BlockType::Mxfp4`], in the order of the codes: a sign bit, two bits of exponent and one of
+/// mantissa. They are not ascending, and the codes 0 and 8 both mean zero.
 ///
-/// llama.cpp stores the doubled values and halves the scale instead, which gives the same products.
-pub const MXFP4_VALUES: [f32; 16] = [0., 0.5, 1., 1.5, 2., 3., 4., 6., 0., -0.5, -1., -1.5, -2., -3., -4., -6.];
+/// As in llama.cpp, these are twice the values of the standard (0, 0.5, 1 … 6), and the scale s = 2^(e − 128) is half of
+/// the standard's for the stored exponent e. The products are the same.
+pub const MXFP4_VALUES: [f32; 16] = [0., 1., 2., 3., 4., 6., 8., 12., 0., -1., -2., -3., -4., -6., -8., -12.];
 
 /// The type of the elements of a tensor. Types without a grid hold plain floats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -82,7 +83,7 @@ pub enum Zero {
 pub enum ScaleStorage {
     /// As an f16 of either sign.
     F16,
-    /// As a power of two from 2^−127 to 2^127.
+    /// As a power of two from 2^−128 to 2^126.
     PowerOfTwo,
     /// As a small whole number times a unit, an f16 that consecutive groups share.
     Small {
