@@ -43,6 +43,11 @@ impl Metadata {
         Self::default()
     }
 
+    /// These pairs. Every key must occur once.
+    pub(super) fn from_pairs(pairs: Vec<(String, Value)>) -> Self {
+        Self { pairs }
+    }
+
     /// Sets `key` to `value`, in the place of its previous value or at the end.
     pub fn set(&mut self, key: impl Into<String>, value: Value) {
         let key = key.into();

@@ -1,5 +1,13 @@
 //! Models in one GGUF file, as llama.cpp reads them (formats.md, section d).
 //!
-//! `metadata` has the key-value pairs that describe a model.
+//! `container` reads and writes the head of a file: the key-value pairs of `metadata`, and the list of tensors.
+//! `types` has the types of tensors, `blocks`, `fields` and `k_blocks` pack and unpack their elements, and `mixtures`
+//! chooses the type of each tensor as llama.cpp does.
 
+pub mod blocks;
+pub mod container;
+mod fields;
+mod k_blocks;
 pub mod metadata;
+pub mod mixtures;
+pub mod types;
