@@ -2,8 +2,10 @@
 //!
 //! `container` reads and writes the head of a file: the key-value pairs of `metadata`, and the list of tensors.
 //! `types` has the types of tensors, `blocks`, `fields` and `k_blocks` pack and unpack their elements, and `mixtures`
-//! chooses the type of each tensor as llama.cpp does.
+//! chooses the type of each tensor as llama.cpp does. `architectures` knows what llama.cpp calls the tensors and the settings
+//! of each family.
 
+pub mod architectures;
 pub mod blocks;
 pub mod container;
 mod fields;
