@@ -1,6 +1,7 @@
-//! Plans a checkpoint before any work is done: its shards, tensors and documents, to the byte.
+//! Plans a checkpoint before any work is done: its files, tensors and documents, to the byte.
 //!
-//! A plan is made from the source checkpoint, a format and the settings of a run. The writer carries it out.
+//! A plan is made from the source checkpoint, a format and the settings of a run. `arrange` places its tensors in files,
+//! and the writer carries it out.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -8,11 +9,15 @@ use std::ops::Range;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
-use super::format::{Format, Part, PlannedLayer, PlannedModel, QuantizationSettings};
-use super::header::byte_size;
+use super::arrange::{PlannedTensor, Unit, WeightFile, arrange};
+use super::change::Change;
+use super::floats;
+use super::format::{
+    AddedTensor, Container, Format, Part, PlannedLayer, PlannedModel, QuantizationSettings, Rest, RestTensor,
+};
 use super::passengers::TensorGroup;
 use super::reader::Checkpoint;
-use super::shards::{CONFIG_FILE, INDEX_FILE, SINGLE_FILE};
+use super::shards::{CONFIG_FILE, INDEX_FILE};
 use crate::family::{LinearSpec, ModelConfig, state_both_forms};
 use crate::{Error, Result};
 
@@ -23,8 +28,8 @@ pub const DEFAULT_SHARD_LIMIT: u64 = 5_000_000_000;
 #[derive(Debug, Clone)]
 pub struct WritePlan {
     pub(super) format: &'static dyn Format,
-    pub(super) shards: Vec<Shard>,
-    /// JSON files such as `config.json`, each with name and content.
+    pub(super) files: Vec<WeightFile>,
+    /// JSON files such as `config.json`, each with name and content. Empty if the format has a single file.
     pub(super) documents: Vec<(String, String)>,
     notes: Vec<String>,
     copied: Vec<TensorGroup>,
@@ -33,25 +38,37 @@ pub struct WritePlan {
     bits_per_weight: f64,
 }
 
-/// One weight file.
-#[derive(Debug, Clone)]
-pub(super) struct Shard {
-    pub file: String,
-    /// The first bytes of the file: the header length and the JSON header.
-    pub header: Vec<u8>,
-    pub items: Vec<Item>,
-}
-
-/// One thing to write into a shard. Items are written in the order of the file.
+/// One thing to write into a file. Items are written in the order of the file.
 #[derive(Debug, Clone)]
 pub(super) enum Item {
-    /// The tensor `name`, copied from byte range `range` of a source file. The caller of the writer may replace its
-    /// values.
+    /// The tensor `name` of the source, copied from byte range `range` of a source file. The caller of the writer may
+    /// replace its values.
     Copy { name: String, file: usize, range: Range<u64> },
-    /// The weight `name`, which the source stores in low precision, as floats of the type `dtype`.
-    Widen { name: String, dtype: Dtype },
+    /// The tensor `name` of the source, read as numbers. The caller of the writer may replace them.
+    Convert { name: String, conversion: Conversion },
+    /// A tensor that the format adds, as little-endian bytes.
+    Add(Vec<u8>),
     /// A quantized layer that the caller of the writer hands over.
     Linear(PlannedLayer),
+}
+
+/// How the numbers of a tensor are stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Conversion {
+    /// What happens to the values.
+    pub change: Change,
+    /// Element type in the files: F32, F16 or BF16.
+    pub dtype: Dtype,
+}
+
+impl Item {
+    /// Name of the tensor of the source that becomes this item, if it is not quantized.
+    pub fn source(&self) -> Option<&str> {
+        match self {
+            Self::Copy { name, .. } | Self::Convert { name, .. } => Some(name),
+            Self::Add(_) | Self::Linear(_) => None,
+        }
+    }
 }
 
 /// A layer that a run wants quantized.
@@ -67,31 +84,6 @@ impl LayerPlan {
     /// All linear layers of all blocks, each at `bits` bits per code.
     pub fn all(config: &ModelConfig, bits: u32) -> Vec<Self> {
         config.linear_names().into_iter().map(|name| Self { name, bits }).collect()
-    }
-}
-
-/// An item with the tensors that it becomes in the file.
-struct Unit {
-    item: Item,
-    tensors: Vec<PlannedTensor>,
-}
-
-/// A tensor of the new checkpoint with its size in bytes.
-struct PlannedTensor {
-    part: Part,
-    bytes: u64,
-}
-
-impl PlannedTensor {
-    fn new(part: Part) -> Result<Self> {
-        let wide: Vec<u64> = part.shape.iter().map(|&n| n as u64).collect();
-        match byte_size(part.dtype, &wide) {
-            Some(bytes) => Ok(Self { part, bytes }),
-            None => {
-                let Part { name, dtype, shape } = part;
-                Err(Error::shape("WritePlan", format!("{name}: {dtype} of shape {shape:?}")))
-            }
-        }
     }
 }
 
@@ -118,35 +110,26 @@ impl WritePlan {
             return Err(Error::input(source.name(), found, expected, "quantize the original model"));
         }
         let model = planned_model(source, format, settings, linears)?;
-        let units = units(source, format, &model)?;
+        let (units, left_out) = units(source, format, &model)?;
         let bits_per_weight = bits_per_weight(&units);
         let copied = copied_groups(source, &units);
-        let left_out = left_out_groups(source);
-        let groups = split_into_shards(units, shard_limit);
-        let mut documents = documents(source, format, &model);
-        let count = groups.len();
-        let mut weight_map = Map::new();
-        let mut shards = Vec::with_capacity(count);
-        let (mut tensor_bytes, mut file_bytes) = (0, 0);
-        for (position, group) in groups.into_iter().enumerate() {
-            let file = shard_name(position, count);
-            let (header, data) = header(&group)?;
-            tensor_bytes += data;
-            file_bytes += header.len() as u64 + data;
-            for tensor in group.iter().flat_map(|unit| &unit.tensors) {
-                weight_map.insert(tensor.part.name.clone(), file.clone().into());
-            }
-            shards.push(Shard { file, header, items: group.into_iter().map(|unit| unit.item).collect() });
+        let container = format.container();
+        let files = arrange(units, container, &model, shard_limit)?;
+        let mut bytes = files.iter().map(|file| file.bytes).sum();
+        let mut documents = Vec::new();
+        if let Container::Directory { .. } = container {
+            documents = self::documents(source, format, &model);
+            documents.extend(index(&files));
+            bytes += documents.iter().map(|(_, text)| text.len() as u64).sum::<u64>();
+            bytes += source.sidecars().map(|file| file.len()).sum::<u64>();
         }
-        if count > 1 {
-            let index = json!({ "metadata": { "total_size": tensor_bytes }, "weight_map": weight_map });
-            documents.push((INDEX_FILE.to_owned(), pretty(&index)));
-        }
-        let documents_bytes: usize = documents.iter().map(|(_, text)| text.len()).sum();
-        let sidecar_bytes: u64 = source.sidecars().map(|file| file.len()).sum();
-        let bytes = file_bytes + documents_bytes as u64 + sidecar_bytes;
         let notes = format.notes(&model);
-        Ok(Self { format, shards, documents, notes, copied, left_out, bytes, bits_per_weight })
+        Ok(Self { format, files, documents, notes, copied, left_out, bytes, bits_per_weight })
+    }
+
+    /// How the tensors are stored in files, which decides the kind of destination.
+    pub fn container(&self) -> Container {
+        self.format.container()
     }
 
     /// Known limits: what some clients will not do with this checkpoint. Each note is a sentence without a full stop.
@@ -159,8 +142,8 @@ impl WritePlan {
         &self.copied
     }
 
-    /// The tensors of the source that the copy leaves out because they have no meaning in it, with their sizes in the
-    /// source.
+    /// The tensors of the source that the copy leaves out because they have no meaning in it or because the format does
+    /// not store them, with their sizes in the source.
     pub fn left_out(&self) -> &[TensorGroup] {
         &self.left_out
     }
@@ -199,19 +182,21 @@ fn planned_model(
         let grid = format.grid(spec, settings.wish(spec.columns, bits))?;
         let is_head = spec.name == head.name;
         let weight = if is_head { source.config().output_weight() } else { spec.weight() };
-        let layer = PlannedLayer { spec: spec.clone(), grid, original: source.dtype(&weight)? };
+        let module = format.stored_name(source.config(), &spec.name)?;
+        let layer = PlannedLayer { spec: spec.clone(), module, grid, original: source.dtype(&weight)? };
         Ok((spec.name.clone(), layer))
     };
     let layers = chosen.into_iter().map(planned).collect::<Result<_>>()?;
-    Ok(PlannedModel { settings, linears, head, layers })
+    let (config, float) = (source.config().clone(), source.float());
+    Ok(PlannedModel { settings, config, float, linears, head, layers })
 }
 
-/// All items to write, in order: the tensors of the model in model order, then those of the source that the model does
-/// not use.
+/// All items to write, in order: the tensors of the model in model order, those that the format adds, then those of the
+/// source that the model does not use. Also returns the groups of tensors of the source that are not written.
 ///
 /// Some readers need every tensor to start at a multiple of its element size. The tensors of the model have even
 /// widths, so each takes a multiple of four bytes. The other tensors follow, widest element type first.
-fn units(source: &Checkpoint, format: &dyn Format, model: &PlannedModel) -> Result<Vec<Unit>> {
+fn units(source: &Checkpoint, format: &dyn Format, model: &PlannedModel) -> Result<(Vec<Unit>, Vec<TensorGroup>)> {
     let config = source.config();
     let mut expected: Vec<String> = config.expected_tensors().into_iter().map(|(name, _)| name).collect();
     if unties_head(source, model) {
@@ -220,15 +205,29 @@ fn units(source: &Checkpoint, format: &dyn Format, model: &PlannedModel) -> Resu
     let mut others: Vec<&str> = source.unused().copied.keys().map(String::as_str).collect();
     let width = |name: &str| source.dtype(name).map_or(0, |dtype| dtype.bitsize());
     others.sort_by_key(|name| std::cmp::Reverse(width(name)));
-    let names = expected.iter().map(String::as_str).chain(others);
+    let mut left_out: Vec<(&'static str, u64)> =
+        source.unused().left_out.iter().map(|(name, part)| (*part, stored_bytes(source, name))).collect();
     let layer = |name: &str| name.strip_suffix(".weight").and_then(|module| model.layers.get(module));
-    names
-        .map(|name| match layer(name) {
-            Some(layer) => linear_unit(layer, format),
-            None if source.is_packed(name) => widened_unit(source, name),
-            None => copy_unit(source, name),
-        })
-        .collect()
+    let mut units = Vec::new();
+    for name in expected.iter().map(String::as_str) {
+        match layer(name) {
+            Some(layer) => units.push(linear_unit(layer, format)?),
+            None => match rest_unit(source, format, model, name)? {
+                Some(unit) => units.push(unit),
+                None => left_out.push(("model", stored_bytes(source, name))),
+            },
+        }
+    }
+    for tensor in format.added(model) {
+        units.push(added_unit(tensor)?);
+    }
+    for name in others {
+        match rest_unit(source, format, model, name)? {
+            Some(unit) => units.push(unit),
+            None => left_out.push((source.unused().copied[name], stored_bytes(source, name))),
+        }
+    }
+    Ok((units, TensorGroup::all(left_out.into_iter())))
 }
 
 /// Bits per quantized weight, over all tensors of the quantized layers; 0 if there is none.
@@ -245,28 +244,58 @@ fn bits_per_weight(units: &[Unit]) -> f64 {
 
 /// The tensors among `units` that the model does not use, in groups.
 fn copied_groups(source: &Checkpoint, units: &[Unit]) -> Vec<TensorGroup> {
-    let written = units.iter().flat_map(|unit| &unit.tensors);
-    let part = |tensor: &PlannedTensor| Some((*source.unused().copied.get(&tensor.part.name)?, tensor.bytes));
-    TensorGroup::all(written.filter_map(part))
+    let part = |unit: &Unit| {
+        let part = source.unused().copied.get(unit.item.source()?)?;
+        Some((*part, unit.tensors.iter().map(|tensor| tensor.bytes).sum()))
+    };
+    TensorGroup::all(units.iter().filter_map(part))
 }
 
-/// The tensors of the source that the copy leaves out, in groups.
-fn left_out_groups(source: &Checkpoint) -> Vec<TensorGroup> {
-    let bytes = |name: &str| source.tensor(name).map_or(0, |tensor| tensor.range.end - tensor.range.start);
-    TensorGroup::all(source.unused().left_out.iter().map(|(name, part)| (*part, bytes(name))))
+/// Size of the tensor `name` in the source; 0 if it is packed into others.
+fn stored_bytes(source: &Checkpoint, name: &str) -> u64 {
+    source.tensor(name).map_or(0, |tensor| tensor.range.end - tensor.range.start)
 }
 
-fn copy_unit(source: &Checkpoint, name: &str) -> Result<Unit> {
-    let tensor = source.tensor(name)?;
-    let part = Part { name: name.to_owned(), dtype: tensor.dtype, shape: tensor.shape.clone() };
-    let item = Item::Copy { name: name.to_owned(), file: tensor.file, range: tensor.range.clone() };
-    Ok(Unit { item, tensors: vec![PlannedTensor::new(part)?] })
+/// The item for a tensor that is not quantized, or `None` if the format does not store it.
+fn rest_unit(source: &Checkpoint, format: &dyn Format, model: &PlannedModel, name: &str) -> Result<Option<Unit>> {
+    let (dtype, shape) = (source.dtype(name)?, source.shape(name)?);
+    let passenger = source.unused().copied.get(name).copied();
+    let conversion = match format.rest(model, &RestTensor { name, dtype, shape, passenger })? {
+        Rest::LeaveOut => return Ok(None),
+        Rest::Keep if source.is_packed(name) => Some(Conversion { change: Change::None, dtype }),
+        Rest::Keep => None,
+        Rest::Convert { dtype, change } => Some(Conversion { change, dtype }),
+    };
+    let stored = format.stored_name(source.config(), name)?;
+    let (item, dtype, shape) = match conversion {
+        None => {
+            let tensor = source.tensor(name)?;
+            let item = Item::Copy { name: name.to_owned(), file: tensor.file, range: tensor.range.clone() };
+            (item, tensor.dtype, tensor.shape.clone())
+        }
+        Some(conversion) => {
+            if !source.is_packed(name) {
+                // Only floats can be read as numbers.
+                source.floats(name)?;
+            }
+            let (dtype, shape) = (conversion.dtype, conversion.change.shape(shape)?);
+            (Item::Convert { name: name.to_owned(), conversion }, dtype, shape)
+        }
+    };
+    let tensors = vec![PlannedTensor::new(Part { name: stored, dtype, shape })?];
+    Ok(Some(Unit { item, tensors }))
 }
 
-fn widened_unit(source: &Checkpoint, name: &str) -> Result<Unit> {
-    let (dtype, shape) = (source.dtype(name)?, source.shape(name)?.to_vec());
-    let part = Part { name: name.to_owned(), dtype, shape };
-    Ok(Unit { item: Item::Widen { name: name.to_owned(), dtype }, tensors: vec![PlannedTensor::new(part)?] })
+fn added_unit(AddedTensor { part, values }: AddedTensor) -> Result<Unit> {
+    let tensor = PlannedTensor::new(part)?;
+    let (Part { name, dtype, shape }, bytes) = (&tensor.part, floats::encode(&values, tensor.part.dtype));
+    match bytes {
+        Some(bytes) if bytes.len() as u64 == tensor.bytes => Ok(Unit { item: Item::Add(bytes), tensors: vec![tensor] }),
+        _ => {
+            let detail = format!("{} values for {name}, {dtype} of shape {shape:?}", values.len());
+            Err(Error::shape("WritePlan", detail))
+        }
+    }
 }
 
 fn linear_unit(layer: &PlannedLayer, format: &dyn Format) -> Result<Unit> {
@@ -274,48 +303,14 @@ fn linear_unit(layer: &PlannedLayer, format: &dyn Format) -> Result<Unit> {
     Ok(Unit { item: Item::Linear(layer.clone()), tensors })
 }
 
-/// Distributes the units over shards of less than `limit` bytes. The size of the header is estimated generously.
-fn split_into_shards(units: Vec<Unit>, limit: u64) -> Vec<Vec<Unit>> {
-    const ENTRY: u64 = 160;
-    let size = |unit: &Unit| -> u64 { unit.tensors.iter().map(|t| t.bytes + t.part.name.len() as u64 + ENTRY).sum() };
-    let mut shards: Vec<Vec<Unit>> = vec![Vec::new()];
-    let mut filled = ENTRY;
-    for unit in units {
-        let bytes = size(&unit);
-        if filled + bytes >= limit && shards.last().is_some_and(|shard| !shard.is_empty()) {
-            shards.push(Vec::new());
-            filled = ENTRY;
-        }
-        filled += bytes;
-        shards.last_mut().expect("there is always a shard").push(unit);
-    }
-    shards
-}
-
-fn shard_name(position: usize, count: usize) -> String {
-    match count {
-        1 => SINGLE_FILE.to_owned(),
-        _ => format!("model-{:05}-of-{count:05}.safetensors", position + 1),
-    }
-}
-
-/// The first bytes of a weight file, and the size of the data that follows. The header is padded with spaces to a
-/// multiple of 8 bytes.
-fn header(units: &[Unit]) -> Result<(Vec<u8>, u64)> {
-    let mut entries = Map::new();
-    entries.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
-    let mut end = 0;
-    for PlannedTensor { part, bytes } in units.iter().flat_map(|unit| &unit.tensors) {
-        let start = end;
-        end += bytes;
-        let entry = json!({ "dtype": part.dtype.to_string(), "shape": part.shape, "data_offsets": [start, end] });
-        entries.insert(part.name.clone(), entry);
-    }
-    let mut text = Value::Object(entries).to_string();
-    text.extend(std::iter::repeat_n(' ', text.len().next_multiple_of(8) - text.len()));
-    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
-    bytes.extend(text.into_bytes());
-    Ok((bytes, end))
+/// The index of a checkpoint with several weight files, with its name.
+fn index(files: &[WeightFile]) -> Option<(String, String)> {
+    let tensors = || files.iter().flat_map(|file| file.tensors.iter().map(move |tensor| (file, tensor)));
+    let total: u64 = tensors().map(|(_, tensor)| tensor.bytes).sum();
+    let homes = tensors().map(|(file, tensor)| (tensor.part.name.clone(), Value::from(file.name.clone())));
+    let weight_map: Map<_, _> = homes.collect();
+    let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
+    (files.len() > 1).then(|| (INDEX_FILE.to_owned(), pretty(&index)))
 }
 
 /// The documents of the checkpoint: those that the format adds, then `config.json`.

@@ -37,7 +37,7 @@ pub struct Checkpoint {
     raw_config: Map<String, Value>,
     /// How packed weights are stored. `None` for a checkpoint without a quantization configuration.
     packing: Option<Packing>,
-    /// The float type of a packed weight in a copy of the model.
+    /// The float type of the model, which packed weights get in a copy.
     widened: Dtype,
     tensors: BTreeMap<String, Tensor>,
     shapes: HashMap<String, Vec<usize>>,
@@ -238,6 +238,11 @@ impl Checkpoint {
     /// to it, whereas BF16 holds every MXFP4 number exactly.
     pub fn dtype(&self, name: &str) -> Result<Dtype> {
         if self.is_packed(name) { Ok(self.widened) } else { Ok(self.tensor(name)?.dtype) }
+    }
+
+    /// The float type of the model in a copy: that of its embedding, or the one to which packed weights are widened.
+    pub fn float(&self) -> Dtype {
+        self.widened
     }
 
     /// Whether the weight `name` is stored packed: quantized, or in low precision.

@@ -1,5 +1,5 @@
-//! The destination of a checkpoint that is being written. Natively this is a directory; the trait leaves room for the
-//! private file system of a browser.
+//! The destination of a checkpoint that is being written. Natively this is a directory, or one file for formats that have
+//! no more than one; the trait leaves room for the private file system of a browser.
 
 use std::io;
 
@@ -27,13 +27,15 @@ pub trait Sink {
 }
 
 #[cfg(not(target_arch = "wasm32"))]
-pub use native::{DirectorySink, Existing};
+pub use native::{DirectorySink, Existing, FileSink};
 
 #[cfg(not(target_arch = "wasm32"))]
 mod native {
     use super::*;
+    use crate::checkpoint::belongs;
     use crate::error::{Phrase, Setting, phrase};
     use crate::{Error, Result};
+    use std::ffi::OsStr;
     use std::fs::{self, File};
     use std::io::Write;
     use std::path::{Path, PathBuf};
@@ -43,7 +45,7 @@ mod native {
     pub enum Existing {
         /// Leave them alone and report an error.
         Refuse,
-        /// Replace the directory, once the new one is complete.
+        /// Replace the directory or file, once the new one is complete.
         Replace,
     }
 
@@ -88,10 +90,8 @@ mod native {
                 let remedy = choose_another().then(phrase![", or add ", Setting::Replace, " to replace it"]);
                 return Err(Error::input(name, found, expected, remedy));
             }
-            let hidden = format!(".{}.aquatint-{}", file_name.to_string_lossy(), std::process::id());
-            let missing = parent.ancestors().take_while(|ancestor| !ancestor.exists()).map(Path::to_owned).collect();
-            let temporary = parent.join(hidden);
-            Ok(Self { name, target, temporary, existing, missing_parents: missing, current: None })
+            let (temporary, missing_parents) = (hidden(parent, file_name), missing(parent));
+            Ok(Self { name, target, temporary, existing, missing_parents, current: None })
         }
 
         /// Completes the current file and creates the next one.
@@ -139,8 +139,7 @@ mod native {
         }
 
         fn available(&self) -> io::Result<Option<u64>> {
-            let existing = self.target.ancestors().skip(1).find(|ancestor| ancestor.exists());
-            existing.map(fs4::available_space).transpose()
+            available_beside(&self.target)
         }
 
         fn create<'a>(&'a mut self, file: &'a str) -> LocalBoxFuture<'a, io::Result<()>> {
@@ -148,12 +147,7 @@ mod native {
         }
 
         fn write<'a>(&'a mut self, chunk: &'a [u8]) -> LocalBoxFuture<'a, io::Result<()>> {
-            Box::pin(async move {
-                match &mut self.current {
-                    Some(file) => file.write_all(chunk),
-                    None => Err(io::Error::other("no file was started")),
-                }
-            })
+            Box::pin(async move { append(self.current.as_mut(), chunk) })
         }
 
         fn commit(&mut self) -> LocalBoxFuture<'_, io::Result<()>> {
@@ -164,10 +158,131 @@ mod native {
             self.current = None;
             // If the directory cannot be removed, nothing can be done, and there is no way to report it.
             let _ = fs::remove_dir_all(&self.temporary);
-            for parent in &self.missing_parents {
-                let _ = fs::remove_dir(parent);
-            }
+            remove_parents(&self.missing_parents);
         }
+    }
+
+    /// Writes into a hidden file beside the final one and renames it at the end. It takes a single file, to which it gives
+    /// its own name.
+    #[derive(Debug)]
+    pub struct FileSink {
+        name: String,
+        target: PathBuf,
+        temporary: PathBuf,
+        existing: Existing,
+        /// Parents of the target that did not exist before, deepest first. `abort` removes them again.
+        missing_parents: Vec<PathBuf>,
+        current: Option<File>,
+    }
+
+    impl FileSink {
+        /// Prepares to write to `out`, without touching the disk yet. `model` is the directory that the weights come
+        /// from, or their file.
+        ///
+        /// Errors: `Error::Input` if `out` is a directory or a file of the model, or if it exists and `existing` does not
+        /// allow replacing it. `Error::Io` if a path cannot be resolved.
+        pub fn new(out: &Path, existing: Existing, model: Option<&Path>) -> Result<Self> {
+            let name = out.display().to_string();
+            let refuse = |found: &str, expected: &str| Err(Error::input(&name, found, expected, choose_another()));
+            let target = resolve(out).map_err(|source| io_error(out, source))?;
+            let (Some(parent), Some(file_name)) = (target.parent(), target.file_name()) else {
+                return refuse("a path without a last name", "the path of a file to create");
+            };
+            if let Some(model) = model {
+                let model = resolve(model).map_err(|source| io_error(model, source))?;
+                if target == model || (parent == model && belongs(&file_name.to_string_lossy())) {
+                    return refuse("a file of the model itself", "a file apart from the model's");
+                }
+            }
+            if target.is_dir() {
+                return refuse("a directory", "a file, or nothing");
+            }
+            if existing == Existing::Refuse && target.exists() {
+                let remedy = choose_another().then(phrase![", or add ", Setting::Replace, " to replace it"]);
+                return Err(Error::input(name, "a file that exists", "nothing", remedy));
+            }
+            let (temporary, missing_parents) = (hidden(parent, file_name), missing(parent));
+            Ok(Self { name, target, temporary, existing, missing_parents, current: None })
+        }
+
+        /// Creates the hidden file.
+        fn start(&mut self) -> io::Result<()> {
+            if self.current.is_some() {
+                return Err(io::Error::other("a second file where there is room for one"));
+            }
+            self.temporary.parent().map_or(Ok(()), fs::create_dir_all)?;
+            self.current = Some(File::create(&self.temporary)?);
+            Ok(())
+        }
+
+        /// Writes the hidden file through to the disk and moves it to the final place.
+        fn publish(&mut self) -> io::Result<()> {
+            self.current.take().map_or(Ok(()), |file| file.sync_all())?;
+            if self.existing == Existing::Refuse && self.target.exists() {
+                return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file has appeared there meanwhile"));
+            }
+            fs::rename(&self.temporary, &self.target)
+        }
+    }
+
+    impl Sink for FileSink {
+        fn name(&self) -> &str {
+            &self.name
+        }
+
+        fn available(&self) -> io::Result<Option<u64>> {
+            available_beside(&self.target)
+        }
+
+        fn create<'a>(&'a mut self, _: &'a str) -> LocalBoxFuture<'a, io::Result<()>> {
+            Box::pin(async move { self.start() })
+        }
+
+        fn write<'a>(&'a mut self, chunk: &'a [u8]) -> LocalBoxFuture<'a, io::Result<()>> {
+            Box::pin(async move { append(self.current.as_mut(), chunk) })
+        }
+
+        fn commit(&mut self) -> LocalBoxFuture<'_, io::Result<()>> {
+            Box::pin(async move { self.publish() })
+        }
+
+        fn abort(&mut self) {
+            self.current = None;
+            // If the file cannot be removed, nothing can be done, and there is no way to report it.
+            let _ = fs::remove_file(&self.temporary);
+            remove_parents(&self.missing_parents);
+        }
+    }
+
+    /// Appends `chunk` to the current file of a sink.
+    fn append(file: Option<&mut File>, chunk: &[u8]) -> io::Result<()> {
+        match file {
+            Some(file) => file.write_all(chunk),
+            None => Err(io::Error::other("no file was started")),
+        }
+    }
+
+    /// The path of the hidden file or directory that becomes `file_name` in `parent` at the end.
+    fn hidden(parent: &Path, file_name: &OsStr) -> PathBuf {
+        parent.join(format!(".{}.aquatint-{}", file_name.to_string_lossy(), std::process::id()))
+    }
+
+    /// `parent` and the directories around it that do not exist, deepest first.
+    fn missing(parent: &Path) -> Vec<PathBuf> {
+        parent.ancestors().take_while(|ancestor| !ancestor.exists()).map(Path::to_owned).collect()
+    }
+
+    /// Removes the directories `parents`, deepest first, as far as they are empty.
+    fn remove_parents(parents: &[PathBuf]) {
+        for parent in parents {
+            let _ = fs::remove_dir(parent);
+        }
+    }
+
+    /// Bytes that can still be stored beside `target`.
+    fn available_beside(target: &Path) -> io::Result<Option<u64>> {
+        let existing = target.ancestors().skip(1).find(|ancestor| ancestor.exists());
+        existing.map(fs4::available_space).transpose()
     }
 
     /// Makes `path` absolute and resolves symbolic links in the part of it that exists.

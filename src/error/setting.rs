@@ -57,9 +57,9 @@ settings! {
     Blocks = "blocks",
     /// The `Format` of a `WritePlan`.
     Format = "format",
-    /// The directory of a `DirectorySink`.
+    /// The directory of a `DirectorySink`, or the file of a `FileSink`.
     Out = "out",
-    /// `Existing::Replace`, which lets a `DirectorySink` replace a directory that has files in it.
+    /// `Existing::Replace`, which lets a sink replace a file, or a directory that has files in it.
     Replace = "Existing::Replace",
     /// The `Journal` of a `Job`, from which a stopped run can be resumed.
     Journal = "journal",

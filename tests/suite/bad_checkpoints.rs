@@ -214,9 +214,9 @@ fn quantization_that_no_format_reads_is_refused() {
         json!({"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {"g": group}});
     refused(open(groups), &["\"g\"", "1 to 8"]);
     let mut config = Model::new(|_| {}).config;
-    config["quantization"] = json!({"group_size": 64, "bits": 4});
+    config["quantization"] = json!({"group_size": 32, "bits": 4, "mode": "mxfp4"});
     config["quantization_config"] = config["quantization"].clone();
-    refused(with_config(&config.to_string()), &["weights quantized by MLX", readable]);
+    refused(with_config(&config.to_string()), &["\"mode\": \"mxfp4\"", "\"affine\""]);
     refused(open(json!([4])), &["no JSON object", readable]);
     refused(open(json!({"quant_method": 4})), &["\"quant_method\": 4", "a string"]);
     refused(open(json!({"quant_method": "gptq", "bits": 5})), &["model/config.json", "\"bits\": 5"]);

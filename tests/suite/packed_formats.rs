@@ -46,8 +46,12 @@ fn the_tensors_are_those_of_other_programs() {
         let weight: Vec<f32> = numbers(case, "weight").into_iter().map(|value| value as f32).collect();
         assert_eq!(linear.dequantize(), weight);
         let format = named(case["format"].as_str().unwrap()).unwrap();
-        let layer =
-            PlannedLayer { spec: LinearSpec::new("layer", rows, columns), grid: linear.grid(), original: Dtype::F16 };
+        let layer = PlannedLayer {
+            spec: LinearSpec::new("layer", rows, columns),
+            module: "layer".to_string(),
+            grid: linear.grid(),
+            original: Dtype::F16,
+        };
         let contents = format.pack(&layer, &linear.clone().into()).unwrap();
         let parts = format.parts(&layer);
         assert_eq!(parts.len(), contents.len());

@@ -42,7 +42,7 @@ impl Format for Awq {
         form == Form::Codes
     }
 
-    fn grid(&self, linear: &LinearSpec, wish: GridWish) -> Result<GridSpec> {
+    fn grid(&self, linear: &LinearSpec, wish: GridWish<'_>) -> Result<GridSpec> {
         if wish.bits != 4 {
             let remedy = phrase!["choose 4, or another ", Setting::Format];
             return Err(Error::input(Setting::Bits, wish.bits.to_string(), "4, as the AWQ format has it", remedy));

@@ -38,7 +38,7 @@ impl Format for CompressedTensors {
         form == Form::Codes
     }
 
-    fn grid(&self, linear: &LinearSpec, wish: GridWish) -> Result<GridSpec> {
+    fn grid(&self, linear: &LinearSpec, wish: GridWish<'_>) -> Result<GridSpec> {
         if !matches!(wish.bits, 2 | 3 | 4 | 8) {
             return Err(Error::input(Setting::Bits, wish.bits.to_string(), "2, 3, 4 or 8", "choose one of these"));
         }

@@ -29,7 +29,7 @@ impl Format for F32 {
         true
     }
 
-    fn grid(&self, _: &LinearSpec, wish: GridWish) -> Result<GridSpec> {
+    fn grid(&self, _: &LinearSpec, wish: GridWish<'_>) -> Result<GridSpec> {
         Ok(wish.with_zeros(ScaleType::F16))
     }
 

@@ -30,7 +30,7 @@ impl Format for Float {
         true
     }
 
-    fn grid(&self, _: &LinearSpec, wish: GridWish) -> Result<GridSpec> {
+    fn grid(&self, _: &LinearSpec, wish: GridWish<'_>) -> Result<GridSpec> {
         Ok(wish.with_zeros(ScaleType::F16))
     }
 

@@ -10,6 +10,7 @@ pub mod f32;
 pub mod float;
 pub mod gptq;
 mod kinds;
+pub mod mlx;
 mod vllm;
 
 use super::format::{Format, GridWish};
@@ -20,7 +21,7 @@ use crate::{Error, Result};
 
 /// All formats, in the order in which they are offered to users.
 pub static FORMATS: &[&dyn Format] =
-    &[&gptq::Gptq, &compressed_tensors::CompressedTensors, &awq::Awq, &float::Float, &f32::F32];
+    &[&gptq::Gptq, &compressed_tensors::CompressedTensors, &awq::Awq, &mlx::Mlx, &float::Float, &f32::F32];
 
 /// The file with the quantization configuration of older checkpoints. Some clients look for it first.
 pub(super) const DESCRIPTION_FILE: &str = "quantize_config.json";
@@ -52,7 +53,7 @@ fn codes_of(linear: &StoredLinear) -> Result<&QuantizedLinear> {
 /// 8). `format`: name of the format in the message.
 ///
 /// Errors: `Error::Input` naming a group size that fits.
-fn group_size_that_divides(linear: &LinearSpec, wish: GridWish, format: &str) -> Result<()> {
+fn group_size_that_divides(linear: &LinearSpec, wish: GridWish<'_>, format: &str) -> Result<()> {
     let LinearSpec { ref name, columns, .. } = *linear;
     if wish.group_size > 0 && columns.is_multiple_of(wish.group_size) {
         return Ok(());

@@ -8,14 +8,21 @@ mod mxfp4;
 
 use serde_json::{Map, Value};
 
-use super::formats::{awq, compressed_tensors, gptq};
+use super::formats::{awq, compressed_tensors, gptq, mlx};
 use super::layout::{Layout, PackedLayers};
 use crate::family::config::fields::Fields;
 use crate::{Error, Result};
 
 /// All layouts that can be read.
-pub static LAYOUTS: [&Layout; 6] =
-    [&gptq::LAYOUT, &compressed_tensors::LAYOUT, &awq::LAYOUT, &fp8::FP8, &fp8::COMPRESSED_TENSORS, &mxfp4::MXFP4];
+pub static LAYOUTS: [&Layout; 7] = [
+    &gptq::LAYOUT,
+    &compressed_tensors::LAYOUT,
+    &awq::LAYOUT,
+    &mlx::LAYOUT,
+    &fp8::FP8,
+    &fp8::COMPRESSED_TENSORS,
+    &mxfp4::MXFP4,
+];
 
 /// Quantization methods whose checkpoints cannot be read: the name in `quant_method`, and what the method stores.
 const UNREADABLE: [(&str, &str); 16] = [
@@ -53,9 +60,10 @@ impl Packing {
     /// Errors: as [`Packing::open`].
     pub fn of_model(config: &Map<String, Value>, subject: &str) -> Result<Option<Self>> {
         let fields = Fields::new(subject, config);
-        // MLX copies its own key to quantization_config, without the name of a method.
-        if fields.get("quantization").is_some_and(|own| own.get("bits").is_some()) {
-            return Err(unreadable(subject, "weights quantized by MLX"));
+        // MLX has a key of its own, and copies it to quantization_config without the name of a method.
+        let own = fields.get(mlx::KEY).and_then(Value::as_object).filter(|own| own.contains_key("bits"));
+        if let Some(layers) = own.map(|own| (mlx::LAYOUT.open)(own, subject)).transpose()?.flatten() {
+            return Ok(Some(Self { layout: &mlx::LAYOUT, layers }));
         }
         fields.get("quantization_config").map(|description| Self::open(description, subject)).transpose()
     }

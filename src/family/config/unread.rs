@@ -65,7 +65,7 @@ const HARMLESS: &[&[&str]] = &[
     // The types of the weights. The tensors state their own.
     &["dtype", "torch_dtype"],
     // The quantization of the weights, which the reader of the format checks.
-    &["quantization_config", "compression_config"],
+    &["quantization_config", "compression_config", "quantization"],
     // Training.
     &["initializer_range", "initializer_factor", "init_std", "layerdrop", "gradient_checkpointing"],
     &["router_aux_loss_coef", "router_z_loss_coef", "router_jitter_noise", "output_router_logits", "tf_legacy_loss"],

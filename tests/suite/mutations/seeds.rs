@@ -8,7 +8,7 @@ use aquatint::checkpoint::format::{PlannedLayer, PlannedModel};
 use aquatint::checkpoint::formats::gptq::Gptq;
 use aquatint::checkpoint::{Dtype, Format, QuantizationSettings};
 use aquatint::device::Precision;
-use aquatint::family::LinearSpec;
+use aquatint::family::{LinearSpec, ModelConfig};
 use aquatint::pipeline::BlockRecord;
 use aquatint::record::{BlockReport, Report};
 use aquatint::report::{Document, Run};
@@ -155,7 +155,7 @@ fn quantized(mut model: Model, settings: &QuantizationSettings) -> Model {
         let name = name.trim_end_matches(".weight").to_string();
         let spec = LinearSpec::new(name.clone(), shape[0], shape[1]);
         let layer = random_layer(&mut rng, &spec, settings);
-        let planned = PlannedLayer { spec, grid: layer.grid(), original: Dtype::F32 };
+        let planned = PlannedLayer { spec, module: name.clone(), grid: layer.grid(), original: Dtype::F32 };
         for (part, bytes) in Gptq.parts(&planned).into_iter().zip(Gptq.pack(&planned, &layer.into()).unwrap()) {
             let dtype = if part.dtype == Dtype::F16 { "F16" } else { "I32" };
             model.tensors.push(Stored { name: part.name, dtype, shape: part.shape, bytes });
@@ -164,7 +164,8 @@ fn quantized(mut model: Model, settings: &QuantizationSettings) -> Model {
     }
     let linears = layers.values().map(|layer| layer.spec.clone()).collect();
     let head = LinearSpec::new("lm_head", 2, 8);
-    let planned = PlannedModel { settings: *settings, linears, head, layers };
+    let config = ModelConfig::from_value(&model.config, "config.json").unwrap();
+    let planned = PlannedModel { settings: *settings, config, float: Dtype::F32, linears, head, layers };
     Gptq.describe(&planned, model.config.as_object_mut().unwrap());
     model
 }

@@ -182,8 +182,8 @@ fn zero_points(fields: Fields<'_>) -> Result<ZeroPoints> {
 mod tests {
     use super::*;
     use crate::checkpoint::format::PlannedLayer;
-    use crate::family::LinearSpec;
-    use crate::ops::grid::ScaleType;
+    use crate::family::{LinearSpec, ModelConfig};
+    use crate::ops::grid::{GridSpec, ScaleType, Symmetry};
     use safetensors::Dtype;
 
     /// Reads a small configuration to which `fields` are added; they override its own fields.
@@ -232,21 +232,24 @@ mod tests {
     #[test]
     fn blocks_need_not_be_alike() {
         let linear = |name: &str| LinearSpec::new(name, 32, 32);
-        let settings = QuantizationSettings { bits: 4, group_size: None, symmetric: true, damping: 0.01 };
+        let settings = QuantizationSettings { bits: 4, group_size: None, symmetric: true, mixture: None, damping: 0.01 };
         let names =
             ["0.mlp.up", "1.mlp.experts.0.up", "1.mlp.experts.1.up", "2.mlp.experts.0.up", "2.mlp.experts.1.up"];
         let linears: Vec<LinearSpec> = names.iter().map(|name| linear(&format!("layers.{name}"))).collect();
         let planned = |spec: &LinearSpec| {
             let bits = if spec.name.starts_with("layers.2.mlp.experts.1.") { 8 } else { 4 };
-            let layer = PlannedLayer {
-                spec: spec.clone(),
-                grid: settings.wish(32, bits).with_zeros(ScaleType::F16),
-                original: Dtype::F16,
-            };
-            (spec.name.clone(), layer)
+            let grid = GridSpec::new(bits, 32, Symmetry::Symmetric, ScaleType::F16);
+            let module = spec.name.clone();
+            (module.clone(), PlannedLayer { spec: spec.clone(), module, grid, original: Dtype::F16 })
         };
         let layers = linears[1..].iter().map(planned).collect();
-        let description = description(&PlannedModel { settings, linears, head: linear("lm_head"), layers });
+        let config = json!({
+            "architectures": ["LlamaForCausalLM"], "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 3,
+            "num_attention_heads": 2, "vocab_size": 8, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
+        });
+        let config = ModelConfig::from_value(&config, "config.json").unwrap();
+        let (float, head) = (Dtype::F16, linear("lm_head"));
+        let description = description(&PlannedModel { settings, config, float, linears, head, layers });
         assert_eq!(description["modules_in_block_to_quantize"], json!([["mlp.experts.0.up", "mlp.experts.1.up"]]));
         assert_eq!(description["dynamic"], json!({ r"+:^layers\.2\.mlp\.experts\.1\.up$": { "bits": 8 } }));
     }

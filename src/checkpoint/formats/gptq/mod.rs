@@ -42,7 +42,7 @@ impl Format for Gptq {
 
     /// Clients need whole 32-bit words along both sides of the weight, and a group size that divides the number of
     /// inputs (formats.md, section a and fact 8).
-    fn grid(&self, linear: &LinearSpec, wish: GridWish) -> Result<GridSpec> {
+    fn grid(&self, linear: &LinearSpec, wish: GridWish<'_>) -> Result<GridSpec> {
         let LinearSpec { ref name, rows, columns, .. } = *linear;
         let bits = wish.bits;
         if !matches!(bits, 2 | 3 | 4 | 8) {
