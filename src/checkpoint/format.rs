@@ -14,11 +14,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use futures::future::LocalBoxFuture;
 use safetensors::Dtype;
 use serde_json::{Map, Value};
 
 use super::change::Change;
 use super::gguf::mixtures::Mixture;
+use super::gguf::model::GgufModel;
+use super::reader::Checkpoint;
 use crate::Result;
 use crate::family::{LinearSpec, ModelConfig};
 use crate::ops::grid::{GridSpec, ScaleType, Symmetry};
@@ -47,13 +50,29 @@ pub trait Format: fmt::Debug + Sync {
         Container::Directory { written_for: "pt" }
     }
 
+    /// What the format must know of the model before it can plan anything else.
+    ///
+    /// Errors: `Error::Input` if the format cannot hold the model or its tokenizer.
+    fn prepare<'a>(&'a self, source: &'a Checkpoint) -> LocalBoxFuture<'a, Result<Prepared>> {
+        let _ = source;
+        Box::pin(async { Ok(Prepared::Nothing) })
+    }
+
     /// The name in the files of `name`, a module path or tensor name of the source. The same rule holds for a module and
     /// for its tensors. By default names stay as they are.
     ///
     /// Errors: `Error::Input` if the format has no name for it.
-    fn stored_name(&self, config: &ModelConfig, name: &str) -> Result<String> {
-        let _ = config;
+    fn stored_name(&self, (config, prepared): (&ModelConfig, &Prepared), name: &str) -> Result<String> {
+        let _ = (config, prepared);
         Ok(name.to_owned())
+    }
+
+    /// What happens to the rows of the weight of the layer `name`: nothing, or another order. By default nothing.
+    ///
+    /// Errors: `Error::Input` if the format cannot hold the rows.
+    fn rows(&self, prepared: &Prepared, name: &str) -> Result<Change> {
+        let _ = (prepared, name);
+        Ok(Change::None)
     }
 
     /// What becomes of a tensor that is not quantized. Its name is a matter of [`stored_name`](Self::stored_name). By
@@ -121,6 +140,8 @@ pub struct GridWish<'a> {
     pub float: Dtype,
     /// The model.
     pub config: &'a ModelConfig,
+    /// What the format knows of the model.
+    pub prepared: &'a Prepared,
 }
 
 impl GridWish<'_> {
@@ -129,6 +150,15 @@ impl GridWish<'_> {
         let symmetry = if self.symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric };
         GridSpec::new(self.bits, self.group_size, symmetry, scale)
     }
+}
+
+/// What a format knows of the model that it stores.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Prepared {
+    /// It needs to know nothing.
+    Nothing,
+    /// Names and metadata of a GGUF file.
+    Gguf(Box<GgufModel>),
 }
 
 /// How the tensors of a checkpoint are stored in files.
@@ -196,6 +226,9 @@ pub enum Rest {
         /// What happens to the values.
         change: Change,
     },
+    /// It is rounded to a grid, each number by itself, and stored as a quantized layer is. This is for matrices that are
+    /// not solved for, such as the embedding.
+    Round(GridSpec),
     /// It is not stored.
     LeaveOut,
 }
@@ -225,11 +258,10 @@ pub struct QuantizationSettings {
 }
 
 impl QuantizationSettings {
-    /// The grid that the run asks for in a layer of `config` with `columns` inputs, at `bits` bits per code. `float`: the float
-    /// type of the model.
-    pub fn wish<'a>(&self, config: &'a ModelConfig, float: Dtype, columns: usize, bits: u32) -> GridWish<'a> {
-        let Self { symmetric, mixture, .. } = *self;
-        GridWish { bits, group_size: self.group_size.unwrap_or(columns), symmetric, mixture, float, config }
+    /// The grid with zero points and f16 scales in a layer with `columns` inputs, at `bits` bits per code.
+    pub fn grid(&self, columns: usize, bits: u32) -> GridSpec {
+        let symmetry = if self.symmetric { Symmetry::Symmetric } else { Symmetry::Asymmetric };
+        GridSpec::new(bits, self.group_size.unwrap_or(columns), symmetry, ScaleType::F16)
     }
 }
 
@@ -240,6 +272,8 @@ pub struct PlannedLayer {
     pub spec: LinearSpec,
     /// Module path in the files.
     pub module: String,
+    /// What happens to the rows of the weight: nothing, or another order.
+    pub change: Change,
     /// The grid that the format chose.
     pub grid: GridSpec,
     /// Element type of the original weight.
@@ -273,6 +307,8 @@ pub struct PlannedModel {
     pub settings: QuantizationSettings,
     /// The model, with the names of the source.
     pub config: ModelConfig,
+    /// What the format knows of the model.
+    pub prepared: Prepared,
     /// The float type of the model: that of its embedding, or the one to which weights in low precision are widened.
     pub float: Dtype,
     /// The linear layers of all blocks, quantized or not, in model order.

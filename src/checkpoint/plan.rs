@@ -13,12 +13,13 @@ use super::arrange::{PlannedTensor, Unit, WeightFile, arrange};
 use super::change::Change;
 use super::floats;
 use super::format::{
-    AddedTensor, Container, Format, Part, PlannedLayer, PlannedModel, QuantizationSettings, Rest, RestTensor,
+    AddedTensor, Container, Format, GridWish, Part, PlannedLayer, PlannedModel, QuantizationSettings, Rest, RestTensor,
 };
 use super::passengers::TensorGroup;
 use super::reader::Checkpoint;
 use super::shards::{CONFIG_FILE, INDEX_FILE};
 use crate::family::{LinearSpec, ModelConfig, state_both_forms};
+use crate::ops::grid::GridSpec;
 use crate::{Error, Result};
 
 /// Default limit of a shard in bytes. A shard stays below it, header included, unless a single tensor is larger.
@@ -46,6 +47,8 @@ pub(super) enum Item {
     Copy { name: String, file: usize, range: Range<u64> },
     /// The tensor `name` of the source, read as numbers. The caller of the writer may replace them.
     Convert { name: String, conversion: Conversion },
+    /// The matrix `name` of the source, rounded to the grid of `layer`.
+    Round { name: String, layer: PlannedLayer },
     /// A tensor that the format adds, as little-endian bytes.
     Add(Vec<u8>),
     /// A quantized layer that the caller of the writer hands over.
@@ -65,7 +68,7 @@ impl Item {
     /// Name of the tensor of the source that becomes this item, if it is not quantized.
     pub fn source(&self) -> Option<&str> {
         match self {
-            Self::Copy { name, .. } | Self::Convert { name, .. } => Some(name),
+            Self::Copy { name, .. } | Self::Convert { name, .. } | Self::Round { name, .. } => Some(name),
             Self::Add(_) | Self::Linear(_) => None,
         }
     }
@@ -97,7 +100,7 @@ impl WritePlan {
     ///
     /// Errors: `Error::Input` if `source` is itself the result of a quantization, or if the format cannot store one of
     /// the layers; `Error::Shape` if `linears` names a layer that the model lacks.
-    pub fn new(
+    pub async fn new(
         source: &Checkpoint,
         format: &'static dyn Format,
         settings: QuantizationSettings,
@@ -109,7 +112,7 @@ impl WritePlan {
             let found = "a checkpoint that is quantized already";
             return Err(Error::input(source.name(), found, expected, "quantize the original model"));
         }
-        let model = planned_model(source, format, settings, linears)?;
+        let model = planned_model(source, format, settings, linears).await?;
         let (units, left_out) = units(source, format, &model)?;
         let bits_per_weight = bits_per_weight(&units);
         let copied = copied_groups(source, &units);
@@ -161,7 +164,7 @@ impl WritePlan {
 }
 
 /// Describes the model for `format`: asks it for the grid of each of the layers `layers` of `source`.
-fn planned_model(
+async fn planned_model(
     source: &Checkpoint,
     format: &dyn Format,
     settings: QuantizationSettings,
@@ -178,17 +181,28 @@ fn planned_model(
         let detail = format!("{} of {} layers are linear layers of the model", chosen.len(), wanted.len());
         return Err(Error::shape("WritePlan", detail));
     }
+    let (config, float) = (source.config(), source.float());
+    let prepared = format.prepare(source).await?;
     let planned = |(spec, bits): (&LinearSpec, u32)| {
-        let grid = format.grid(spec, settings.wish(spec.columns, bits))?;
+        let wish = GridWish {
+            bits,
+            group_size: settings.group_size.unwrap_or(spec.columns),
+            symmetric: settings.symmetric,
+            mixture: settings.mixture,
+            float,
+            config,
+            prepared: &prepared,
+        };
+        let grid = format.grid(spec, wish)?;
         let is_head = spec.name == head.name;
         let weight = if is_head { source.config().output_weight() } else { spec.weight() };
-        let module = format.stored_name(source.config(), &spec.name)?;
-        let layer = PlannedLayer { spec: spec.clone(), module, grid, original: source.dtype(&weight)? };
+        let module = format.stored_name((config, &prepared), &spec.name)?;
+        let change = format.rows(&prepared, &spec.name)?;
+        let layer = PlannedLayer { spec: spec.clone(), module, change, grid, original: source.dtype(&weight)? };
         Ok((spec.name.clone(), layer))
     };
     let layers = chosen.into_iter().map(planned).collect::<Result<_>>()?;
-    let (config, float) = (source.config().clone(), source.float());
-    Ok(PlannedModel { settings, config, float, linears, head, layers })
+    Ok(PlannedModel { settings, config: config.clone(), prepared, float, linears, head, layers })
 }
 
 /// All items to write, in order: the tensors of the model in model order, those that the format adds, then those of the
@@ -265,8 +279,9 @@ fn rest_unit(source: &Checkpoint, format: &dyn Format, model: &PlannedModel, nam
         Rest::Keep if source.is_packed(name) => Some(Conversion { change: Change::None, dtype }),
         Rest::Keep => None,
         Rest::Convert { dtype, change } => Some(Conversion { change, dtype }),
+        Rest::Round(grid) => return rounded_unit(source, format, model, name, grid).map(Some),
     };
-    let stored = format.stored_name(source.config(), name)?;
+    let stored = format.stored_name((source.config(), &model.prepared), name)?;
     let (item, dtype, shape) = match conversion {
         None => {
             let tensor = source.tensor(name)?;
@@ -284,6 +299,28 @@ fn rest_unit(source: &Checkpoint, format: &dyn Format, model: &PlannedModel, nam
     };
     let tensors = vec![PlannedTensor::new(Part { name: stored, dtype, shape })?];
     Ok(Some(Unit { item, tensors }))
+}
+
+/// The item for a matrix that is rounded to a grid.
+fn rounded_unit(
+    source: &Checkpoint,
+    format: &dyn Format,
+    model: &PlannedModel,
+    name: &str,
+    grid: GridSpec,
+) -> Result<Unit> {
+    let (module, &[rows, columns]) = (name.strip_suffix(".weight").unwrap_or(name), source.shape(name)?) else {
+        return Err(Error::shape("WritePlan", format!("{name} on a grid, which is no matrix")));
+    };
+    let layer = PlannedLayer {
+        spec: LinearSpec::new(module, rows, columns),
+        module: format.stored_name((source.config(), &model.prepared), module)?,
+        change: Change::None,
+        grid,
+        original: source.dtype(name)?,
+    };
+    let tensors = format.parts(&layer).into_iter().map(PlannedTensor::new).collect::<Result<_>>()?;
+    Ok(Unit { item: Item::Round { name: name.to_owned(), layer }, tensors })
 }
 
 fn added_unit(AddedTensor { part, values }: AddedTensor) -> Result<Unit> {

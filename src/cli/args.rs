@@ -418,6 +418,7 @@ impl DetailArgs {
         let order = if self.no_act_order { ActivationOrder::Natural } else { ActivationOrder::Descending };
         QuantizeOptions {
             format: None,
+            mixture: None,
             method: variant.method,
             bits: variant.bits,
             bits_for: self.bits_for.clone(),

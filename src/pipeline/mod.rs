@@ -46,6 +46,12 @@ pub use work::work;
 
 /// A destination for quantized layers. It receives them in model order.
 pub trait Output {
+    /// The grid on which the layer `name` is to lie. `None` if any grid will do.
+    fn grid(&self, name: &str) -> Option<GridSpec> {
+        let _ = name;
+        None
+    }
+
     /// Receives the new values of a norm or a bias, before the layers of the same block. The stored type of the tensor
     /// represents the values exactly.
     fn put_tensor(&mut self, name: String, values: Vec<f32>) -> Result<()>;
@@ -55,6 +61,10 @@ pub trait Output {
 }
 
 impl Output for CheckpointWriter<'_> {
+    fn grid(&self, name: &str) -> Option<GridSpec> {
+        CheckpointWriter::grid(self, name)
+    }
+
     fn put_tensor(&mut self, name: String, values: Vec<f32>) -> Result<()> {
         CheckpointWriter::put_tensor(self, name, &values)
     }

@@ -181,7 +181,9 @@ impl<'a> Run<'a> {
         let treatment = Treatment::new(self.options, stop.checkpoint.config());
         let (mut places, mut linears) = (Vec::new(), Vec::new());
         for (place, (spec, weight)) in stop.specs.iter().zip(stop.weights).enumerate() {
-            if let Some(grid) = treatment.grid_of(spec)? {
+            if let Some(bits) = treatment.bits_of(spec) {
+                let plain = || treatment.settings().grid(spec.columns, bits);
+                let grid = self.output.grid(&spec.name).unwrap_or_else(plain);
                 let alpha = self.options.alpha.of(&spec.name);
                 places.push(place);
                 linears.push(Linear { layer: Layer { name: &spec.name, grid }, weight, alpha });

@@ -5,10 +5,11 @@
 //! checkpoint writer ask it for layers, group size and format.
 
 use crate::checkpoint::formats::{default_for, named};
+use crate::checkpoint::gguf::mixtures::Mixture;
 use crate::checkpoint::{Format, LayerPlan, QuantizationSettings};
 use crate::error::{Setting, phrase};
 use crate::family::{Fold, Linear, LinearSpec, ModelConfig, Name};
-use crate::ops::grid::{GridSpec, Symmetry};
+use crate::ops::grid::Symmetry;
 use crate::quant::{GroupSize, QuantizeOptions};
 use crate::stored::Form;
 use crate::{Error, Result};
@@ -190,21 +191,13 @@ impl<'a> Treatment<'a> {
         }
     }
 
-    /// The grid of the layer `linear`, as the format stores it. `None` if the layer keeps its weight.
-    ///
-    /// Errors: those of [`Treatment::format`], and `Error::Input` if the format cannot store the layer.
-    pub fn grid_of(&self, linear: &LinearSpec) -> Result<Option<GridSpec>> {
-        let Some(bits) = self.bits_of(linear) else { return Ok(None) };
-        let wish = self.settings().wish(linear.columns, bits);
-        self.format()?.grid(linear, wish).map(Some)
-    }
-
     /// The properties of the run that a format needs.
     pub fn settings(&self) -> QuantizationSettings {
         QuantizationSettings {
             bits: self.options.bits,
             group_size: self.group_size(),
             symmetric: self.options.symmetry == Symmetry::Symmetric,
+            mixture: self.options.mixture.as_deref().and_then(Mixture::named),
             damping: self.options.rounding_damping,
         }
     }

@@ -160,6 +160,9 @@ pub struct QuantizeOptions {
     /// Name of the checkpoint format, which decides the grids; `None` for the one that suits the method.
     #[serde(default)]
     pub format: Option<String>,
+    /// Name of the mixture of types, for a format that has any; `None` for the one that suits the bits.
+    #[serde(default)]
+    pub mixture: Option<String>,
     /// The base quantizer.
     pub method: Method,
     /// Bits per weight: 2, 3, 4 or 8.
@@ -211,6 +214,7 @@ impl Default for QuantizeOptions {
     fn default() -> Self {
         Self {
             format: None,
+            mixture: None,
             method: Method::Gptq,
             bits: 4,
             bits_for: Vec::new(),

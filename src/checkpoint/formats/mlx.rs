@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use super::codes_of;
 use crate::checkpoint::{bits, floats};
 use crate::checkpoint::change::Change;
-use crate::checkpoint::format::{Container, Format, GridWish, Part, PlannedLayer, PlannedModel, Rest, RestTensor};
+use crate::checkpoint::format::{Container, Format, GridWish, Part, PlannedLayer, PlannedModel, Prepared, Rest, RestTensor};
 use crate::checkpoint::layout::{Layout, Lookup, Opened, Origin, PackedLayers, PackedWeight, PartData, module_of};
 use crate::device::recycled;
 use crate::error::{Setting, phrase};
@@ -79,7 +79,7 @@ impl Format for Mlx {
         Container::Directory { written_for: "mlx" }
     }
 
-    fn stored_name(&self, config: &ModelConfig, name: &str) -> Result<String> {
+    fn stored_name(&self, (config, _): (&ModelConfig, &Prepared), name: &str) -> Result<String> {
         Ok(stored_name(config, name))
     }
 
