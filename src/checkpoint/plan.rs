@@ -32,6 +32,8 @@ pub struct WritePlan {
     pub(super) files: Vec<WeightFile>,
     /// JSON files such as `config.json`, each with name and content. Empty if the format has a single file.
     pub(super) documents: Vec<(String, String)>,
+    /// The grids of the layers to be quantized.
+    grids: BTreeMap<String, GridSpec>,
     notes: Vec<String>,
     copied: Vec<TensorGroup>,
     left_out: Vec<TensorGroup>,
@@ -127,12 +129,18 @@ impl WritePlan {
             bytes += source.sidecars().map(|file| file.len()).sum::<u64>();
         }
         let notes = format.notes(&model);
-        Ok(Self { format, files, documents, notes, copied, left_out, bytes, bits_per_weight })
+        let grids = model.layers.iter().map(|(name, layer)| (name.clone(), layer.grid)).collect();
+        Ok(Self { format, files, documents, grids, notes, copied, left_out, bytes, bits_per_weight })
     }
 
     /// How the tensors are stored in files, which decides the kind of destination.
     pub fn container(&self) -> Container {
         self.format.container()
+    }
+
+    /// The grid of the layer `name`. `None` if it is not to be quantized.
+    pub fn grid(&self, name: &str) -> Option<GridSpec> {
+        self.grids.get(name).copied()
     }
 
     /// Known limits: what some clients will not do with this checkpoint. Each note is a sentence without a full stop.

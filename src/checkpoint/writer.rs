@@ -10,13 +10,17 @@ use std::path::PathBuf;
 use safetensors::Dtype;
 
 use super::floats;
-use super::format::{Container, PlannedLayer};
+use super::format::{Container, Format, PlannedLayer};
 use super::plan::{Conversion, Item, WritePlan};
 use super::reader::Checkpoint;
 use super::sink::Sink;
 use super::source::{Source, pieces};
+use crate::device::{Device, Recorder};
 use crate::error::{Advice, Setting, phrase};
-use crate::stored::StoredLinear;
+use crate::family::LinearSpec;
+use crate::ops::grid::{self, GridSpec, Search};
+use crate::ops::rtn;
+use crate::stored::{QuantizedLinear, StoredLinear};
 use crate::{Error, Result};
 
 /// A checkpoint that is being written.
@@ -51,6 +55,11 @@ impl<'a> CheckpointWriter<'a> {
             return Err(output.no_space());
         }
         Ok(Self { source, plan, output, heads_written: 0, file: 0, item: 0, replaced: HashMap::new() })
+    }
+
+    /// The grid on which the plan wants the layer `name`. `None` if it is not to be quantized.
+    pub fn grid(&self, name: &str) -> Option<GridSpec> {
+        self.plan.grid(name)
     }
 
     /// Replaces the values of the unquantized tensor `name` of the source. They are converted and encoded as those of the
@@ -149,7 +158,7 @@ impl<'a> CheckpointWriter<'a> {
                 Some(item) => {
                     match item.source().and_then(|name| self.replaced.remove(name)) {
                         Some(bytes) => self.output.write(&bytes).await?,
-                        None => write_item(&mut self.output, self.source, item).await?,
+                        None => write_item(&mut self.output, self.source, self.plan.format, item).await?,
                     }
                     self.output.align().await?;
                     self.item += 1;
@@ -165,10 +174,11 @@ impl<'a> CheckpointWriter<'a> {
 }
 
 /// Writes an item other than a quantized layer.
-async fn write_item(output: &mut Output, source: &Checkpoint, item: &Item) -> Result<()> {
+async fn write_item(output: &mut Output, source: &Checkpoint, format: &dyn Format, item: &Item) -> Result<()> {
     match item {
         Item::Copy { file, range, .. } => output.copy(source.file(*file), range.clone()).await,
         Item::Convert { name, conversion } => convert(output, source, name, conversion).await,
+        Item::Round { name, layer } => round(output, source, format, (name, layer)).await,
         Item::Add(bytes) => output.write(bytes).await,
         Item::Linear(layer) => Err(Error::shape("write_item", format!("{} is quantized", layer.spec.name))),
     }
@@ -195,6 +205,54 @@ async fn convert(output: &mut Output, source: &Checkpoint, name: &str, conversio
         }
         _ => write(output, source.read(name).await?, shape).await,
     }
+}
+
+/// Writes the matrix `name` of the source, rounded to the grid of `layer` in pieces of rows.
+async fn round(
+    output: &mut Output,
+    source: &Checkpoint,
+    format: &dyn Format,
+    (name, layer): (&str, &PlannedLayer),
+) -> Result<()> {
+    let LinearSpec { rows, columns, .. } = layer.spec;
+    let count = (PIECE / columns.max(1)).max(1);
+    let mut parts: Vec<Vec<u8>> = Vec::new();
+    for first in (0..rows).step_by(count) {
+        let piece = first..(first + count).min(rows);
+        let rounded = rounded(layer, [piece.len(), columns], source.read_rows(name, piece).await?).await?;
+        let packed = format.pack(layer, &StoredLinear::Codes(rounded))?;
+        parts.resize(packed.len(), Vec::new());
+        parts.iter_mut().zip(packed).for_each(|(part, packed)| part.extend(packed));
+    }
+    for part in &parts {
+        output.write(part).await?;
+        output.align().await?;
+    }
+    Ok(())
+}
+
+/// Some rows of a matrix, `[rows, columns]`, rounded to the grid of `layer`, each number by itself.
+async fn rounded(layer: &PlannedLayer, [rows, columns]: [usize; 2], values: Vec<f32>) -> Result<QuantizedLinear> {
+    let spec = layer.grid;
+    let mut rec = Recorder::new(&Device::Cpu);
+    let weight = rec.upload(&[rows, columns], values)?;
+    let grid = grid::search(&mut rec, &weight, None, &spec, Search::Mse)?;
+    let (codes, _) = rtn::round(&mut rec, &weight, &grid, &spec)?;
+    let codes: Vec<u32> = rec.read(&codes).await?;
+    let units = match &grid.units {
+        Some(units) => rec.read(units).await?,
+        None => Vec::new(),
+    };
+    Ok(QuantizedLinear {
+        name: layer.spec.name.clone(),
+        rows,
+        columns,
+        grid: spec,
+        codes: codes.into_iter().map(|code| code as u8).collect(),
+        scales: rec.read(&grid.scales).await?,
+        zeros: rec.read(&grid.zeros).await?,
+        units,
+    })
 }
 
 /// Elements of a tensor that are converted at a time.

@@ -75,10 +75,10 @@ pub struct DeviceArg {
 pub struct QuantizeArgs {
     /// A Hugging Face checkpoint directory; left out, the bundled tiny LLaMA.
     pub model: Option<PathBuf>,
-    /// Directory to write; must not exist or be empty.
-    #[arg(long, value_name = "DIR")]
+    /// Directory to write, which must not exist or be empty; or a file NAME.gguf.
+    #[arg(long, value_name = "DIR|FILE.gguf")]
     pub out: PathBuf,
-    /// Replace --out if it has files in it, and start again if a run was stopped.
+    /// Replace --out if it is there, and start again if a run was stopped.
     #[arg(long)]
     pub force: bool,
     /// Go on after the last finished block of a run that was stopped; everything else as it was then.
@@ -92,9 +92,12 @@ pub struct QuantizeArgs {
     pub device: DeviceArg,
     #[command(flatten)]
     pub memory: MemoryArgs,
-    /// How to store the result [default: gptq, of QuIP float].
+    /// How to store the result [default: gguf for a file NAME.gguf, else gptq, of QuIP float].
     #[arg(long, value_parser = format_parser())]
     pub format: Option<&'static dyn Format>,
+    /// Types of a GGUF file, as llama-quantize names them, instead of --bits: Q4_K_M, Q3_K_M, Q2_K, Q4_0, Q8_0 …
+    #[arg(long = "type", value_name = "TYPE", conflicts_with = "bits")]
+    pub mixture: Option<String>,
     /// Measure the perplexity of the original and the result on this text afterwards, for --json and --report.
     #[arg(long, value_name = "FILE")]
     pub evaluate: Vec<PathBuf>,
@@ -119,7 +122,7 @@ pub struct QuantizeArgs {
 pub struct MethodArgs {
     #[arg(long, default_value_t = QuantizeOptions::default().method, value_name = METHODS.as_str(), help = method_help("Base quantizer"))]
     pub method: Method,
-    /// Bits per weight: 2, 3, 4 or 8.
+    /// Bits per weight: 2, 3, 4 or 8; some formats also take 5 and 6.
     #[arg(long, default_value_t = 4, value_name = "BITS")]
     pub bits: u32,
     /// Inputs per grid: auto (the largest of 128, 64, 32 that divides every width), a number, or -1 for one per row.

@@ -25,6 +25,7 @@ impl Names for OptionNames {
             Setting::SeqLen => "--seq-len",
             Setting::Blocks => "--blocks",
             Setting::Format => "--format",
+            Setting::Mixture => "--type",
             Setting::Out => "--out",
             Setting::Replace => "--force",
             Setting::Journal => "--resume",

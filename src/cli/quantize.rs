@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use aquatint::calibration::TextFile;
-use aquatint::checkpoint::{CheckpointWriter, DirectorySink, Existing, TensorGroup, read_text_file};
+use aquatint::checkpoint::gguf::mixtures::Mixture;
+use aquatint::checkpoint::{CheckpointWriter, DirectorySink, Existing, FileSink, TensorGroup, read_text_file};
 use aquatint::device::{Device, Memory, Recorder};
 use aquatint::observer::Observer;
 use aquatint::pipeline::Treatment;
@@ -16,7 +17,7 @@ use aquatint::study::files::{write_json, write_whole};
 use aquatint::study::fingerprint::Fingerprint;
 use aquatint::study::resume::{EarlierRecords, ResumeDirectory};
 use aquatint::study::retry::with_less_memory;
-use aquatint::{Calibration, Checkpoint, Result, bundled};
+use aquatint::{Calibration, Checkpoint, Error, Result, bundled};
 use indicatif::{HumanBytes, HumanDuration};
 
 use super::args::{CalibrationArgs, QuantizeArgs};
@@ -33,12 +34,11 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     let files = [("--json", &args.json), ("--report", &args.report), ("--profile", &args.profile)];
     check_writable(&files.map(|(option, path)| (option, path.as_deref())))?;
     let model = open_model(args.model.as_deref())?;
-    let format = args.format.map(|format| format.name().to_string());
-    let options = QuantizeOptions { format, ..args.method.options(&args.text, model.config()) };
+    let options = options(&args, &model)?;
     Treatment::new(&options, model.config()).validate()?;
     let windows = calibration_windows(&calibration_tokens(&model, &args.text)?, &options)?;
     let texts = evaluation_texts(&args, &model, options.seq_len)?;
-    let run = CheckpointRun::new(&model, &options)?;
+    let run = pollster::block_on(CheckpointRun::new(&model, &options))?;
     let command = Quantization { args: &args, model: &model, options: &options, windows: &windows, run: &run };
     // The output is checked before the device is opened, since that is quicker.
     let writer = command.writer()?;
@@ -65,6 +65,28 @@ pub fn run(args: QuantizeArgs) -> Result<()> {
     evaluated
 }
 
+/// The options of the run. The name of the output tells a GGUF file.
+///
+/// Errors: `Error::Input` if the name of the output and the format contradict each other.
+fn options(args: &QuantizeArgs, model: &Checkpoint) -> Result<QuantizeOptions> {
+    let named_gguf = args.out.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf"));
+    let format = args.format.map(|format| format.name()).or(named_gguf.then_some("gguf"));
+    if named_gguf != (format == Some("gguf")) {
+        let (expected, remedy) = match named_gguf {
+            true => ("a directory for this format", "choose a name without .gguf, or --format gguf"),
+            false => ("a name that ends in .gguf for this format", "choose such a name, or another --format"),
+        };
+        return Err(Error::input("--out", args.out.display().to_string(), expected, remedy));
+    }
+    let mut options = args.method.options(&args.text, model.config());
+    options.format = format.map(str::to_string);
+    options.mixture = args.mixture.clone();
+    if let Some(mixture) = args.mixture.as_deref().and_then(Mixture::named) {
+        options.bits = mixture.code_bits();
+    }
+    Ok(options)
+}
+
 /// What the command works on.
 struct Quantization<'a> {
     args: &'a QuantizeArgs,
@@ -79,7 +101,11 @@ impl<'a> Quantization<'a> {
     /// A writer to `--out`. Errors: `Error::Input` if the directory is in use or the disk too full.
     fn writer(&self) -> Result<CheckpointWriter<'a>> {
         let existing = if self.args.force { Existing::Replace } else { Existing::Refuse };
-        self.run.writer(Box::new(DirectorySink::new(&self.args.out, existing, self.model.directory())?))
+        let (out, model) = (&self.args.out, self.model.directory());
+        match self.run.is_one_file() {
+            true => self.run.writer(Box::new(FileSink::new(out, existing, model)?)),
+            false => self.run.writer(Box::new(DirectorySink::new(out, existing, model)?)),
+        }
     }
 
     /// Prints what `--dry-run` leaves undone.

@@ -64,7 +64,7 @@ pub fn run(args: SweepArgs) -> Result<()> {
 /// The cells that the options ask for; at least one.
 fn grid(args: &SweepArgs, model: &Checkpoint) -> Result<Grid> {
     let options_of = |variant: &_| args.details.options(variant, &args.calibration, model.config());
-    let grid = Grid::new(model, &args.axes(), options_of)?;
+    let grid = pollster::block_on(Grid::new(model, &args.axes(), options_of))?;
     if grid.cells.is_empty() {
         let remedy = "give --methods, --bits, --group-sizes and --alphas a value each, or leave them out";
         return Err(Error::input("the sweep", "no combination of options", "at least one", remedy));

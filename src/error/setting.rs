@@ -57,6 +57,8 @@ settings! {
     Blocks = "blocks",
     /// The `Format` of a `WritePlan`.
     Format = "format",
+    /// `QuantizeOptions::mixture`
+    Mixture = "mixture",
     /// The directory of a `DirectorySink`, or the file of a `FileSink`.
     Out = "out",
     /// `Existing::Replace`, which lets a sink replace a file, or a directory that has files in it.

@@ -32,6 +32,7 @@ use crate::checkpoint::{Checkpoint, CheckpointWriter};
 use crate::device::Recorder;
 use crate::engine::network::Network;
 use crate::observer::Observer;
+use crate::ops::grid::GridSpec;
 use crate::quant::QuantizeOptions;
 use crate::record::Report;
 use crate::stored::{Replacements, StoredLinear};

@@ -38,6 +38,7 @@ impl<'a> Treatment<'a> {
     /// Errors: `Error::Input` naming the first option that cannot be used.
     pub fn validate(&self) -> Result<()> {
         self.options.validate()?;
+        self.validate_mixture()?;
         let all = self.model.blocks.len();
         if let Some(blocks) = self.options.blocks.filter(|blocks| !(1..=all).contains(blocks)) {
             let expected = format!("1 to {all}, the blocks of the model");
@@ -55,6 +56,22 @@ impl<'a> Treatment<'a> {
         }
         let expected = format!("at most {positions}, the positions of the model");
         Err(Error::input(Setting::SeqLen, seq_len.to_string(), expected, "use shorter windows"))
+    }
+
+    /// Checks that the format has mixtures if one is named, and that this one exists.
+    fn validate_mixture(&self) -> Result<()> {
+        let format = self.format()?;
+        let Some(name) = &self.options.mixture else { return Ok(()) };
+        if format.name() != "gguf" {
+            let found = format!("{name} for the format {}", format.name());
+            let remedy = phrase!["choose ", Setting::Format.set_to("gguf"), ", or leave this out"];
+            return Err(Error::input(Setting::Mixture, found, "a GGUF file, which has types by name", remedy));
+        }
+        if Mixture::named(name).is_some() {
+            return Ok(());
+        }
+        let known: Vec<&str> = Mixture::ALL.iter().map(|mixture| mixture.name()).collect();
+        Err(Error::input(Setting::Mixture, name.clone(), known.join(", "), "choose one of these"))
     }
 
     /// Checks that every pattern matches a layer, that at least one layer is quantized, and that the method can round

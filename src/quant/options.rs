@@ -165,7 +165,7 @@ pub struct QuantizeOptions {
     pub mixture: Option<String>,
     /// The base quantizer.
     pub method: Method,
-    /// Bits per weight: 2, 3, 4 or 8.
+    /// Bits per weight: 2, 3, 4, 5, 6 or 8.
     pub bits: u32,
     /// Bits of some layers, by regular expression on the module path; the last match wins.
     #[serde(default, with = "patterns")]
@@ -255,7 +255,7 @@ impl QuantizeOptions {
         };
         let bits = |setting: Setting, bits: u32| {
             let remedy = "choose one of these, clients load no other";
-            require(matches!(bits, 2 | 3 | 4 | 8), setting, bits.to_string(), "2, 3, 4 or 8", remedy)
+            require(matches!(bits, 2..=6 | 8), setting, bits.to_string(), "2, 3, 4, 5, 6 or 8", remedy)
         };
         bits(Setting::Bits, self.bits)?;
         self.bits_for.iter().try_for_each(|(_, own)| bits(Setting::BitsFor, *own))?;

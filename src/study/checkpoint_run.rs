@@ -2,6 +2,7 @@
 
 use crate::Result;
 use crate::calibration::Calibration;
+use crate::checkpoint::format::Container;
 use crate::checkpoint::{Checkpoint, CheckpointWriter, DEFAULT_SHARD_LIMIT, Sink, TensorGroup, WritePlan};
 use crate::device::Recorder;
 use crate::observer::Observer;
@@ -29,10 +30,11 @@ impl<'a> CheckpointRun<'a> {
     ///
     /// Errors: `Error::Input` if `model` is quantized already, if there is no format of the name in `options`, or if it cannot
     /// store a layer.
-    pub fn new(model: &'a Checkpoint, options: &'a QuantizeOptions) -> Result<Self> {
+    pub async fn new(model: &'a Checkpoint, options: &'a QuantizeOptions) -> Result<Self> {
         let treatment = Treatment::new(options, model.config());
         let format = treatment.format()?;
-        let plan = WritePlan::new(model, format, treatment.settings(), &treatment.layers(), DEFAULT_SHARD_LIMIT)?;
+        let (settings, layers) = (treatment.settings(), treatment.layers());
+        let plan = WritePlan::new(model, format, settings, &layers, DEFAULT_SHARD_LIMIT).await?;
         Ok(Self { model, options, plan })
     }
 
@@ -43,6 +45,11 @@ impl<'a> CheckpointRun<'a> {
             quantized_bytes: self.plan.bytes(),
             bits_per_weight: Some(self.plan.bits_per_weight()),
         }
+    }
+
+    /// Whether the result is one file, and no directory.
+    pub fn is_one_file(&self) -> bool {
+        matches!(self.plan.container(), Container::File { .. })
     }
 
     /// What some client will not do with the files, and which layers get less than the whole method. Each note is a

@@ -179,8 +179,10 @@ fn remove_leftovers(parent: &Path, prefix: &str) -> io::Result<()> {
         let entry = entry?;
         let name = entry.file_name();
         let process = name.to_string_lossy().strip_prefix(prefix).map(|rest| rest.parse::<u32>().is_ok());
-        if process == Some(true) {
-            fs::remove_dir_all(entry.path())?;
+        match process {
+            Some(true) if entry.file_type()?.is_dir() => fs::remove_dir_all(entry.path())?,
+            Some(true) => fs::remove_file(entry.path())?,
+            _ => {}
         }
     }
     Ok(())

@@ -17,6 +17,7 @@ impl Names for PageNames {
             Setting::Samples => "samples",
             Setting::SeqLen => "length",
             Setting::Format => "format",
+            Setting::Mixture => "type",
             Setting::Prompt => "prompt",
             Setting::Tokens => "tokens",
             Setting::Temperature => "temperature",

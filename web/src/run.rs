@@ -210,7 +210,7 @@ impl Place<'_> {
         folder: &str,
     ) -> aquatint::Result<Report> {
         let windows = calibration_windows(&texts.calibration, options)?;
-        let run = CheckpointRun::new(self.model, options)?;
+        let run = CheckpointRun::new(self.model, options).await?;
         let writer = run.writer(create_folder(self.storage, folder).await?)?;
         let report = run.quantize(self.rec, &windows, writer, None, self.progress).await?;
         self.rec.trim();

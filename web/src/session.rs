@@ -104,10 +104,11 @@ impl Session {
     }
 
     /// Plans a run with these options.
-    pub fn plan(&self, options: JsValue) -> Result<JsValue, JsValue> {
+    pub async fn plan(&self, options: JsValue) -> Result<JsValue, JsValue> {
         let options: PageOptions = from_js(options, "plan")?;
         let model = self.model()?;
-        Ok(to_js(&plan(&model, &options, self.device.borrow().as_ref())))
+        let device = self.device.borrow().clone();
+        Ok(to_js(&plan(&model, &options, device.as_ref()).await))
     }
 
     /// Quantizes the model, compares it with an uncorrected one if asked, and measures perplexities.

@@ -103,7 +103,7 @@ fn too_large(model: &Checkpoint, seq_len: usize, device: &Device) -> Option<Stri
 }
 
 /// Plans a run of `model` with `options`.
-pub fn plan(model: &Checkpoint, options: &PageOptions, device: Option<&Device>) -> RunPlan {
+pub async fn plan(model: &Checkpoint, options: &PageOptions, device: Option<&Device>) -> RunPlan {
     let sentence = |error| Failure::from(error).into_message();
     let resolved = match options.resolve(model) {
         Ok(resolved) => resolved,
@@ -118,9 +118,11 @@ pub fn plan(model: &Checkpoint, options: &PageOptions, device: Option<&Device>) 
         ..RunPlan::default()
     };
     let treatment = Treatment::new(&resolved, config);
-    let plan_files =
-        |format| WritePlan::new(model, format, treatment.settings(), &treatment.layers(), DEFAULT_SHARD_LIMIT);
-    match treatment.format().and_then(plan_files) {
+    let written = async {
+        let layers = treatment.layers();
+        WritePlan::new(model, treatment.format()?, treatment.settings(), &layers, DEFAULT_SHARD_LIMIT).await
+    };
+    match written.await {
         Ok(written) => {
             plan.output_bytes = written.bytes();
             let notes = written.notes().iter().cloned().chain(treatment.notes());

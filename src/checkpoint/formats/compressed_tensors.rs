@@ -11,7 +11,6 @@ use super::{codes_of, group_size_that_divides, vllm};
 use crate::checkpoint::bits;
 use crate::checkpoint::format::{Format, GridWish, Part, PlannedLayer, PlannedModel};
 use crate::checkpoint::layout::{Layout, Lookup, Opened, Origin, PackedLayers, PackedWeight, PartData, module_of};
-use crate::error::Setting;
 use crate::family::LinearSpec;
 use crate::family::config::fields::Fields;
 use crate::ops::grid::{GridSpec, ScaleType};
@@ -39,9 +38,6 @@ impl Format for CompressedTensors {
     }
 
     fn grid(&self, linear: &LinearSpec, wish: GridWish<'_>) -> Result<GridSpec> {
-        if !matches!(wish.bits, 2 | 3 | 4 | 8) {
-            return Err(Error::input(Setting::Bits, wish.bits.to_string(), "2, 3, 4 or 8", "choose one of these"));
-        }
         group_size_that_divides(linear, wish, "compressed-tensors")?;
         Ok(wish.with_zeros(ScaleType::F16))
     }

@@ -9,10 +9,12 @@ use safetensors::Dtype;
 use serde_json::{Map, Value, json};
 
 use super::codes_of;
-use crate::checkpoint::{bits, floats};
 use crate::checkpoint::change::Change;
-use crate::checkpoint::format::{Container, Format, GridWish, Part, PlannedLayer, PlannedModel, Prepared, Rest, RestTensor};
+use crate::checkpoint::format::{
+    Container, Format, GridWish, Part, PlannedLayer, PlannedModel, Prepared, Rest, RestTensor,
+};
 use crate::checkpoint::layout::{Layout, Lookup, Opened, Origin, PackedLayers, PackedWeight, PartData, module_of};
+use crate::checkpoint::{bits, floats};
 use crate::device::recycled;
 use crate::error::{Setting, phrase};
 use crate::family::config::fields::Fields;

@@ -8,6 +8,7 @@ pub mod awq;
 pub mod compressed_tensors;
 pub mod f32;
 pub mod float;
+pub mod gguf;
 pub mod gptq;
 mod kinds;
 pub mod mlx;
@@ -21,7 +22,7 @@ use crate::{Error, Result};
 
 /// All formats, in the order in which they are offered to users.
 pub static FORMATS: &[&dyn Format] =
-    &[&gptq::Gptq, &compressed_tensors::CompressedTensors, &awq::Awq, &mlx::Mlx, &float::Float, &f32::F32];
+    &[&gptq::Gptq, &compressed_tensors::CompressedTensors, &awq::Awq, &mlx::Mlx, &gguf::Gguf, &float::Float, &f32::F32];
 
 /// The file with the quantization configuration of older checkpoints. Some clients look for it first.
 pub(super) const DESCRIPTION_FILE: &str = "quantize_config.json";

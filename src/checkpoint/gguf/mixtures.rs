@@ -256,6 +256,11 @@ impl Mixture {
         self.row().2
     }
 
+    /// Bits per code of the type of most matrices; 8 if they are plain floats.
+    pub fn code_bits(self) -> u32 {
+        self.default_type().grid().map_or(8, |grid| grid.codes.ilog2())
+    }
+
     /// The type of a tensor for which [`is_quantized`] holds.
     ///
     /// Where the rows are no whole blocks of the type, the result is a type of about as many bits with smaller blocks, or

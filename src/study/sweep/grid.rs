@@ -84,7 +84,11 @@ impl Grid {
     /// The cells of `axes` for `model`. `options_of` completes the options of a variant.
     ///
     /// Errors: `Error::Input` naming an option that the model or the checkpoint format does not allow.
-    pub fn new(model: &Checkpoint, axes: &Axes, options_of: impl Fn(&Variant) -> QuantizeOptions) -> Result<Self> {
+    pub async fn new(
+        model: &Checkpoint,
+        axes: &Axes,
+        options_of: impl Fn(&Variant) -> QuantizeOptions,
+    ) -> Result<Self> {
         let (mut grid, mut names) = (Self::default(), BTreeSet::new());
         for variant in axes.variants() {
             let options = options_of(&variant);
@@ -100,7 +104,7 @@ impl Grid {
                 grid.skipped.push(format!("{label}: asked for twice"));
             } else {
                 let group_size = treatment.group_size();
-                let sizes = CheckpointRun::new(model, &options)?.sizes();
+                let sizes = CheckpointRun::new(model, &options).await?.sizes();
                 grid.cells.push(Cell { name, label, options, group_size, sizes });
             }
         }

@@ -232,7 +232,8 @@ mod tests {
     #[test]
     fn blocks_need_not_be_alike() {
         let linear = |name: &str| LinearSpec::new(name, 32, 32);
-        let settings = QuantizationSettings { bits: 4, group_size: None, symmetric: true, mixture: None, damping: 0.01 };
+        let settings =
+            QuantizationSettings { bits: 4, group_size: None, symmetric: true, mixture: None, damping: 0.01 };
         let names =
             ["0.mlp.up", "1.mlp.experts.0.up", "1.mlp.experts.1.up", "2.mlp.experts.0.up", "2.mlp.experts.1.up"];
         let linears: Vec<LinearSpec> = names.iter().map(|name| linear(&format!("layers.{name}"))).collect();

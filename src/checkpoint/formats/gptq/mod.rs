@@ -46,7 +46,9 @@ impl Format for Gptq {
         let LinearSpec { ref name, rows, columns, .. } = *linear;
         let bits = wish.bits;
         if !matches!(bits, 2 | 3 | 4 | 8) {
-            return Err(Error::input(Setting::Bits, bits.to_string(), "2, 3, 4 or 8", "choose one of these"));
+            let expected = "2, 3, 4 or 8, as the GPTQ format has it";
+            let remedy = phrase!["choose one of these, or ", Setting::Format.set_to("compressed-tensors")];
+            return Err(Error::input(Setting::Bits, bits.to_string(), expected, remedy));
         }
         for (side, count) in [("inputs", columns), ("outputs", rows)] {
             if !(count * bits as usize).is_multiple_of(32) {
