@@ -12,7 +12,7 @@ const GROUPS: usize = 16;
 /// A number per group of a block.
 pub(super) type PerGroup = [f32; GROUPS];
 
-/// The same number for all groups.
+/// The same number for all groups: the scale of a block that is one group.
 pub(super) fn for_all(number: f32) -> PerGroup {
     [number; GROUPS]
 }

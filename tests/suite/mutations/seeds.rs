@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 
 use aquatint::checkpoint::format::{PlannedLayer, PlannedModel};
 use aquatint::checkpoint::formats::gptq::Gptq;
+use aquatint::checkpoint::gguf::container::{TensorInfo, head, padding};
+use aquatint::checkpoint::gguf::metadata::{Metadata, Value};
+use aquatint::checkpoint::gguf::types::BlockType;
 use aquatint::checkpoint::{Dtype, Format, QuantizationSettings};
 use aquatint::device::Precision;
 use aquatint::family::{LinearSpec, ModelConfig};
@@ -24,6 +27,7 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
     let together = |config: String, weights: Vec<u8>| [config.into_bytes(), vec![b'\n'], weights].concat();
     match target {
         "header" => vec![plain.weights()],
+        "gguf" => vec![gguf()],
         "index" => {
             let names = plain.tensors.iter().map(|tensor| (tensor.name.clone(), json!("b.safetensors")));
             let map: serde_json::Map<_, _> = names.collect();
@@ -64,6 +68,27 @@ pub fn seeds(target: &str) -> Vec<Vec<u8>> {
         "report" => vec![report()],
         other => panic!("no seeds for {other}"),
     }
+}
+
+/// A GGUF file with a tensor of every type, a short list and a text.
+fn gguf() -> Vec<u8> {
+    let mut metadata = Metadata::new();
+    metadata.set("general.architecture", Value::Text("llama".to_string()));
+    metadata.set("tokenizer.ggml.tokens", Value::List(["a", "b"].map(|text| Value::Text(text.to_string())).to_vec()));
+    metadata.set("tokenizer.ggml.scores", Value::List(vec![Value::F32(0.5); 2]));
+    metadata.set("general.alignment", Value::U32(8));
+    let tensor = |block_type: BlockType| TensorInfo {
+        name: block_type.name().to_string(),
+        shape: vec![2, block_type.block_weights()],
+        block_type,
+    };
+    let tensors = BlockType::ALL.map(tensor);
+    let mut bytes = head(&metadata, &tensors).unwrap();
+    for tensor in &tensors {
+        let size = tensor.block_type.bytes_of(&tensor.shape).unwrap();
+        bytes.resize(bytes.len() + (size + padding(size, 8)) as usize, 0x35);
+    }
+    bytes
 }
 
 /// The directory of the models of all families. The crate of the fuzz targets lies below the root.

@@ -1,5 +1,6 @@
 //! Every parser of a file that a user gives, fed with bytes: whatever they are, it returns.
 
+use aquatint::checkpoint::gguf::{blocks, container};
 use aquatint::checkpoint::layouts::Packing;
 use aquatint::checkpoint::{Checkpoint, MemorySource, Source, read_header};
 use aquatint::eval::tasks::Task;
@@ -13,8 +14,9 @@ use pollster::block_on;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("header", header),
+    ("gguf", gguf),
     ("index", index),
     ("config", config),
     ("checkpoint", checkpoint),
@@ -29,6 +31,15 @@ pub const TARGETS: [Target; 9] = [
 pub fn header(bytes: &[u8]) {
     let source = MemorySource::new("model.safetensors", bytes.to_vec());
     let _ = block_on(read_header(&source, "model.safetensors"));
+}
+
+/// The head of a GGUF file, and the numbers of its tensors.
+pub fn gguf(bytes: &[u8]) {
+    let source = MemorySource::new("model.gguf", bytes.to_vec());
+    let Ok(head) = block_on(container::read_head(&source, "model.gguf")) else { return };
+    for container::StoredTensor { info, range } in head.tensors {
+        blocks::unpack(info.block_type, &bytes[range.start as usize..range.end as usize]).expect("whole blocks");
+    }
 }
 
 /// `model.safetensors.index.json` beside one shard.

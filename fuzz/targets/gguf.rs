@@ -1,0 +1,5 @@
+//! Fuzz target: a GGUF file, and the numbers of its tensors.
+
+#![no_main]
+
+aquatint_fuzz::target!(gguf);
