@@ -26,6 +26,7 @@ mod families;
 mod family;
 mod generate;
 mod gguf;
+mod gguf_tokenizer;
 mod gptq;
 mod gram;
 mod grid;

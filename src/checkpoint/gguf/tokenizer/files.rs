@@ -27,8 +27,8 @@ pub struct TokenizerFiles {
 }
 
 impl TokenizerFiles {
-    /// Reads the files of `checkpoint`. Errors: `Error::Input` if tokenizer.json is missing, or if one of the files is no
-    /// JSON object.
+    /// Reads the files of `checkpoint`. Errors: `Error::Input` if tokenizer.json is missing, or if one of the files is
+    /// no JSON object.
     pub async fn of(checkpoint: &Checkpoint) -> Result<Self> {
         let subject = format!("{}/tokenizer.json", checkpoint.name());
         let Some(tokenizer) = object(checkpoint, "tokenizer.json").await? else {

@@ -9,10 +9,10 @@
 //! | `llama` | characters, merged in the whole text (SentencePiece) | the score of the merged token |
 //! | `gemma4` | characters, merged in the whole text | a list |
 //!
-//! Writing: [`TokenizerFiles`] collects what the files of a model say, and [`TokenizerFiles::write`] makes pairs of it.
-//! Reading: [`tokenizer_json`] makes a `tokenizer.json` of the pairs, and [`special_tokens`] finds the tokens that begin
-//! and end a text. `rules` is the table of the rules for words, `scores` turns merges into scores and back, `vocabulary`
-//! has the tokens of a `tokenizer.json`, and `specials` the tokens with a meaning.
+//! Writing: [`TokenizerFiles`] collects what the files of a model say, and [`TokenizerFiles::write`] makes pairs of
+//! it. Reading: [`tokenizer_json`] makes a `tokenizer.json` of the pairs, and [`special_tokens`] finds the tokens that
+//! begin and end a text. `rules` is the table of the rules for words, `scores` turns merges into scores and back,
+//! `vocabulary` has the tokens of a `tokenizer.json`, and `specials` the tokens with a meaning.
 //!
 //! llama.cpp normalizes no text. A tokenizer that composes characters (NFC) before it cuts them gives other ids for
 //! texts that are not composed. [`TokenizerFiles::write`] returns a note in such cases.

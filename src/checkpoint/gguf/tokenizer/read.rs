@@ -18,8 +18,8 @@ pub struct SpecialTokens {
     pub ends: Vec<u32>,
 }
 
-/// The `tokenizer.json` of the tokenizer in `metadata`, which [`Tokenizer`](crate::tokenizer::Tokenizer) reads. `subject`
-/// is the name of the file in messages.
+/// The `tokenizer.json` of the tokenizer in `metadata`, which [`Tokenizer`](crate::tokenizer::Tokenizer) reads.
+/// `subject` is the name of the file in messages.
 ///
 /// Errors: `Error::Input` if the pairs describe no tokenizer, or one of another kind than those in the table of the
 /// module, or one whose rule for words is unknown.
@@ -28,8 +28,8 @@ pub fn tokenizer_json(subject: &str, metadata: &Metadata) -> Result<Value> {
     pairs.tokenizer_json().map_err(|found| refuse(subject, found))
 }
 
-/// The tokens that begin and end a text, for the tokenizer in `metadata`. Beside the tokens that the file names these are
-/// all at which llama.cpp ends a generation. Errors: as [`tokenizer_json`].
+/// The tokens that begin and end a text, for the tokenizer in `metadata`. Beside the tokens that the file names these
+/// are all at which llama.cpp ends a generation. Errors: as [`tokenizer_json`].
 pub fn special_tokens(subject: &str, metadata: &Metadata) -> Result<SpecialTokens> {
     let pairs = Pairs { metadata };
     pairs.special_tokens().map_err(|found| refuse(subject, found))
@@ -74,6 +74,12 @@ impl<'a> Pairs<'a> {
             Kind::Bytes => None,
             Kind::Scored | Kind::Characters => self.id(key::UNKNOWN, &tokens)?.map(|id| tokens.texts[id as usize]),
         };
+        let pre_tokenizer = match (kind, rule) {
+            (Kind::Bytes, Some(rule)) => rule.pre_tokenizer(),
+            // llama.cpp merges nothing across the end of a line.
+            (Kind::Characters, _) => rules::split(r"\n+"),
+            _ => Value::Null,
+        };
         let vocabulary: Map<String, Value> =
             tokens.texts.iter().enumerate().map(|(id, text)| ((*text).to_owned(), json!(id))).collect();
         let model = json!({
@@ -94,7 +100,7 @@ impl<'a> Pairs<'a> {
             "padding": null,
             "added_tokens": tokens.added(),
             "normalizer": normalizer(kind, prefix),
-            "pre_tokenizer": rule.map(Rule::pre_tokenizer),
+            "pre_tokenizer": pre_tokenizer,
             "post_processor": self.post_processor(kind, rule, &tokens)?,
             "decoder": decoder(kind, prefix),
             "model": model,
@@ -153,7 +159,8 @@ impl<'a> Pairs<'a> {
         Ok(Tokens { texts, types })
     }
 
-    /// The merges in the file. The first space of an entry behind its first character is the one between the two texts.
+    /// The merges in the file. The first space of an entry behind its first character is the one between the two
+    /// texts.
     fn merges(&self, tokens: &Tokens<'_>) -> Result<Vec<Value>, String> {
         let list = self.texts(key::MERGES)?.ok_or_else(|| format!("no {}", key::MERGES))?;
         let known: HashSet<&str> = tokens.texts.iter().copied().collect();
@@ -184,7 +191,7 @@ impl<'a> Pairs<'a> {
 
     /// The tokens around a text. A file that does not say so leaves it to the kind of tokenizer.
     fn post_processor(&self, kind: Kind, rule: Option<&Rule>, tokens: &Tokens<'_>) -> Result<Value, String> {
-        let usual = rule.map_or(true, |rule| rule.adds_bos);
+        let usual = rule.is_none_or(|rule| rule.adds_bos);
         // llama.cpp adds it for Gemma 4 in any case.
         let begins = kind == Kind::Characters || self.flag(key::ADD_BOS)?.unwrap_or(usual);
         let ends = self.flag(key::ADD_EOS)?.unwrap_or(false);
@@ -287,8 +294,8 @@ impl Tokens<'_> {
         self.texts.iter().zip(&self.types).enumerate().filter_map(entry).collect()
     }
 
-    /// Whether llama.cpp goes on behind a token that usually ends a text: "<|end|>" beside tokens for calls, and "</s>" in
-    /// Gemma 4.
+    /// Whether llama.cpp goes on behind a token that usually ends a text: "<|end|>" beside tokens for calls, and
+    /// "</s>" in Gemma 4.
     fn is_spared(&self, id: u32) -> bool {
         let has = |texts: &[&str]| texts.iter().all(|text| self.texts.contains(text));
         match self.texts[id as usize] {

@@ -1,9 +1,14 @@
 //! The rules that cut a text into words before bytes are merged, by their names in llama.cpp.
 //!
-//! The converter of llama.cpp knows a tokenizer by the hash of the ids that it gives for a fixed text. This works for the
-//! vocabularies in its list and no others. Here a rule is known by what it does: the regular expressions in
+//! The converter of llama.cpp knows a tokenizer by the hash of the ids that it gives for a fixed text. This works for
+//! the vocabularies in its list and no others. Here a rule is known by what it does: the regular expressions in
 //! `tokenizer.json`, which are also what llama.cpp implements under each name. A model with a vocabulary of its own is
 //! then written correctly, and a rule that llama.cpp lacks is refused.
+//!
+//! A file that is read gets the rule of the models, too. llama.cpp follows it with a few simplifications: under
+//! "gpt-4o" and "tekken" it treats marks such as the vowel signs of Hindi as no letters, under "tiny_aya" it groups
+//! the digits beside letters in another way, and under "deepseek-llm" and "falcon" it does not separate digits. The
+//! vocabularies of the last two have no tokens for which that matters.
 
 use serde_json::{Value, json};
 
@@ -58,7 +63,8 @@ const BLOOM: &str = r" ?[^(\s|[.,!?…。，、।۔،])]+";
 const LETTERS_WITH_CASE: &str = concat!(
     r"\s?[",
     "A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛ",
-    "ὝὟ-\u{1F7D}ᾀ-ᾴᾶ-ᾼ\u{1FBE}ῂ-ῄῆ-ῌῐ-\u{1FD3}ῖ-\u{1FDB}ῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\u{2126}ℨ\u{212A}-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗ",
+    "ὝὟ-\u{1F7D}ᾀ-ᾴᾶ-ᾼ\u{1FBE}ῂ-ῄῆ-ῌῐ-\u{1FD3}ῖ-\u{1FDB}ῠ-Ῥῲ-ῴῶ-ῼ",
+    "ℂℇℊ-ℓℕℙ-ℝℤ\u{2126}ℨ\u{212A}-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗ",
     "Ａ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃",
     "]+"
 );
@@ -105,11 +111,15 @@ impl Rule {
 
     /// The rule as the `pre_tokenizer` of a `tokenizer.json`.
     pub fn pre_tokenizer(&self) -> Value {
-        let split = |regex: &&str| json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false});
-        let mut steps: Vec<Value> = self.steps.iter().map(split).collect();
+        let mut steps: Vec<Value> = self.steps.iter().map(|regex| split(regex)).collect();
         steps.push(json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false}));
         json!({"type": "Sequence", "pretokenizers": steps})
     }
+}
+
+/// The step of a `pre_tokenizer` that makes a piece of every match of an expression.
+pub(super) fn split(regex: &str) -> Value {
+    json!({"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false})
 }
 
 /// All rules. Names that differ only in how llama.cpp joins tokens to text share a row.
@@ -168,8 +178,8 @@ pub(super) fn named(name: &str) -> Option<&'static Rule> {
     RULES.iter().find(|rule| rule.names.contains(&name))
 }
 
-/// The rule of a `tokenizer.json` with this `pre_tokenizer` and this value of `ignore_merges`. `None` if llama.cpp has no
-/// such rule.
+/// The rule of a `tokenizer.json` with this `pre_tokenizer` and this value of `ignore_merges`. `None` if llama.cpp has
+/// no such rule.
 pub(super) fn of(pre_tokenizer: &Value, ignore_merges: bool) -> Option<&'static Rule> {
     let steps = steps(pre_tokenizer)?;
     RULES.iter().find(|rule| rule.ignore_merges == ignore_merges && steps == rule.steps)

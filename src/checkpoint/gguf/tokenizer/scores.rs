@@ -1,13 +1,13 @@
 //! Merges by rank and by score.
 //!
 //! A `tokenizer.json` lists pairs of tokens, and the first pair of the list that occurs in a text is merged first.
-//! SentencePiece merges any two neighbours that make a token, the token with the highest score first. A list that comes
-//! from a SentencePiece model has every pair that makes a token, in the order of the scores. Such a list and the scores
-//! say the same, and each follows from the other.
+//! SentencePiece merges any two neighbours that make a token, the token with the highest score first. A list that
+//! comes from a SentencePiece model has every pair that makes a token, in the order of the scores. Such a list and the
+//! scores say the same, and each follows from the other.
 //!
 //! Three details differ. Where two overlapping pairs make the same token, SentencePiece takes the left one and a list
-//! the earlier pair. Where two tokens have the same score, SentencePiece takes the left one and a list the token with the
-//! lower id. And SentencePiece merges characters that are no tokens themselves, which a list cannot.
+//! the earlier pair. Where two tokens have the same score, SentencePiece takes the left one and a list the token with
+//! the lower id. And SentencePiece merges characters that are no tokens themselves, which a list cannot.
 
 use std::collections::{HashMap, HashSet};
 

@@ -38,8 +38,8 @@ pub(super) fn ends_text(text: &str) -> bool {
     ENDS.contains(&text)
 }
 
-/// The names of tokens in tokenizer_config.json, with their keys in a GGUF file. The tokens that begin and end a text are
-/// found by more than their name.
+/// The names of tokens in tokenizer_config.json, with their keys in a GGUF file. The tokens that begin and end a text
+/// are found by more than their name.
 const NAMES: [(&str, &str); 4] = [
     ("unk_token", key::UNKNOWN),
     ("sep_token", key::SEPARATOR),
@@ -82,7 +82,7 @@ pub(super) fn write(
     for (name, key, token, token_key) in added {
         let adds = files.settings.get(name).and_then(Value::as_bool).unwrap_or(token.is_some());
         if adds != token.is_some() {
-            notes.push(format!("tokenizer.json adds other tokens to a text than {name} in tokenizer_config.json says, and the GGUF file follows the latter"));
+            notes.push(format!("the GGUF file follows {name} in tokenizer_config.json, and not tokenizer.json"));
         }
         if adds && metadata.get(token_key).is_none() {
             return Err(format!("\"{name}\": true in tokenizer_config.json, and no such token"));
@@ -98,21 +98,17 @@ fn write_ends(ends: &[u32], vocabulary: &Vocabulary<'_>, metadata: &mut Metadata
     let (&first, others) = ends.split_first()?;
     metadata.set(key::EOS, Stored::U32(first));
     let text = |id: u32| vocabulary.texts[id as usize].unwrap_or_default();
-    let (known, mut unknown): (Vec<u32>, Vec<u32>) = others.iter().partition(|&&id| ends_text(text(id)));
+    let (known, unknown): (Vec<u32>, Vec<u32>) = others.iter().partition(|&&id| ends_text(text(id)));
     let (of_message, of_turn): (Vec<u32>, Vec<u32>) = known.iter().partition(|&&id| text(id) == "<|eom_id|>");
-    let mut take = |first: Option<&u32>| match (first, unknown.is_empty()) {
-        (Some(id), _) => Some(*id),
-        (None, true) => None,
-        (None, false) => Some(unknown.remove(0)),
-    };
-    let eom = take(of_message.first());
-    let eot = take(None).or(of_turn.first().copied());
+    let mut unknown = unknown.into_iter();
+    let eot = unknown.next().or(of_turn.first().copied());
+    let eom = of_message.first().copied().or_else(|| unknown.next());
     for (key, id) in [(key::EOT, eot), (key::EOM, eom)] {
         if let Some(id) = id {
             metadata.set(key, Stored::U32(id));
         }
     }
-    let rest: Vec<&str> = unknown.iter().map(|&id| text(id)).collect();
+    let rest: Vec<&str> = unknown.map(text).collect();
     let note = || format!("a GGUF file has no place for more tokens that end a text: {}", rest.join(", "));
     if rest.is_empty() { None } else { Some(note()) }
 }

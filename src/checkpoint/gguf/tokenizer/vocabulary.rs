@@ -4,12 +4,17 @@ use std::collections::{BTreeMap, HashMap};
 
 use serde_json::Value;
 
+use super::SPACE_MARK;
+
 /// A token that is found in a text before anything else.
 pub(super) struct Added {
     /// Whether it has a meaning and no text.
     pub special: bool,
     /// Whether it swallows the spaces around it, or stands only between words.
     pub bounded: bool,
+    /// Whether merges make it like an ordinary token. It is in the vocabulary of the model, and its text has marks in
+    /// the place of spaces, so that it is not found in a text whose spaces are not marked yet.
+    pub merged: bool,
 }
 
 /// The tokens of a `tokenizer.json`, without those beyond the rows of the embedding.
@@ -26,8 +31,8 @@ pub(super) struct Vocabulary<'a> {
 impl<'a> Vocabulary<'a> {
     /// The tokens of `tokenizer`, for an embedding of `rows` rows.
     ///
-    /// Errors, as what was found: a malformed list of tokens; two texts of one token, or two tokens of one text; a token
-    /// beyond the embedding that can occur in ordinary text.
+    /// Errors, as what was found: a malformed list of tokens; two texts of one token, or two tokens of one text; a
+    /// token beyond the embedding that can occur in ordinary text.
     pub fn of(tokenizer: &'a Value, rows: usize) -> Result<Self, String> {
         let model = tokenizer["model"]["vocab"].as_object().ok_or("no vocabulary")?;
         let mut vocabulary = Self {
@@ -68,12 +73,20 @@ impl<'a> Vocabulary<'a> {
             return Ok(());
         }
         let id = id as u32;
-        if self.ids.get(text) != Some(&id) {
+        let known = self.ids.get(text) == Some(&id);
+        if !known {
             self.insert(text, id)?;
         }
         let bounded = ["lstrip", "rstrip", "single_word"].iter().any(|key| token[key] == true);
-        self.added.insert(id, Added { special: token["special"] == true, bounded });
+        let special = token["special"] == true;
+        let merged = known && !special && token["normalized"] == false && text.contains(SPACE_MARK);
+        self.added.insert(id, Added { special, bounded, merged });
         Ok(())
+    }
+
+    /// Whether `text` is a token that only merges make.
+    pub fn is_ordinary(&self, text: &str) -> bool {
+        self.ids.get(text).is_some_and(|id| self.added.get(id).is_none_or(|added| added.merged))
     }
 
     /// Adds a token with a new text and a new id.

@@ -19,16 +19,16 @@ const SHOWN: [&str; 7] =
 struct Spaces {
     /// Whether a space is put before a text.
     prefix: bool,
-    /// Whether it is put only at the very start, and not behind a token with a meaning.
-    start_only: bool,
+    /// Whether it is left out in some places where llama.cpp puts one.
+    sparing: bool,
 }
 
 impl TokenizerFiles {
-    /// Writes the pairs for the tokenizer. Returns notes, as sentences without a full stop: what llama.cpp does otherwise
-    /// than the tokenizer.
+    /// Writes the pairs for the tokenizer. Returns notes, as sentences without a full stop: what llama.cpp does
+    /// otherwise than the tokenizer.
     ///
-    /// Errors: `Error::Input` if llama.cpp has no such tokenizer. These are tokenizers of other kinds than BPE, rules for
-    /// words that are not in its list, and merges of characters that do not follow from scores.
+    /// Errors: `Error::Input` if llama.cpp has no such tokenizer. These are tokenizers of other kinds than BPE, rules
+    /// for words that are not in its list, and merges of characters that do not follow from scores.
     pub fn write(&self, metadata: &mut Metadata) -> Result<Vec<String>> {
         self.try_write(metadata).map_err(|found| {
             Error::input(
@@ -88,9 +88,8 @@ impl TokenizerFiles {
         metadata.set(key::RULE, Stored::Text(rule.name().to_owned()));
         self.write_tokens(Kind::Bytes, vocabulary, metadata)?;
         write_merges(merges, metadata);
-        let note =
-            || "llama.cpp does not compose characters (NFC), so texts with decomposed characters get other tokens";
-        Ok(composes.then(|| note().to_owned()))
+        let note = "llama.cpp does not compose characters (NFC), so texts with decomposed characters get other tokens";
+        Ok(composes.then(|| note.to_owned()))
     }
 
     /// Writes a tokenizer whose tokens are characters. Returns a note if llama.cpp puts in more spaces.
@@ -117,14 +116,18 @@ impl TokenizerFiles {
         metadata.set(key::MODEL, Stored::Text(kind.name().to_owned()));
         self.write_tokens(kind, vocabulary, metadata)?;
         if listed {
+            let is_mixed = |text: &str| text.contains('\n') && text.chars().any(|char| char != '\n');
+            if let Some((left, right)) = merges.iter().find(|(left, right)| is_mixed(&format!("{left}{right}"))) {
+                return Err(format!("a merge of {left:?} and {right:?} across the end of a line"));
+            }
             write_merges(merges, metadata);
         } else {
             metadata.set(key::RULE, Stored::Text("default".to_owned()));
             metadata.set(key::SCORES, scores(merges, vocabulary)?);
         }
         metadata.set(key::ADD_SPACE, Stored::Bool(spaces.prefix));
-        let note = || "llama.cpp puts a space behind every token with a meaning, and the tokenizer only at the start of a text";
-        Ok(spaces.start_only.then(|| note().to_owned()))
+        let note = "llama.cpp puts a space before every text and behind special tokens, which the tokenizer does not";
+        Ok(spaces.sparing.then(|| note.to_owned()))
     }
 
     /// Writes the texts and types of all tokens. Rows of the embedding without a token get a name.
@@ -143,13 +146,12 @@ impl TokenizerFiles {
                 _ if kind != Kind::Bytes && model["unk_token"] == text => TokenType::Unknown,
                 Some(_) if kind == Kind::Characters && SHOWN.contains(&text) => TokenType::UserDefined,
                 Some(added) if added.special || looks_special(text) => TokenType::Control,
-                // llama.cpp finds no token in the text of Gemma 4 that its merges make anyway.
-                Some(_) if kind == Kind::Characters && model["vocab"].get(text).is_some() => TokenType::Normal,
+                Some(added) if kind != Kind::Bytes && added.merged => TokenType::Normal,
                 Some(_) => TokenType::UserDefined,
                 None if kind != Kind::Bytes && is_byte(text) => TokenType::Byte,
                 None => TokenType::Normal,
             };
-            // llama.cpp looks for these tokens before it marks the spaces.
+            // llama.cpp looks for these tokens before it marks the spaces, whose marks the tokenizer has looked for.
             let marked = kind == Kind::Scored && token_type == TokenType::UserDefined;
             texts.push(if marked { text.replace(SPACE_MARK, " ") } else { text.to_owned() });
             types.push(Stored::I32(token_type as i32));
@@ -196,8 +198,7 @@ fn write_merges(merges: &[Pair<'_>], metadata: &mut Metadata) {
 
 /// The score of every token. Tokens that no merge makes come behind all others.
 fn scores(merges: &[Pair<'_>], vocabulary: &Vocabulary<'_>) -> Result<Stored, String> {
-    let ordinary =
-        |text: &str| vocabulary.ids.get(text).is_some_and(|id| !vocabulary.added.contains_key(id)) && !is_byte(text);
+    let ordinary = |text: &str| vocabulary.is_ordinary(text) && !is_byte(text);
     let mut merged = String::new();
     let mut made = Vec::with_capacity(merges.len());
     for &(left, right) in merges {
@@ -236,7 +237,7 @@ fn spaces(tokenizer: &Value) -> Result<Spaces, String> {
         None if normalizer.is_null() => Vec::new(),
         None => vec![normalizer],
     };
-    let mut spaces = Spaces { prefix: false, start_only: false };
+    let mut spaces = Spaces { prefix: false, sparing: false };
     let mut marked = false;
     for part in parts {
         match part["type"].as_str() {
@@ -252,7 +253,8 @@ fn spaces(tokenizer: &Value) -> Result<Spaces, String> {
         Some("Metaspace") if pre_tokenizer["replacement"] == mark && pre_tokenizer["split"] == false => {
             match pre_tokenizer["prepend_scheme"].as_str() {
                 Some("never") => Ok(spaces),
-                scheme => Ok(Spaces { prefix: true, start_only: scheme == Some("first") }),
+                // There is none before a text that begins with a space, and perhaps none behind special tokens.
+                _ => Ok(Spaces { prefix: true, sparing: true }),
             }
         }
         _ => Err(format!("a pre_tokenizer that llama.cpp lacks ({pre_tokenizer})")),
