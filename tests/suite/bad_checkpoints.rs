@@ -196,7 +196,7 @@ fn quantization_that_no_format_reads_is_refused() {
         config["quantization_config"] = description;
         with_config(&config.to_string())
     };
-    let readable = "float weights, GPTQ, compressed-tensors, AWQ, FP8 or MXFP4";
+    let readable = "float weights, GPTQ, compressed-tensors, AWQ, MLX, FP8 or MXFP4";
     for (method, content) in [("bitsandbytes", "4 or 8 bits"), ("hqq", "HQQ"), ("own", "")] {
         let found = format!("weights quantized with \"{method}\"");
         let expected = ["model/config.json", &found, content, readable, "original, unquantized model"];

@@ -16,6 +16,7 @@ mod clip;
 mod columns;
 mod common;
 mod config;
+mod conversion;
 mod cooperative;
 mod dequantize;
 mod descent;

@@ -1,5 +1,5 @@
-//! The packed formats besides GPTQ: their bytes against those of other programs (tests/fixtures/formats/make.py), whole checkpoints
-//! that are written and read back, and grids that a format cannot store.
+//! The packed formats besides GPTQ: their bytes against those of other programs (tests/fixtures/formats, make.py and
+//! make_mlx.py), whole checkpoints that are written and read back, and grids that a format cannot store.
 
 use aquatint::checkpoint::format::PlannedLayer;
 use aquatint::checkpoint::formats::{FORMATS, named};
@@ -16,7 +16,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-use crate::small_model::random_layer;
+use crate::small_model::{Model, Stored, random_layer};
 
 fn numbers(case: &Value, key: &str) -> Vec<f64> {
     case[key].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect()
@@ -26,10 +26,15 @@ fn size(case: &Value, key: &str) -> usize {
     case[key].as_u64().unwrap() as usize
 }
 
+/// The layers of make_mlx.py.
+fn mlx_cases() -> Value {
+    serde_json::from_str(include_str!("../fixtures/formats/mlx.json")).unwrap()
+}
+
 #[test]
 fn the_tensors_are_those_of_other_programs() {
     let cases: Vec<Value> = serde_json::from_str(include_str!("../fixtures/formats/packed.json")).unwrap();
-    for case in &cases {
+    for case in cases.iter().chain(mlx_cases()["packed"].as_array().unwrap()) {
         let (rows, columns, group_size) = (size(case, "rows"), size(case, "columns"), size(case, "group_size"));
         let bytes = |key| numbers(case, key).into_iter().map(|value| value as u8).collect::<Vec<u8>>();
         let linear = QuantizedLinear {
@@ -108,6 +113,74 @@ fn round_trip(format: &str, settings: QuantizationSettings, bits: impl Fn(&str) 
     serde_json::from_slice(&std::fs::read(out.join("config.json")).unwrap()).unwrap()
 }
 
+/// A model in which MLX quantized one layer, with a case of make_mlx.py.
+fn with_mlx_layer(module: &str, case: &Value) -> Model {
+    let mut model = Model::new(|config| {
+        config["quantization"] = json!({ "group_size": 32, "bits": 4 });
+        config["quantization_config"] = config["quantization"].clone();
+    });
+    let shape = [size(case, "rows"), size(case, "columns")];
+    let dtype = ["F16", "BF16", "F32"].into_iter().find(|name| case["dtype"] == **name).unwrap();
+    let words = shape[1] * size(case, "bits") / 32;
+    model.tensors.retain(|tensor| tensor.name != format!("{module}.weight"));
+    for (part, dtype, inner) in [("weight", "U32", words), ("scales", dtype, 1), ("biases", dtype, 1)] {
+        let width = if dtype.ends_with("32") { 4 } else { 2 };
+        let elements = numbers(case, part).into_iter();
+        let bytes = elements.flat_map(|element| (element as u32).to_le_bytes()[..width].to_vec()).collect();
+        let name = format!("{module}.{part}");
+        model.tensors.push(Stored { name, dtype, shape: vec![shape[0], inner], bytes });
+    }
+    model
+}
+
+#[test]
+fn layers_and_embeddings_that_mlx_made_read_as_mlx_reads_them() {
+    let cases = mlx_cases();
+    for case in cases["quantized"].as_array().unwrap() {
+        let (rows, columns) = (size(case, "rows"), size(case, "columns"));
+        for module in ["model.layers.0.self_attn.k_proj", "model.embed_tokens", "lm_head"] {
+            let model = with_mlx_layer(module, case);
+            let source = block_on(model.open()).unwrap();
+            assert_eq!(source.quantized_layout(), Some("MLX"));
+            let name = format!("{module}.weight");
+            assert_eq!(source.shape(&name).unwrap(), [rows, columns]);
+            let values = block_on(source.read(&name)).unwrap();
+            let ends = [&values[..columns], &values[(rows - 1) * columns..]].concat();
+            for (value, expected) in ends.iter().zip(numbers(case, "first_and_last_row")) {
+                assert!((f64::from(*value) - expected).abs() <= 1e-6 * expected.abs().max(1.0), "{value} {expected}");
+            }
+            assert_eq!(block_on(source.read_rows(&name, 5..7)).unwrap(), values[5 * columns..7 * columns]);
+            assert!(source.notes().is_empty(), "{:?}", source.notes());
+        }
+    }
+}
+
+#[test]
+fn an_mlx_layer_whose_tensors_do_not_fit_is_refused() {
+    let cases = mlx_cases();
+    let case = &cases["quantized"][2];
+    let module = "model.layers.0.self_attn.k_proj";
+    let refused = |edit: &dyn Fn(&mut Model), part: &str| {
+        let mut model = with_mlx_layer(module, case);
+        edit(&mut model);
+        let message = block_on(model.open()).err().unwrap().to_string();
+        assert!(message.contains(part), "{message}");
+    };
+    let biases = format!("{module}.biases");
+    refused(&|model| model.tensors.retain(|tensor| tensor.name != biases), &biases);
+    let weight = format!("{module}.weight");
+    refused(
+        &|model| {
+            let tensor = model.tensor(&weight);
+            (tensor.shape, tensor.bytes) = (vec![16, 7], vec![0; 16 * 7 * 4]);
+        },
+        "k_proj.weight of shape [16, 7]",
+    );
+    refused(&|model| model.tensor(&weight).dtype = "I32", "expected U32");
+    refused(&|model| model.config["quantization"]["mode"] = "nvfp4".into(), "\"mode\": \"nvfp4\"");
+    refused(&|model| model.config["quantization"][module] = json!({ "mode": "mxfp4" }), "\"mode\": \"mxfp4\"");
+}
+
 fn settings(bits: u32, group_size: Option<usize>, symmetric: bool) -> QuantizationSettings {
     QuantizationSettings { bits, group_size, symmetric, damping: 0.01 }
 }
@@ -121,6 +194,14 @@ fn checkpoints_read_back_exactly() {
             let weights = &config["quantization_config"]["config_groups"]["group_0"]["weights"];
             assert_eq!(weights["num_bits"], bits);
             assert_eq!(weights["strategy"], if group_size.is_some() { "group" } else { "channel" });
+        }
+        if group_size.is_some() {
+            for bits in [2, 3, 4, 8] {
+                let config = round_trip("mlx", settings(bits, group_size, symmetric), |_| Some(bits));
+                let mut expected = json!({ "group_size": 32, "bits": bits, "mode": "affine", "lm_head": false });
+                assert_eq!(config["quantization"], expected);
+                assert_eq!(config["quantization_config"], expected.take());
+            }
         }
         let config = round_trip("awq", settings(4, group_size, symmetric), |_| Some(4));
         assert_eq!(config["quantization_config"]["modules_to_not_convert"], json!(["lm_head"]));
@@ -142,6 +223,11 @@ fn layers_with_bits_of_their_own_have_groups_of_settings() {
         (&json!(3), &json!(8))
     );
     assert_eq!(groups["group_0"]["targets"].as_array().unwrap().len(), 5);
+    let config = round_trip("mlx", settings(3, Some(32), false), bits);
+    let layer = |name: &str| &config["quantization"][format!("model.layers.1.{name}")];
+    assert_eq!(layer("mlp.down_proj"), false);
+    assert_eq!(*layer("self_attn.q_proj"), json!({ "group_size": 32, "bits": 8 }));
+    assert_eq!(*layer("self_attn.k_proj"), Value::Null);
     let config = round_trip("awq", settings(4, Some(32), false), |name| bits(name).map(|_| 4));
     let kept = config["quantization_config"]["modules_to_not_convert"].as_array().unwrap().clone();
     assert_eq!(kept.len(), 1 + 8, "{kept:?}");
@@ -159,6 +245,12 @@ fn a_grid_that_a_format_cannot_store_is_refused_in_a_sentence() {
     refused(grid("awq", 64, 96, settings(4, Some(64), false)), "a group size that divides them");
     refused(grid("compressed-tensors", 5, 96, settings(3, Some(64), false)), "a group size that divides them");
     assert!(grid("compressed-tensors", 5, 7, settings(3, None, false)).is_ok());
+    refused(grid("mlx", 5, 64, settings(7, Some(32), false)), "2, 3, 4, 5, 6 or 8");
+    refused(grid("mlx", 5, 576, settings(4, Some(128), false)), "128 for the 576 inputs of layer");
+    refused(grid("mlx", 5, 576, settings(4, Some(128), false)), "choose group_size 64");
+    refused(grid("mlx", 5, 96, settings(4, None, false)), "choose group_size 32");
+    refused(grid("mlx", 5, 80, settings(4, Some(16), false)), "leave the layer out with skip");
+    assert!([5, 6].iter().all(|&bits| grid("mlx", 5, 64, settings(bits, None, true)).is_ok()));
 }
 
 #[test]
