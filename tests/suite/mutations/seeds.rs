@@ -155,7 +155,7 @@ fn quantized(mut model: Model, settings: &QuantizationSettings) -> Model {
         let name = name.trim_end_matches(".weight").to_string();
         let spec = LinearSpec::new(name.clone(), shape[0], shape[1]);
         let layer = random_layer(&mut rng, &spec, settings);
-        let planned = PlannedLayer { spec, grid: layer.grid(), original: Dtype::F32 };
+        let planned = PlannedLayer { spec, grid: layer.grid, original: Dtype::F32 };
         for (part, bytes) in Gptq.parts(&planned).into_iter().zip(Gptq.pack(&planned, &layer.into()).unwrap()) {
             let dtype = if part.dtype == Dtype::F16 { "F16" } else { "I32" };
             model.tensors.push(Stored { name: part.name, dtype, shape: part.shape, bytes });
