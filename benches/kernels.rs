@@ -306,17 +306,18 @@ impl Bench {
             let shape = format!("m {m}, n {n}");
             for (search, word) in [(Search::MinMax, "minmax"), (Search::Mse, "mse")] {
                 for (group_size, place) in [(n, "per channel"), (32, "group 32")] {
-                    let (spec, work) = (spec(group_size, search), Work::Weights((m * n) as f64));
+                    let (spec, work) = (spec(group_size), Work::Weights((m * n) as f64));
                     let kernel = format!("grid {word}");
                     self.measure(&kernel, format!("{shape}, {place}"), work, |rec| {
-                        grid::search(rec, &w, None, &spec).map(drop)
+                        grid::search(rec, &w, None, &spec, search).map(drop)
                     })?;
                 }
             }
-            let per_channel = grid::search(&mut self.rec, &w, None, &spec(n, Search::MinMax))?;
+            let grid = spec(n);
+            let per_channel = grid::search(&mut self.rec, &w, None, &grid, Search::MinMax)?;
             // Reads weights, writes codes and values.
             let traffic = bytes(3 * m * n);
-            self.measure("rtn", shape.clone(), traffic, |rec| rtn::round(rec, &w, &per_channel, n, BITS).map(drop))?;
+            self.measure("rtn", shape.clone(), traffic, |rec| rtn::round(rec, &w, &per_channel, &grid).map(drop))?;
             let options = gptq_options();
             let h = hessian(&mut self.rec, n, 1.0)?;
             let diagonal = block_on(HessianDiagonal::of(&mut self.rec, &h, "bench"))?;
@@ -324,7 +325,7 @@ impl Bench {
             let input = GroupInput { options: &options, curvature: Some(curvature), magnitudes: None };
             let gptq = options.method.quantizer();
             let rounder = block_on(gptq.prepare(&mut self.rec, input, ScaleSearch::default()))?;
-            let layer = Layer { name: "bench", grid: options.grid_spec(n, BITS) };
+            let layer = Layer { name: "bench", grid };
             // One multiplication and one addition for each row and each pair of columns.
             let work = Work::Flops((m * n * n) as f64);
             self.measure("gptq", shape, work, |rec| block_on(rounder.round(rec, layer, &w)).map(drop))?;
@@ -404,10 +405,10 @@ fn hessian(rec: &mut Recorder, n: usize, scale: f32) -> Result<Packed> {
 }
 
 /// Returns an asymmetric grid whose scales have the type of a checkpoint's.
-fn spec(group_size: usize, search: Search) -> GridSpec {
-    GridSpec { bits: BITS, group_size, symmetry: Symmetry::Asymmetric, search, scale_type: ScaleType::F16 }
+fn spec(group_size: usize) -> GridSpec {
+    GridSpec::new(BITS, group_size, Symmetry::Asymmetric, ScaleType::F16)
 }
 
 fn gptq_options() -> QuantizeOptions {
-    QuantizeOptions { bits: BITS, symmetry: Symmetry::Asymmetric, grid: Search::MinMax, ..QuantizeOptions::default() }
+    QuantizeOptions { bits: BITS, grid: Search::MinMax, ..QuantizeOptions::default() }
 }

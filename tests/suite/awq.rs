@@ -89,8 +89,8 @@ fn output_errors(e: &Dense, x: &Dense) -> Vec<f64> {
     outputs.values.chunks(x.rows).map(|row| row.iter().map(|y| y * y).sum()).collect()
 }
 
-fn spec(group_size: usize, search: Search) -> GridSpec {
-    GridSpec { bits: 3, group_size, symmetry: Symmetry::Asymmetric, search, scale_type: ScaleType::F16 }
+fn spec(group_size: usize) -> GridSpec {
+    GridSpec::new(3, group_size, Symmetry::Asymmetric, ScaleType::F16)
 }
 
 device_tests!(the_scales_are_the_best_of_all_over_every_token: cpu, software_gpu);
@@ -106,7 +106,7 @@ fn the_scales_are_the_best_of_all_over_every_token(device: Device) {
     let weights = [(11, 17), (12, 40)].map(|(seed, m)| Dense::new(m, n, &weight(seed, m, n)));
     let mut rec = recorder(&device);
     for group_size in [16, n] {
-        let spec = spec(group_size, Search::Mse);
+        let spec = spec(group_size);
         let activations = activations(&mut rec, &x);
         let there: Vec<_> = weights.iter().map(|w| rec.upload(&[w.rows, n], w.f32()).unwrap()).collect();
         let there: Vec<_> = there.iter().map(|w| (w, spec)).collect();
@@ -140,15 +140,15 @@ fn the_ranges_are_the_best_of_all_over_every_token(device: Device) {
     let there = rec.upload(&[m, n], w.f32()).unwrap();
     for group_size in [16, n] {
         let activations = activations(&mut rec, &x);
-        let spec = spec(group_size, Search::Mse);
-        let mut round = |spec: &GridSpec| {
-            let rounded = activations.round(&mut rec, &there, &s, spec).unwrap();
+        let spec = spec(group_size);
+        let mut round = |search| {
+            let rounded = activations.round(&mut rec, &there, &s, (&spec, search)).unwrap();
             (
                 Dense::new(m, n, &read(&mut rec, &rounded.dequantized)),
                 read(&mut rec, &rounded.codes.unwrap().grid.scales),
             )
         };
-        let (found, scales) = round(&spec);
+        let (found, scales) = round(Search::Mse);
         let candidates: Vec<Dense> =
             (0..10).map(|step| rounded(&w, &wide, &spec, 1.0 - 0.05 * f64::from(step))).collect();
         let mut clipped = 0;
@@ -167,7 +167,7 @@ fn the_ranges_are_the_best_of_all_over_every_token(device: Device) {
             }
         }
         assert!(clipped > m / 4, "clipping must matter here: {clipped}");
-        let (whole, whole_scales) = round(&GridSpec { search: Search::MinMax, ..spec });
+        let (whole, whole_scales) = round(Search::MinMax);
         let apart = relative_error(&whole.f32(), &candidates[0].values);
         assert!(apart < 1e-2, "{} {apart}", device.name());
         assert!(scales.iter().zip(&whole_scales).all(|(a, b)| a <= b) && scales != whole_scales);
@@ -182,12 +182,11 @@ fn exactly(spec: &LinearSpec, weight: &[f32]) -> QuantizedLinear {
         name: spec.name.clone(),
         rows: spec.rows,
         columns: spec.columns,
-        bits: 2,
-        group_size: 1,
-        symmetric: false,
+        grid: GridSpec::new(2, 1, Symmetry::Asymmetric, ScaleType::F16),
         codes: vec![1; weight.len()],
-        scales: weight.iter().map(|w| f16::from_f32(w.abs())).collect(),
-        zeros: weight.iter().map(|w| if *w < 0.0 { 2 } else { 0 }).collect(),
+        scales: weight.iter().map(|w| f16::from_f32(w.abs()).to_f32()).collect(),
+        zeros: weight.iter().map(|w| if *w < 0.0 { 2.0 } else { 0.0 }).collect(),
+        units: Vec::new(),
     }
 }
 
@@ -264,7 +263,7 @@ fn scales_leave_the_output_of_the_full_precision_model_unchanged() {
                 producers_only.insert(linear.name.clone(), linear.clone().into());
                 if let Some(scales) = factors.get(&index) {
                     for (at, scale) in linear.scales.iter_mut().enumerate() {
-                        *scale = f16::from_f32(scale.to_f32() * scales[at % scales.len()]);
+                        *scale = f16::from_f32(*scale * scales[at % scales.len()]).to_f32();
                     }
                 }
                 both.insert(linear.name.clone(), linear.into());
@@ -343,7 +342,7 @@ fn store(
     let home = tempfile::tempdir().unwrap();
     let treatment = Treatment::new(options, source.config());
     let (settings, layers) = (treatment.settings(), treatment.layers());
-    let plan = WritePlan::new(source, treatment.format(), settings, &layers, DEFAULT_SHARD_LIMIT).unwrap();
+    let plan = WritePlan::new(source, treatment.format().unwrap(), settings, &layers, DEFAULT_SHARD_LIMIT).unwrap();
     let sink = DirectorySink::new(&home.path().join("out"), Existing::Refuse, None).unwrap();
     let mut writer = CheckpointWriter::new(source, plan, Box::new(sink)).unwrap();
     block_on(quantize(rec, source, text, options, &mut writer, &mut ())).unwrap();

@@ -7,12 +7,12 @@ use std::path::Path;
 use std::rc::Rc;
 
 use crate::small_model::{Model, Stored, open, random_layer, safetensors_file, with_header};
+use aquatint::checkpoint::format::GridWish;
 use aquatint::checkpoint::formats::{float::Float, gptq::Gptq};
 use aquatint::checkpoint::{
     Checkpoint, CheckpointWriter, DirectorySink, Existing, Format, LayerPlan, QuantizationSettings, Sink, WritePlan,
 };
 use aquatint::family::LinearSpec;
-use aquatint::stored::LayerGrid;
 use aquatint::{Error, Result};
 use futures::future::LocalBoxFuture;
 use pollster::block_on;
@@ -167,7 +167,7 @@ fn a_value_that_is_not_finite_is_found_when_its_tensor_is_read() {
 fn a_group_size_or_shape_that_the_format_cannot_store_is_refused_before_any_work() {
     let storable = |name: &str, rows, columns, bits, group_size| {
         let linear = LinearSpec::new(name, rows, columns);
-        Gptq.grid(&linear, LayerGrid { bits, group_size, symmetric: true })
+        Gptq.grid(&linear, GridWish { bits, group_size, symmetric: true })
     };
     assert!(storable("layer", 96, 576, 4, 64).is_ok());
     refused(storable("layer", 96, 576, 4, 128), &["group_size: ", "128", "576 inputs of layer", "group_size 64"]);

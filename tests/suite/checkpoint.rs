@@ -39,7 +39,7 @@ fn random_layers(source: &Checkpoint, settings: &QuantizationSettings) -> Vec<Qu
 }
 
 fn write(source: &Checkpoint, (format, settings): As, layers: &[QuantizedLinear], limit: u64, sink: DirectorySink) {
-    let planned = |layer: &QuantizedLinear| LayerPlan { name: layer.name.clone(), bits: layer.bits };
+    let planned = |layer: &QuantizedLinear| LayerPlan { name: layer.name.clone(), bits: layer.grid.bits };
     let plan: Vec<LayerPlan> = layers.iter().map(planned).collect();
     let plan = WritePlan::new(source, format, settings, &plan, limit).unwrap();
     let mut writer = CheckpointWriter::new(source, plan, Box::new(sink)).unwrap();
@@ -142,12 +142,12 @@ fn the_parts_lie_where_the_format_puts_them() {
         let group = input / 32;
         assert_eq!(word("g_idx", input), group as u32);
         let scale = &part("scales").data()[2 * (group * n + row)..][..2];
-        assert_eq!(f16::from_le_bytes([scale[0], scale[1]]), layer.scales[row * (k / 32) + group]);
+        assert_eq!(f16::from_le_bytes([scale[0], scale[1]]).to_f32(), layer.scales[row * (k / 32) + group]);
         if symmetric {
             assert!((0..k / 32 * n / 8).all(|i| word("qzeros", i) == 0x7777_7777));
         } else {
             let zero = word("qzeros", group * n / 8 + row / 8) >> (4 * (row % 8)) & 15;
-            assert_eq!(zero, u32::from(layer.zeros[row * (k / 32) + group]));
+            assert_eq!(zero as f32, layer.zeros[row * (k / 32) + group]);
         }
         let expected = json!({
             "quant_method": "gptq", "bits": 4, "group_size": 32, "desc_act": false, "sym": symmetric, "lm_head": false,
@@ -569,7 +569,7 @@ fn a_layer_out_of_turn_or_missing_is_a_bug_of_the_caller() {
     assert_eq!(names(home.path()), BTreeSet::new(), "created parents are gone too");
 
     let mut other = layers[0].clone();
-    other.zeros[0] = 7;
+    other.zeros[0] = 7.0;
     let mut writer = CheckpointWriter::new(&source, plan(), Box::new(sink(&out))).unwrap();
     assert!(
         matches!(block_on(writer.put_linear(&other.into())), Err(Error::Shape { .. })),

@@ -1,13 +1,13 @@
 //! `ops::clip`: the choice of a grid for each row and group, compared with float64.
 
-use crate::common::{device_tests, random, read, recorder};
+use crate::common::{device_tests, grid_of, random, read, recorder};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::clip::{Best, Candidate};
 use aquatint::ops::grid::Grid;
 
 fn grid(rec: &mut Recorder, shape: [usize; 2], seed: u64) -> Grid {
     let values = |seed| random(seed, shape[0] * shape[1]);
-    Grid { scales: rec.upload(&shape, values(seed)).unwrap(), zeros: rec.upload(&shape, values(seed + 1)).unwrap() }
+    grid_of(rec, shape, values(seed), values(seed + 1))
 }
 
 device_tests!(every_cell_keeps_the_grid_of_least_loss: cpu, software_gpu);

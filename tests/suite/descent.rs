@@ -1,12 +1,13 @@
 //! `ops::descent`: coordinate descent over codes, compared with the textbook in float64, and the loss that it takes off GPTQ.
 
-use crate::common::dense::{Dense, hessian, objective};
-use crate::common::{device_tests, group_rounder, random, read, recorder};
+use crate::common::dense::{Dense, Levels, hessian, objective};
+use crate::common::kinds;
+use crate::common::{device_tests, grid_of, group_rounder, levels, random, read, recorder};
 use aquatint::device::{Device, Tensor};
 use aquatint::ops::descent::{Block, descend_block};
 use aquatint::ops::gptq::LONGEST_BLOCK;
 use aquatint::ops::gram;
-use aquatint::ops::grid::{Grid, GridSpec, ScaleType, Search, Symmetry, search};
+use aquatint::ops::grid::{GridSpec, ScaleType, Search, Symmetry};
 use aquatint::ops::matmul::{Orientation, Rows, accumulate};
 use aquatint::quant::methods::Layer;
 use aquatint::quant::{ActivationOrder, Codes, HessianDiagonal, QuantizeOptions};
@@ -28,31 +29,19 @@ const CASES: [(usize, usize, usize, usize, u32); 7] = [
 /// The textbook: a layer, its codes and its grid. All matrices are `[m, …]`.
 struct Textbook {
     w: Dense,
-    scales: Dense,
-    zeros: Dense,
+    levels: Levels,
     codes: Dense,
-    group_size: usize,
-    bits: u32,
 }
 
 impl Textbook {
-    /// The value of a code in row i and column j.
-    fn value(&self, i: usize, j: usize, code: f64) -> f64 {
-        let group = j / self.group_size;
-        self.scales.at(i, group) * (code - self.zeros.at(i, group))
+    /// The start is poor: every weight is rounded to the nearest code.
+    fn new(w: Dense, levels: Levels) -> Self {
+        let codes = levels.codes(&w);
+        Self { w, levels, codes }
     }
 
     fn errors(&self) -> Dense {
-        Dense::from_fn(self.w.rows, self.w.columns, |i, j| self.w.at(i, j) - self.value(i, j, self.codes.at(i, j)))
-    }
-
-    /// Rounds every weight to the nearest code, which is a poor start.
-    fn round(&mut self) {
-        let top = f64::from((1u32 << self.bits) - 1);
-        self.codes = Dense::from_fn(self.w.rows, self.w.columns, |i, j| {
-            let group = j / self.group_size;
-            ((self.w.at(i, j) / self.scales.at(i, group)).round_ties_even() + self.zeros.at(i, group)).clamp(0.0, top)
-        });
+        self.w.minus(&self.levels.values(&self.codes))
     }
 
     /// Makes one pass: every weight in turn takes the code of least loss, found by trying them all.
@@ -61,33 +50,33 @@ impl Textbook {
         for i in 0..self.w.rows {
             for j in 0..self.w.columns {
                 let slope: f64 = (0..self.w.columns).map(|k| errors.at(i, k) * h.at(k, j)).sum();
-                let change = |code: u32| errors.at(i, j) - self.w.at(i, j) + self.value(i, j, f64::from(code));
+                let level = self.levels.at(i, j);
+                let value = |code: u32| level.value(f64::from(code));
+                let change = |code: u32| errors.at(i, j) - self.w.at(i, j) + value(code);
                 let loss = |code: &u32| -2.0 * change(*code) * slope + change(*code).powi(2) * h.at(j, j);
-                let best = (0..1u32 << self.bits).min_by(|a, b| loss(a).total_cmp(&loss(b))).unwrap();
+                let best = (0..1u32 << self.levels.spec.bits).min_by(|a, b| loss(a).total_cmp(&loss(b))).unwrap();
                 self.codes.set(i, j, f64::from(best));
-                errors.set(i, j, self.w.at(i, j) - self.value(i, j, f64::from(best)));
+                errors.set(i, j, self.w.at(i, j) - value(best));
             }
         }
     }
 }
 
 fn spec(bits: u32, group_size: usize) -> GridSpec {
-    let (symmetry, scale_type) = (Symmetry::Asymmetric, ScaleType::F32);
-    GridSpec { bits, group_size, symmetry, search: Search::MinMax, scale_type }
+    GridSpec::new(bits, group_size, Symmetry::Asymmetric, ScaleType::F32)
 }
 
 device_tests!(equals_the_textbook: cpu, software_gpu);
 fn equals_the_textbook(device: Device) {
-    for (case, (m, n, group_size, length, bits)) in CASES.into_iter().enumerate() {
+    let kinds = |(case, (m, n, group_size, length, bits))| {
+        kinds::unrounded(bits, group_size).map(|spec| (case, [m, n], spec, length))
+    };
+    for (case, [m, n], spec, length) in CASES.into_iter().enumerate().flat_map(kinds) {
         let mut rec = recorder(&device);
         let (w, h) = (Dense::new(m, n, &random(case as u64, m * n)), hessian(case as u64, n));
         let on_device = rec.upload(&[m, n], w.f32()).unwrap();
-        let grid = search(&mut rec, &on_device, None, &spec(bits, group_size)).unwrap();
-        let groups = n.div_ceil(group_size);
-        let [scales, zeros] = [&grid.scales, &grid.zeros].map(|part| Dense::new(m, groups, &read(&mut rec, part)));
-        let codes = Dense::new(0, 0, &[]);
-        let mut layer = Textbook { w, scales, zeros, codes, group_size, bits };
-        layer.round();
+        let grid = kinds::grid_without_ties(&mut rec, &on_device, &spec);
+        let mut layer = Textbook::new(w, levels(&mut rec, &spec, &grid));
 
         let mut errors = rec.upload(&[n, m], layer.errors().transposed().f32()).unwrap();
         let start: Vec<u32> = layer.codes.transposed().values.iter().map(|&code| code as u32).collect();
@@ -99,8 +88,8 @@ fn equals_the_textbook(device: Device) {
             let rows = Rows { tensor: &hessian, start, count };
             accumulate(&mut rec, Orientation::Nn, rows, Rows::all(&errors), &mut g, 0).unwrap();
             let rows = rec.copy_rows(&hessian, start, count).unwrap();
-            let (hessian, ridge, g) = (&rows, RIDGE, &g);
-            let block = Block { hessian, ridge, g, grid: &grid, group_size, start, count, bits };
+            let (hessian, ridge, g, spec, grid) = (&rows, RIDGE, &g, &spec, &grid);
+            let block = Block { hessian, ridge, g, spec, grid, start, count };
             descend_block(&mut rec, block, &mut errors, &mut codes).unwrap();
         }
 
@@ -108,7 +97,7 @@ fn equals_the_textbook(device: Device) {
         let before = objective(&layer.errors(), &damped);
         layer.descend(&damped);
         let found = found_codes(&mut rec, &codes, [m, n]);
-        let context = format!("{} case {case}", rec.device().name());
+        let context = format!("{} case {case}, {:?}", rec.device().name(), spec.zero);
         let different = found.values.iter().zip(&layer.codes.values).filter(|(a, b)| a != b).count();
         assert!(different * 1000 <= m * n, "{context}: {different} of {} codes differ", m * n);
         let expected = objective(&layer.errors(), &damped);
@@ -144,7 +133,7 @@ fn no_single_code_can_be_bettered_after_enough_passes_and_the_loss_of_gptq_falls
         let options =
             QuantizeOptions { bits: 2, descent_passes: passes, activation_order: order, ..Default::default() };
         let rounder = group_rounder(&mut rec, &options, &packed, &diagonal);
-        let layer = Layer { name: "test", grid: options.grid_spec(group_size, 2) };
+        let layer = Layer { name: "test", grid: spec(2, group_size) };
         let rounded = block_on(rounder.round(&mut rec, layer, &weight)).unwrap();
         let rounded = rounder.refine(&mut rec, &weight, rounded).unwrap();
         let damped = h.damped(f64::from(diagonal.ridge(options.rounding_damping)));
@@ -153,11 +142,10 @@ fn no_single_code_can_be_bettered_after_enough_passes_and_the_loss_of_gptq_falls
         if passes == 20 {
             let Codes { codes, grid, .. } = rounded.codes.unwrap();
             let codes = block_on(rec.read(&codes)).unwrap();
-            let parts = [&grid.scales, &grid.zeros].map(|part| read(&mut rec, part));
-            let [scales, zeros] = parts.map(|part| Dense::new(m, n.div_ceil(group_size), &part));
             let found = Dense::from_fn(m, n, |i, j| f64::from(codes[i * n + j]));
             let w = Dense::new(m, n, &random(1, m * n));
-            let mut layer = Textbook { w, scales, zeros, codes: found, group_size, bits: 2 };
+            let levels = levels(&mut rec, &spec(2, group_size), &grid);
+            let mut layer = Textbook { w, levels, codes: found };
             let before = layer.codes.values.clone();
             layer.descend(&damped);
             let moved = before.iter().zip(&layer.codes.values).filter(|(a, b)| a != b).count();
@@ -185,7 +173,7 @@ fn where_inputs_do_not_correlate_no_shrunken_range_loses_less_than_the_one_found
         let errors = [Search::Weighted, Search::Mse, Search::MinMax].map(|grid| {
             let options = QuantizeOptions { bits, grid, activation_order, descent_passes: 0, ..Default::default() };
             let rounder = group_rounder(&mut rec, &options, &packed, &diagonal);
-            let layer = Layer { name: "test", grid: options.grid_spec(group_size, bits) };
+            let layer = Layer { name: "test", grid: spec(bits, group_size) };
             let rounded = block_on(rounder.round(&mut rec, layer, &weight)).unwrap();
             w.minus(&Dense::new(m, n, &read(&mut rec, &rounded.dequantized)))
         });
@@ -212,8 +200,8 @@ fn shapes_are_checked() {
     let mut rec = recorder(&aquatint::device::Device::Cpu);
     let hessian = rec.zeros(&[2, 4]).unwrap();
     let g = rec.zeros(&[2, 3]).unwrap();
-    let grid = Grid { scales: rec.zeros(&[3, 1]).unwrap(), zeros: rec.zeros(&[3, 1]).unwrap() };
-    let block = Block { hessian: &hessian, ridge: 1.0, g: &g, grid: &grid, group_size: 4, start: 0, count: 2, bits: 3 };
+    let (spec, grid) = (spec(3, 4), grid_of(&mut rec, [3, 1], vec![0.0; 3], vec![0.0; 3]));
+    let block = Block { hessian: &hessian, ridge: 1.0, g: &g, spec: &spec, grid: &grid, start: 0, count: 2 };
     let mut errors = rec.zeros(&[4, 3]).unwrap();
     let mut codes = rec.zeros(&[4, 3]).unwrap();
     assert!(descend_block(&mut rec, block, &mut errors, &mut codes).is_ok());
@@ -221,9 +209,9 @@ fn shapes_are_checked() {
         Block { start: 3, ..block },
         Block { count: 3, ..block },
         Block { count: LONGEST_BLOCK + 1, ..block },
-        Block { bits: 9, ..block },
-        Block { group_size: 2, ..block },
-        Block { group_size: 0, ..block },
+        Block { spec: &GridSpec { bits: 9, ..spec }, ..block },
+        Block { spec: &GridSpec { group_size: 2, ..spec }, ..block },
+        Block { spec: &GridSpec { group_size: 0, ..spec }, ..block },
     ] {
         assert!(descend_block(&mut rec, wrong, &mut errors, &mut codes).is_err(), "{wrong:?}");
     }

@@ -5,8 +5,6 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use aquatint::Checkpoint;
-use aquatint::checkpoint::formats::gptq::Gptq;
-use aquatint::checkpoint::formats::named;
 use aquatint::checkpoint::{CheckpointWriter, DEFAULT_SHARD_LIMIT, DirectorySink, Dtype, Existing, WritePlan};
 use aquatint::device::{Device, Memory, Place};
 use aquatint::engine::Decoder;
@@ -214,8 +212,11 @@ fn is_quantized_written_and_read_back(family: &str) {
     let mut rec = recorder(&Device::Cpu);
     let network = Network::new(&mut rec, &model, None, 16).unwrap();
     let full: Vec<f64> = block_on(logits(&mut rec, &network, &text)).unwrap().into_iter().map(f64::from).collect();
+    // GPTQ stores codes of a column in whole words. Some of the odd shapes do not fill them.
+    let odd = model.config().linears().iter().any(|linear| !linear.rows.is_multiple_of(4));
     for method in Method::ALL {
         let options = QuantizeOptions {
+            format: odd.then(|| "float".to_string()),
             method,
             bits: 8,
             group_size: GroupSize::PerChannel,
@@ -225,10 +226,7 @@ fn is_quantized_written_and_read_back(family: &str) {
         };
         let treatment = Treatment::new(&options, model.config());
         treatment.validate().unwrap();
-        let (settings, layers) = (treatment.settings(), treatment.layers());
-        // GPTQ stores codes of a column in whole words. Some of the odd shapes do not fill them.
-        let odd = model.config().linears().iter().any(|linear| !linear.rows.is_multiple_of(4));
-        let format = if odd { named("float").unwrap() } else { treatment.format() };
+        let (settings, layers, format) = (treatment.settings(), treatment.layers(), treatment.format().unwrap());
         let plan = WritePlan::new(&model, format, settings, &layers, DEFAULT_SHARD_LIMIT).unwrap();
         let home = tempfile::tempdir().unwrap();
         let sink = DirectorySink::new(&home.path().join("out"), Existing::Refuse, None).unwrap();
@@ -265,7 +263,7 @@ fn a_layer_that_stays_keeps_its_weights_in_the_type_of_the_config() {
         let mut rec = recorder(&Device::Cpu);
         let home = tempfile::tempdir().unwrap();
         let out = home.path().join("out");
-        let run = CheckpointRun::new(&model, &options, &Gptq).unwrap();
+        let run = CheckpointRun::new(&model, &options).unwrap();
         let writer = run.writer(Box::new(DirectorySink::new(&out, Existing::Refuse, None).unwrap())).unwrap();
         block_on(run.quantize(&mut rec, &text, writer, None, &mut ())).unwrap();
         let written = block_on(Checkpoint::open(&out)).unwrap();

@@ -1,7 +1,8 @@
 //! `ops::gptq`: the column loop, compared with the textbook GPTQ in float64, which takes a Cholesky factor of an inverse.
 
 use crate::common::dense::{self, Dense, Level, hessian, objective, shuffled};
-use crate::common::{device_tests, random, read, recorder, relative_error};
+use crate::common::kinds;
+use crate::common::{device_tests, grid_of, levels, random, read, recorder, relative_error};
 use aquatint::device::{Device, Recorder, Tensor};
 use aquatint::ops::cholesky::{Factor, factor, normalised_columns};
 use aquatint::ops::gptq::{Block, LONGEST_BLOCK, quantize_block, updated_group};
@@ -51,13 +52,13 @@ impl Layer {
     }
 
     /// Rounds the columns from..to in blocks of `length`.
-    fn quantize(&mut self, [from, to]: [usize; 2], length: usize, grid: &Grid, group_of: &[u32], bits: u32) {
+    fn quantize(&mut self, [from, to]: [usize; 2], length: usize, grid: &Grid, group_of: &[u32], spec: &GridSpec) {
         let group_of = self.rec.upload(&[group_of.len()], group_of.to_vec()).unwrap();
         for start in (from..to).step_by(length) {
             let count = length.min(to - start);
             let (slab, t) = self.targets(start, count);
             let w = &self.columns;
-            let block = Block { w, t: &t, columns: &slab, grid, group_of: &group_of, start, count, bits };
+            let block = Block { w, t: &t, columns: &slab, spec, grid, group_of: &group_of, start, count };
             quantize_block(&mut self.rec, block, &mut self.d, &mut self.codes).unwrap();
         }
     }
@@ -72,8 +73,7 @@ impl Layer {
 }
 
 fn spec(bits: u32, group_size: usize) -> GridSpec {
-    let (symmetry, scale_type) = (Symmetry::Asymmetric, ScaleType::F32);
-    GridSpec { bits, group_size, symmetry, search: Search::MinMax, scale_type }
+    GridSpec::new(bits, group_size, Symmetry::Asymmetric, ScaleType::F32)
 }
 
 fn columns_in(order: &[u32], w: &Dense) -> Dense {
@@ -107,24 +107,23 @@ const CASES: [(usize, usize, usize, usize, u32); 9] = [
 device_tests!(equals_the_textbook_on_static_grids: cpu, software_gpu);
 fn equals_the_textbook_on_static_grids(device: Device) {
     for (case, (m, n, group_size, length, bits)) in CASES.into_iter().enumerate() {
-        for act_order in [false, true] {
+        for (spec, act_order) in kinds::unrounded(bits, group_size)
+            .into_iter()
+            .zip([true, true, false])
+            .chain([(spec(bits, group_size), false)])
+        {
             let w = Dense::new(m, n, &random(case as u64, m * n));
             let h = hessian(case as u64, n);
             let order = if act_order { shuffled(1, n) } else { (0..n as u32).collect() };
             let group_of: Vec<u32> = order.iter().map(|&i| i / group_size as u32).collect();
             let mut layer = Layer::new(&device, &w, &h, &order);
-            let grid = search(&mut layer.rec, &layer.w, None, &spec(bits, group_size)).unwrap();
-            layer.quantize([0, n], length, &grid, &group_of, bits);
-            let groups = n.div_ceil(group_size);
-            let scales = Dense::new(m, groups, &read(&mut layer.rec, &grid.scales));
-            let zeros = Dense::new(m, groups, &read(&mut layer.rec, &grid.zeros));
-            let level = |i: usize, j: usize| {
-                let group = group_of[j] as usize;
-                Level { scale: scales.at(i, group), zero: zeros.at(i, group) }
-            };
+            let grid = kinds::grid_without_ties(&mut layer.rec, &layer.w, &spec);
+            layer.quantize([0, n], length, &grid, &group_of, &spec);
+            let levels = levels(&mut layer.rec, &spec, &grid);
+            let level = |i: usize, j: usize| levels.of_group(i, group_of[j] as usize);
             let (w, h) = (columns_in(&order, &w), h.damped(f64::from(RIDGE)).permuted(&order));
             let (codes, quantized) = dense::gptq(&w, &h, bits, |i, j, _| level(i, j));
-            let context = format!("{} case {case}, act-order {act_order}", device.name());
+            let context = format!("{} case {case}, act-order {act_order}, {:?}", device.name(), spec.zero);
             compare(&context, &mut layer, &w, &h, &codes, &quantized);
         }
     }
@@ -137,9 +136,9 @@ fn equals_ldlq_on_reversed_columns(device: Device) {
         let h = hessian(4, n);
         let order: Vec<u32> = (0..n as u32).collect();
         let mut layer = Layer::new(&device, &w, &h, &order);
-        let grid = search(&mut layer.rec, &layer.w, None, &spec(bits, n)).unwrap();
-        layer.quantize([0, n], 128, &grid, &vec![0; n], bits);
-        let (scales, zeros) = (read(&mut layer.rec, &grid.scales), read(&mut layer.rec, &grid.zeros));
+        let grid = search(&mut layer.rec, &layer.w, None, &spec(bits, n), Search::MinMax).unwrap();
+        layer.quantize([0, n], 128, &grid, &vec![0; n], &spec(bits, n));
+        let levels = levels(&mut layer.rec, &spec(bits, n), &grid);
         // LDLQ decomposes H of the reversed columns as L·D·Lᵀ, starts with the last column, and feeds errors back through L.
         let reversed: Vec<u32> = order.iter().rev().copied().collect();
         let h = h.damped(f64::from(RIDGE));
@@ -147,7 +146,7 @@ fn equals_ldlq_on_reversed_columns(device: Device) {
         let flipped = columns_in(&reversed, &w);
         let (mut codes, mut quantized) = (flipped.clone(), flipped.clone());
         for i in 0..m {
-            let level = Level { scale: f64::from(scales[i]), zero: f64::from(zeros[i]) };
+            let level = levels.at(i, 0);
             for k in (0..n).rev() {
                 let feedback: f64 =
                     (k + 1..n).map(|j| (flipped.at(i, j) - quantized.at(i, j)) * l.at(j, k) / l.at(k, k)).sum();
@@ -177,8 +176,8 @@ fn equals_the_textbook_on_grids_of_the_updated_weights(device: Device) {
             let updated = updated_group(rec, &layer.columns, &t, &slab, start, count).unwrap();
             let sequential = rec.upload(&[count], (0..count as u32).collect()).unwrap();
             let updated = from_columns(rec, &updated, &sequential).unwrap();
-            let grid = search(rec, &updated, None, &spec(bits, count)).unwrap();
-            layer.quantize([start, start + count], LONGEST_BLOCK, &grid, &vec![0; n], bits);
+            let grid = search(rec, &updated, None, &spec(bits, count), Search::MinMax).unwrap();
+            layer.quantize([start, start + count], LONGEST_BLOCK, &grid, &vec![0; n], &spec(bits, count));
         }
         let h = h.damped(f64::from(RIDGE));
         let mut levels: Vec<Vec<Level>> = vec![Vec::new(); m];
@@ -232,11 +231,8 @@ fn a_dead_input_is_rounded_like_any_and_changes_nothing_else(device: Device) {
     for value in [0.0, 0.3] {
         (0..m).for_each(|i| w.set(i, dead, value));
         let mut layer = Layer::new(&device, &w, &h, &order);
-        let grid = Grid {
-            scales: layer.rec.upload(&[m, 1], vec![0.2; m]).unwrap(),
-            zeros: layer.rec.upload(&[m, 1], vec![8.0; m]).unwrap(),
-        };
-        layer.quantize([0, n], 128, &grid, &vec![0; n], 4);
+        let grid = grid_of(&mut layer.rec, [m, 1], vec![0.2; m], vec![8.0; m]);
+        layer.quantize([0, n], 128, &grid, &vec![0; n], &spec(4, n));
         results.push(layer.result().0);
     }
     for i in 0..m {
@@ -252,13 +248,13 @@ fn blocks_that_do_not_fit_are_an_error() {
     let w = Dense::new(2, 200, &random(1, 400));
     let mut layer = Layer::new(&Device::Cpu, &w, &hessian(1, 200), &(0..200).collect::<Vec<u32>>());
     let rec = &mut layer.rec;
-    let grid = search(rec, &layer.w, None, &spec(4, 200)).unwrap();
+    let grid = search(rec, &layer.w, None, &spec(4, 200), Search::MinMax).unwrap();
     let group_of = rec.zeros(&[200]).unwrap();
     let mut attempt = |start, count, rows, bits| {
         let columns = rec.zeros(&[start + count, count]).unwrap();
         let t = rec.zeros(&[rows, 2]).unwrap();
-        let block =
-            Block { w: &layer.columns, t: &t, columns: &columns, grid: &grid, group_of: &group_of, start, count, bits };
+        let (w, spec) = (&layer.columns, &GridSpec { bits, ..spec(4, 200) });
+        let block = Block { w, t: &t, columns: &columns, spec, grid: &grid, group_of: &group_of, start, count };
         quantize_block(rec, block, &mut layer.d, &mut layer.codes)
     };
     assert!(attempt(0, 128, 128, 4).is_ok());

@@ -8,6 +8,7 @@ use aquatint::checkpoint::{
     WritePlan,
 };
 use aquatint::family::LinearSpec;
+use aquatint::ops::grid::{GridSpec, ScaleType, Symmetry};
 use aquatint::stored::QuantizedLinear;
 use aquatint::{Result, bundled};
 use half::f16;
@@ -37,16 +38,16 @@ fn the_tensors_are_those_of_other_programs() {
     for case in cases.iter().chain(mlx_cases()["packed"].as_array().unwrap()) {
         let (rows, columns, group_size) = (size(case, "rows"), size(case, "columns"), size(case, "group_size"));
         let bytes = |key| numbers(case, key).into_iter().map(|value| value as u8).collect::<Vec<u8>>();
+        let symmetry = if case["symmetric"].as_bool().unwrap() { Symmetry::Symmetric } else { Symmetry::Asymmetric };
         let linear = QuantizedLinear {
             name: "layer".to_string(),
             rows,
             columns,
-            bits: size(case, "bits") as u32,
-            group_size,
-            symmetric: case["symmetric"].as_bool().unwrap(),
+            grid: GridSpec::new(size(case, "bits") as u32, group_size, symmetry, ScaleType::F16),
             codes: bytes("codes"),
-            scales: numbers(case, "scales").into_iter().map(f16::from_f64).collect(),
-            zeros: bytes("zeros"),
+            scales: numbers(case, "scales").into_iter().map(|scale| f16::from_f64(scale).to_f32()).collect(),
+            zeros: bytes("zeros").into_iter().map(f32::from).collect(),
+            units: Vec::new(),
         };
         let weight: Vec<f32> = numbers(case, "weight").into_iter().map(|value| value as f32).collect();
         assert_eq!(linear.dequantize(), weight);
@@ -54,7 +55,8 @@ fn the_tensors_are_those_of_other_programs() {
         let layer = PlannedLayer {
             spec: LinearSpec::new("layer", rows, columns),
             module: "layer".to_string(),
-            grid: linear.grid(),
+            change: Change::None,
+            grid: linear.grid,
             original: Dtype::F16,
         };
         let contents = format.pack(&layer, &linear.clone().into()).unwrap();
@@ -89,7 +91,7 @@ fn round_trip(format: &str, settings: QuantizationSettings, bits: impl Fn(&str) 
         })
         .collect();
     let plan: Vec<LayerPlan> =
-        layers.iter().map(|layer| LayerPlan { name: layer.name.clone(), bits: layer.bits }).collect();
+        layers.iter().map(|layer| LayerPlan { name: layer.name.clone(), bits: layer.grid.bits }).collect();
     let plan = WritePlan::new(&source, named(format).unwrap(), settings, &plan, DEFAULT_SHARD_LIMIT).unwrap();
     let home = tempfile::tempdir().unwrap();
     let out = home.path().join("out");

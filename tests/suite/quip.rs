@@ -4,7 +4,7 @@ use crate::common::dense::{Dense, Level, gptq, hessian, objective};
 use crate::common::{device_tests, group_rounder, random, read, recorder};
 use aquatint::device::{Device, Recorder};
 use aquatint::ops::gram;
-use aquatint::ops::grid::Search;
+use aquatint::ops::grid::{GridSpec, ScaleType, Search, Symmetry};
 use aquatint::quant::methods::Layer;
 use aquatint::quant::rotation::{Rotation, require_hadamard};
 use aquatint::quant::{HessianDiagonal, Method, QuantizeOptions, RotationKind};
@@ -128,8 +128,8 @@ fn rounded(rec: &mut Recorder, w: &Dense, h: &Dense, options: &QuantizeOptions, 
     let diagonal = block_on(HessianDiagonal::of(rec, &packed, "test")).unwrap();
     let rounder = group_rounder(rec, options, &packed, &diagonal);
     let weight = rec.upload(&[w.rows, n], w.f32()).unwrap();
-    let rounded =
-        block_on(rounder.round(rec, Layer { name: "test", grid: options.grid_spec(n, bits) }, &weight)).unwrap();
+    let grid = GridSpec::new(bits, n, Symmetry::Symmetric, ScaleType::F32);
+    let rounded = block_on(rounder.round(rec, Layer { name: "test", grid }, &weight)).unwrap();
     let values = read(rec, &rounded.dequantized);
     (objective(&w.minus(&Dense::new(w.rows, n, &values)), h), values)
 }

@@ -48,7 +48,7 @@ fn stored(rec: &mut Recorder, model: &Checkpoint, options: &QuantizeOptions) -> 
     let home = tempfile::tempdir().unwrap();
     let treatment = Treatment::new(options, model.config());
     let (settings, layers) = (treatment.settings(), treatment.layers());
-    let plan = WritePlan::new(model, treatment.format(), settings, &layers, DEFAULT_SHARD_LIMIT).unwrap();
+    let plan = WritePlan::new(model, treatment.format().unwrap(), settings, &layers, DEFAULT_SHARD_LIMIT).unwrap();
     let sink = DirectorySink::new(&home.path().join("out"), Existing::Refuse, None).unwrap();
     let mut writer = CheckpointWriter::new(model, plan, Box::new(sink)).unwrap();
     let text = windows(model, bundled::calibration_text(), options.samples);
@@ -81,7 +81,7 @@ fn layers_left_alone_keep_their_weights_and_others_get_their_bits() {
             name if name.contains("mlp") => 4,
             _ => 3,
         };
-        assert!(matches!(layer, StoredLinear::Codes(codes) if codes.bits == expected), "{name}");
+        assert!(matches!(layer, StoredLinear::Codes(codes) if codes.grid.bits == expected), "{name}");
     }
     assert_eq!(report.blocks[0].delta, 0.0, "nothing has changed yet");
     assert!(report.blocks[1].delta > 0.0);
@@ -201,7 +201,7 @@ fn only_a_method_without_a_grid_has_no_groups_and_no_codes() {
         let treatment = Treatment::new(&options, &config);
         let on_grid = method.quantizer().off_grid().is_none();
         assert_eq!(treatment.group_size(), on_grid.then_some(32), "{method}");
-        assert_eq!(treatment.format().name() == "gptq", on_grid, "{method}");
+        assert_eq!(treatment.format().unwrap().name() == "gptq", on_grid, "{method}");
         assert_eq!(on_grid, method != Method::Quip);
     }
 }

@@ -160,17 +160,15 @@ fn automatic_alpha(device: Device) {
     });
 }
 
-/// The options that a name like `rtn.3bit.g32.asym.mse` stands for.
-fn spec(name: &str, columns: usize) -> GridSpec {
+/// The grid and the search that a name like `rtn.3bit.g32.asym.mse` stands for.
+fn spec(name: &str, columns: usize) -> (GridSpec, Search) {
     let parts: Vec<&str> = name.split('.').collect();
     let group: isize = parts[2][1..].parse().unwrap();
-    GridSpec {
-        bits: parts[1].strip_suffix("bit").unwrap().parse().unwrap(),
-        group_size: if group < 0 { columns } else { group as usize },
-        symmetry: if parts[3] == "sym" { Symmetry::Symmetric } else { Symmetry::Asymmetric },
-        search: if parts[4] == "mse" { Search::Mse } else { Search::MinMax },
-        scale_type: ScaleType::F32,
-    }
+    let bits = parts[1].strip_suffix("bit").unwrap().parse().unwrap();
+    let group_size = if group < 0 { columns } else { group as usize };
+    let symmetry = if parts[3] == "sym" { Symmetry::Symmetric } else { Symmetry::Asymmetric };
+    let search = if parts[4] == "mse" { Search::Mse } else { Search::MinMax };
+    (GridSpec::new(bits, group_size, symmetry, ScaleType::F32), search)
 }
 
 device_tests!(grids_and_rtn_codes: cpu, software_gpu);
@@ -183,14 +181,14 @@ fn grids_and_rtn_codes(device: Device) {
         assert!(cases.len() >= 24, "{} has {} RTN cases", v.name, cases.len());
         for case in cases {
             let at = format!("{} {} {case}", device.name(), v.name);
-            let spec = spec(case, columns);
-            let grid = grid::search(rec, &weight, None, &spec).unwrap();
+            let (spec, search) = spec(case, columns);
+            let grid = grid::search(rec, &weight, None, &spec, search).unwrap();
             let groups = columns.div_ceil(spec.group_size);
             let weights = v.wide("w");
             let cell = |i: usize| (i / columns) * groups + i % columns / spec.group_size;
             // The implementation that made the vectors follows the original GPTQ code: where a group has no negative weight, its
             // symmetric range is [0, max], half of which is clipped. Ours is ±max|w|, as the definition says.
-            let mut one_sided = vec![spec.symmetry == Symmetry::Symmetric; grid.scales.len()];
+            let mut one_sided = vec![spec.is_symmetric(); grid.scales.len()];
             for i in (0..weights.len()).filter(|&i| weights[i] < 0.0) {
                 one_sided[cell(i)] = false;
             }
@@ -207,7 +205,7 @@ fn grids_and_rtn_codes(device: Device) {
             let worst = scales.iter().zip(&expected_scales).map(apart).fold(0.0, f64::max);
             assert!(worst < 1e-5, "{at}: scales are {worst} apart");
             assert_eq!(zeros, compared(v.wide(&format!("{case}.zeros"))), "{at}: zeros");
-            let (codes, _) = rtn::round(rec, &weight, &grid, spec.group_size, spec.bits).unwrap();
+            let (codes, _) = rtn::round(rec, &weight, &grid, &spec).unwrap();
             let codes: Vec<f32> = block_on(rec.read(&codes)).unwrap().into_iter().map(|c| c as f32).collect();
             let (expected, scales) = (v.wide(&format!("{case}.codes")), v.wide(&format!("{case}.scales")));
             // The ends of a symmetric range are exact ties. The last bit of s decides them, so either code is right.
@@ -248,20 +246,18 @@ fn gptq_codes_and_objective(device: Device) {
             let at = format!("{} {} {case}", device.name(), v.name);
             let order =
                 if case.ends_with("act_order") { ActivationOrder::Descending } else { ActivationOrder::Natural };
-            let GridSpec { bits, group_size, symmetry, search, scale_type } = spec(case, columns);
+            let (spec, search) = spec(case, columns);
             let options = QuantizeOptions {
-                bits,
-                symmetry,
+                bits: spec.bits,
                 grid: search,
-                scale_type,
                 activation_order: order,
                 descent_passes: 0,
                 ..QuantizeOptions::default()
             };
             let rounder = group_rounder(rec, &options, &hessian, &diagonal);
-            let layer = Layer { name: "test", grid: options.grid_spec(group_size, bits) };
+            let layer = Layer { name: "test", grid: spec };
             let rounded = block_on(rounder.round(rec, layer, &weight)).unwrap();
-            assert_eq!(group_size, if case.contains("g-1") { columns } else { v.group });
+            assert_eq!(spec.group_size, if case.contains("g-1") { columns } else { v.group });
             let ours = read(rec, &rounded.dequantized);
             let expected = v.wide(case);
             let objectives = [

@@ -1,5 +1,7 @@
 //! References for comparison: plain linear algebra in float64, and the textbook GPTQ. Matrices are row-major.
 
+use aquatint::ops::grid::GridSpec;
+
 /// A matrix in float64.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Dense {
@@ -100,11 +102,12 @@ impl Dense {
     }
 }
 
-/// The grid of one row and group.
+/// The grid of one row and group: `s·(q − z) + o`, where z or o is 0.
 #[derive(Debug, Clone, Copy)]
 pub struct Level {
     pub scale: f64,
     pub zero: f64,
+    pub offset: f64,
 }
 
 impl Level {
@@ -115,15 +118,60 @@ impl Level {
             (low, high) = (-1.0, 1.0);
         }
         let scale = (high - low) / f64::from((1u32 << bits) - 1);
-        Self { scale, zero: (-low / scale).round_ties_even() }
+        Self { scale, zero: (-low / scale).round_ties_even(), offset: 0.0 }
+    }
+
+    /// A grid of the kind `spec`. `second`: z or o.
+    pub fn of(spec: &GridSpec, scale: f64, second: f64) -> Self {
+        let (zero, offset) = if spec.has_offsets() { (0.0, second) } else { (second, 0.0) };
+        Self { scale, zero, offset }
     }
 
     pub fn code(self, w: f64, bits: u32) -> f64 {
-        ((w / self.scale).round_ties_even() + self.zero).clamp(0.0, f64::from((1u32 << bits) - 1))
+        (((w - self.offset) / self.scale).round_ties_even() + self.zero).clamp(0.0, f64::from((1u32 << bits) - 1))
     }
 
     pub fn value(self, code: f64) -> f64 {
-        self.scale * (code - self.zero)
+        self.scale * (code - self.zero) + self.offset
+    }
+}
+
+/// The grids of a weight, one per row and group.
+#[derive(Debug, Clone)]
+pub struct Levels {
+    /// What the grid is.
+    pub spec: GridSpec,
+    /// s, `[m, groups]`.
+    pub scales: Dense,
+    /// z or o, `[m, groups]`.
+    pub seconds: Dense,
+}
+
+impl Levels {
+    /// `scales` and `seconds`: `[m, groups]`.
+    pub fn new(spec: &GridSpec, m: usize, scales: &[f32], seconds: &[f32]) -> Self {
+        let of = |values: &[f32]| Dense::new(m, values.len() / m, values);
+        Self { spec: *spec, scales: of(scales), seconds: of(seconds) }
+    }
+
+    /// The grid of row i and group g.
+    pub fn of_group(&self, i: usize, g: usize) -> Level {
+        Level::of(&self.spec, self.scales.at(i, g), self.seconds.at(i, g))
+    }
+
+    /// The grid of row i and column j.
+    pub fn at(&self, i: usize, j: usize) -> Level {
+        self.of_group(i, j / self.spec.group_size)
+    }
+
+    /// The codes nearest to `w`.
+    pub fn codes(&self, w: &Dense) -> Dense {
+        Dense::from_fn(w.rows, w.columns, |i, j| self.at(i, j).code(w.at(i, j), self.spec.bits))
+    }
+
+    /// What `codes` stand for.
+    pub fn values(&self, codes: &Dense) -> Dense {
+        Dense::from_fn(codes.rows, codes.columns, |i, j| self.at(i, j).value(codes.at(i, j)))
     }
 }
 

@@ -1,14 +1,17 @@
 //! What the tests share: the devices to run on, seeded values and comparisons, and runs of the command line.
 
 pub mod dense;
+pub mod kinds;
 pub mod running;
 
 use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex};
 use std::time::Instant;
 
+use self::dense::Levels;
 use aquatint::device::{Choice, Clock, Device, Precision, Recorder, Tensor};
 use aquatint::ops::gram::Packed;
+use aquatint::ops::grid::{Grid, GridSpec};
 use aquatint::ops::tier::{self, FrontEnd};
 use aquatint::quant::methods::{GroupInput, GroupRounder, ScaleSearch};
 use aquatint::quant::{Curvature, HessianDiagonal, QuantizeOptions};
@@ -102,6 +105,17 @@ pub fn recorder(device: &Device) -> Recorder {
 pub fn random(seed: u64, len: usize) -> Vec<f32> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     (0..len).map(|_| rng.random_range(-1.0f32..1.0)).collect()
+}
+
+/// A grid of these scales, and of these zero points or offsets, `[m, groups]` each. Its scales share no units.
+pub fn grid_of(rec: &mut Recorder, shape: [usize; 2], scales: Vec<f32>, zeros: Vec<f32>) -> Grid {
+    Grid { scales: rec.upload(&shape, scales).unwrap(), zeros: rec.upload(&shape, zeros).unwrap(), units: None }
+}
+
+/// The numbers of `grid`, in float64.
+pub fn levels(rec: &mut Recorder, spec: &GridSpec, grid: &Grid) -> Levels {
+    let (scales, seconds) = (read(rec, &grid.scales), read(rec, &grid.zeros));
+    Levels::new(spec, grid.scales.shape()[0], &scales, &seconds)
 }
 
 /// The values of a tensor.

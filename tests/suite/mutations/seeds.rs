@@ -180,7 +180,8 @@ fn quantized(mut model: Model, settings: &QuantizationSettings) -> Model {
         let name = name.trim_end_matches(".weight").to_string();
         let spec = LinearSpec::new(name.clone(), shape[0], shape[1]);
         let layer = random_layer(&mut rng, &spec, settings);
-        let planned = PlannedLayer { spec, module: name.clone(), grid: layer.grid(), original: Dtype::F32 };
+        let (module, change) = (name.clone(), Change::None);
+        let planned = PlannedLayer { spec, module, change, grid: layer.grid, original: Dtype::F32 };
         for (part, bytes) in Gptq.parts(&planned).into_iter().zip(Gptq.pack(&planned, &layer.into()).unwrap()) {
             let dtype = if part.dtype == Dtype::F16 { "F16" } else { "I32" };
             model.tensors.push(Stored { name: part.name, dtype, shape: part.shape, bytes });

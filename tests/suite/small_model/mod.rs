@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use aquatint::checkpoint::{Checkpoint, MemorySource, Source};
+use aquatint::ops::grid::{ScaleType, Zero};
 use aquatint::{ModelConfig, Result};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -100,17 +101,19 @@ pub fn random_layer(
     let group_size = settings.group_size.unwrap_or(spec.columns);
     let cells = spec.rows * (spec.columns / group_size);
     let limit = ((1u16 << settings.bits) - 1) as u8;
-    let middle = 1u8 << (settings.bits - 1);
-    let zero = |rng: &mut _| if settings.symmetric { middle } else { RngExt::random_range(rng, 0..=limit) };
+    let grid = settings.wish(spec.columns, settings.bits).with_zeros(ScaleType::F16);
+    let zero = |rng: &mut _| match grid.zero {
+        Zero::Fixed(middle) => middle as f32,
+        _ => f32::from(RngExt::random_range(rng, 0..=limit)),
+    };
     aquatint::stored::QuantizedLinear {
         name: spec.name.clone(),
         rows: spec.rows,
         columns: spec.columns,
-        bits: settings.bits,
-        group_size,
-        symmetric: settings.symmetric,
+        grid,
         codes: (0..spec.rows * spec.columns).map(|_| rng.random_range(0..=limit)).collect(),
-        scales: (0..cells).map(|_| half::f16::from_f32(rng.random_range(0.001..0.1))).collect(),
+        scales: (0..cells).map(|_| ScaleType::F16.round(rng.random_range(0.001..0.1))).collect(),
         zeros: (0..cells).map(|_| zero(rng)).collect(),
+        units: Vec::new(),
     }
 }
