@@ -342,7 +342,8 @@ fn store(
     let home = tempfile::tempdir().unwrap();
     let treatment = Treatment::new(options, source.config());
     let (settings, layers) = (treatment.settings(), treatment.layers());
-    let plan = WritePlan::new(source, treatment.format().unwrap(), settings, &layers, DEFAULT_SHARD_LIMIT).unwrap();
+    let plan =
+        block_on(WritePlan::new(source, treatment.format().unwrap(), settings, &layers, DEFAULT_SHARD_LIMIT)).unwrap();
     let sink = DirectorySink::new(&home.path().join("out"), Existing::Refuse, None).unwrap();
     let mut writer = CheckpointWriter::new(source, plan, Box::new(sink)).unwrap();
     block_on(quantize(rec, source, text, options, &mut writer, &mut ())).unwrap();
@@ -410,7 +411,7 @@ fn tensors_that_do_not_fit_or_come_too_late_are_errors() {
     let options = options(4, Alpha::Off);
     let settings = Treatment::new(&options, checkpoint.config()).settings();
     let start = |directory: &std::path::Path| {
-        let plan = WritePlan::new(&checkpoint, &Float, settings, &[], DEFAULT_SHARD_LIMIT).unwrap();
+        let plan = block_on(WritePlan::new(&checkpoint, &Float, settings, &[], DEFAULT_SHARD_LIMIT)).unwrap();
         let sink = DirectorySink::new(directory, Existing::Refuse, None).unwrap();
         CheckpointWriter::new(&checkpoint, plan, Box::new(sink)).unwrap()
     };
@@ -428,7 +429,7 @@ fn tensors_that_do_not_fit_or_come_too_late_are_errors() {
     assert_eq!(block_on(read.read(other)).unwrap(), block_on(checkpoint.read(other)).unwrap());
 
     let layers = Treatment::new(&options, checkpoint.config()).layers();
-    let plan = WritePlan::new(&checkpoint, &Float, settings, &layers, DEFAULT_SHARD_LIMIT).unwrap();
+    let plan = block_on(WritePlan::new(&checkpoint, &Float, settings, &layers, DEFAULT_SHARD_LIMIT)).unwrap();
     let sink = DirectorySink::new(&home.path().join("late"), Existing::Refuse, None).unwrap();
     let mut writer = CheckpointWriter::new(&checkpoint, plan, Box::new(sink)).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(1);

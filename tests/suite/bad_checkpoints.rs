@@ -6,8 +6,7 @@ use std::io;
 use std::path::Path;
 use std::rc::Rc;
 
-use crate::small_model::{Model, Stored, open, random_layer, safetensors_file, with_header};
-use aquatint::checkpoint::format::GridWish;
+use crate::small_model::{Model, Stored, open, random_layer, safetensors_file, wish, with_header};
 use aquatint::checkpoint::formats::{float::Float, gptq::Gptq};
 use aquatint::checkpoint::{
     Checkpoint, CheckpointWriter, DirectorySink, Existing, Format, LayerPlan, QuantizationSettings, Sink, WritePlan,
@@ -167,7 +166,7 @@ fn a_value_that_is_not_finite_is_found_when_its_tensor_is_read() {
 fn a_group_size_or_shape_that_the_format_cannot_store_is_refused_before_any_work() {
     let storable = |name: &str, rows, columns, bits, group_size| {
         let linear = LinearSpec::new(name, rows, columns);
-        Gptq.grid(&linear, GridWish { bits, group_size, symmetric: true })
+        Gptq.grid(&linear, wish(bits, group_size, true))
     };
     assert!(storable("layer", 96, 576, 4, 64).is_ok());
     refused(storable("layer", 96, 576, 4, 128), &["group_size: ", "128", "576 inputs of layer", "group_size 64"]);
@@ -181,11 +180,12 @@ fn a_group_size_or_shape_that_the_format_cannot_store_is_refused_before_any_work
     refused(storable("layer", 36, 96, 4, 96), &["36 outputs at 4 bits"]);
 
     let source = block_on(Model::new(|_| {}).open()).unwrap();
-    let settings = QuantizationSettings { bits: 4, group_size: Some(48), symmetric: true, damping: 0.01 };
+    let settings =
+        QuantizationSettings { bits: 4, group_size: Some(48), symmetric: true, mixture: None, damping: 0.01 };
     let linears = LayerPlan::all(source.config(), settings.bits);
-    let plan = WritePlan::new(&source, &Gptq, settings, &linears, 1 << 30);
+    let plan = block_on(WritePlan::new(&source, &Gptq, settings, &linears, 1 << 30));
     refused(plan, &["group_size: ", "48", "model.layers.0.self_attn"]);
-    let plan = WritePlan::new(&source, &Float, settings, &linears, 1 << 30);
+    let plan = block_on(WritePlan::new(&source, &Float, settings, &linears, 1 << 30));
     assert!(plan.is_ok(), "float can store any group size");
 }
 
@@ -246,12 +246,12 @@ fn a_tensor_that_nothing_uses_is_named() {
 fn a_quantized_model_is_not_quantized_again_and_a_mislabelled_one_is_not_read() {
     let home = tempfile::tempdir().unwrap();
     let out = home.path().join("out");
-    let settings = QuantizationSettings { bits: 4, group_size: None, symmetric: true, damping: 0.01 };
+    let settings = QuantizationSettings { bits: 4, group_size: None, symmetric: true, mixture: None, damping: 0.01 };
     let source = block_on(Model::new(|_| {}).open()).unwrap();
     write(&source, settings, Box::new(DirectorySink::new(&out, Existing::Refuse, None).unwrap())).unwrap();
     let quantized = block_on(Checkpoint::open(&out)).unwrap();
     assert_eq!((source.quantized_layout(), quantized.quantized_layout()), (None, Some("GPTQ")));
-    refused(WritePlan::new(&quantized, &Float, settings, &[], 1), &["quantized already", "original model"]);
+    refused(block_on(WritePlan::new(&quantized, &Float, settings, &[], 1)), &["quantized already", "original model"]);
 
     let mut config: Value = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
     config["quantization_config"]["checkpoint_format"] = "gptq_v2".into();
@@ -326,7 +326,7 @@ impl Sink for FullDisk {
 fn write(source: &Checkpoint, settings: QuantizationSettings, sink: Box<dyn Sink>) -> Result<()> {
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     let linears = LayerPlan::all(source.config(), settings.bits);
-    let plan = WritePlan::new(source, &Gptq, settings, &linears, 1 << 30)?;
+    let plan = block_on(WritePlan::new(source, &Gptq, settings, &linears, 1 << 30))?;
     let mut writer = CheckpointWriter::new(source, plan, sink)?;
     for spec in source.config().linears() {
         block_on(writer.put_linear(&random_layer(&mut rng, &spec, &settings).into()))?;
@@ -337,13 +337,14 @@ fn write(source: &Checkpoint, settings: QuantizationSettings, sink: Box<dyn Sink
 #[test]
 fn a_full_disk_is_noticed_before_or_during_the_work_and_the_old_files_stay() {
     let source = block_on(Model::new(|_| {}).open()).unwrap();
-    let settings = QuantizationSettings { bits: 4, group_size: Some(32), symmetric: false, damping: 0.01 };
+    let settings =
+        QuantizationSettings { bits: 4, group_size: Some(32), symmetric: false, mixture: None, damping: 0.01 };
     let home = tempfile::tempdir().unwrap();
     let out = home.path().join("out");
     fs::create_dir(&out).unwrap();
     fs::write(out.join("old"), "precious").unwrap();
     let linears = LayerPlan::all(source.config(), settings.bits);
-    let bytes = WritePlan::new(&source, &Gptq, settings, &linears, 1 << 30).unwrap().bytes();
+    let bytes = block_on(WritePlan::new(&source, &Gptq, settings, &linears, 1 << 30)).unwrap().bytes();
     let full = |announced, room: u64, created: &Rc<Cell<usize>>| {
         let inner = DirectorySink::new(&out, Existing::Replace, None).unwrap();
         Box::new(FullDisk { inner, announced, room: room as usize, created: created.clone() })

@@ -22,7 +22,7 @@ use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
 fn settings(bits: u32, group_size: Option<usize>, symmetric: bool) -> QuantizationSettings {
-    QuantizationSettings { bits, group_size, symmetric, damping: 0.01 }
+    QuantizationSettings { bits, group_size, symmetric, mixture: None, damping: 0.01 }
 }
 
 /// How a checkpoint is written.
@@ -41,7 +41,7 @@ fn random_layers(source: &Checkpoint, settings: &QuantizationSettings) -> Vec<Qu
 fn write(source: &Checkpoint, (format, settings): As, layers: &[QuantizedLinear], limit: u64, sink: DirectorySink) {
     let planned = |layer: &QuantizedLinear| LayerPlan { name: layer.name.clone(), bits: layer.grid.bits };
     let plan: Vec<LayerPlan> = layers.iter().map(planned).collect();
-    let plan = WritePlan::new(source, format, settings, &plan, limit).unwrap();
+    let plan = block_on(WritePlan::new(source, format, settings, &plan, limit)).unwrap();
     let mut writer = CheckpointWriter::new(source, plan, Box::new(sink)).unwrap();
     for layer in layers {
         block_on(writer.put_linear(&layer.clone().into())).unwrap();
@@ -243,7 +243,7 @@ fn f32_stores_every_weight_exactly_whatever_the_original_has() {
     let (name, [rows, columns]) = (layers[3].name().to_owned(), layers[3].shape());
     let weight = (0..rows * columns).map(|i| 0.3 / (1 + i) as f32).collect();
     layers[3] = StoredLinear::Dense(DenseLinear { name, rows, columns, weight });
-    let plan = WritePlan::new(&source, f32, settings, &LayerPlan::all(source.config(), 3), 1 << 30).unwrap();
+    let plan = block_on(WritePlan::new(&source, f32, settings, &LayerPlan::all(source.config(), 3), 1 << 30)).unwrap();
     assert_eq!(plan.bits_per_weight(), 32.0);
     let out = home.path().join("out");
     let mut writer = CheckpointWriter::new(&source, plan, Box::new(sink(&out))).unwrap();
@@ -269,7 +269,7 @@ fn shards_stay_below_the_limit_and_the_index_finds_everything() {
     let settings = settings(8, Some(32), true);
     let layers = random_layers(&source, &settings);
     let linears = LayerPlan::all(source.config(), settings.bits);
-    let plan = WritePlan::new(&source, &Gptq, settings, &linears, LIMIT).unwrap();
+    let plan = block_on(WritePlan::new(&source, &Gptq, settings, &linears, LIMIT)).unwrap();
     write(&source, (&Gptq, settings), &layers, LIMIT, sink(&out));
     let index = json_file(&out.join("model.safetensors.index.json"));
     let shards: BTreeSet<String> = names(&out).into_iter().filter(|name| name.ends_with(".safetensors")).collect();
@@ -308,7 +308,8 @@ fn passengers_and_biases_are_copied_but_a_tied_output_layer_is_not() {
     let home = tempfile::tempdir().unwrap();
     let settings = settings(4, None, true);
     write(&source, (&Gptq, settings), &random_layers(&source, &settings), 1 << 30, sink(&home.path().join("out")));
-    let plan = WritePlan::new(&source, &Gptq, settings, &LayerPlan::all(source.config(), 4), 1 << 30).unwrap();
+    let plan =
+        block_on(WritePlan::new(&source, &Gptq, settings, &LayerPlan::all(source.config(), 4), 1 << 30)).unwrap();
     let group = |part, bytes| TensorGroup { part, tensors: 1, bytes };
     assert_eq!(plan.copied(), [group("MTP head", 8), group("vision tower", 3)]);
     assert_eq!(plan.left_out(), [group("tied output matrix", tied_bytes)]);
@@ -533,7 +534,7 @@ fn an_existing_directory_is_replaced_only_when_the_new_one_is_whole() {
     let start = || {
         let sink = DirectorySink::new(&out, Existing::Replace, None).unwrap();
         let linears = LayerPlan::all(source.config(), settings.bits);
-        let plan = WritePlan::new(&source, &Gptq, settings, &linears, 1 << 30).unwrap();
+        let plan = block_on(WritePlan::new(&source, &Gptq, settings, &linears, 1 << 30)).unwrap();
         CheckpointWriter::new(&source, plan, Box::new(sink)).unwrap()
     };
     let mut abandoned = start();
@@ -560,7 +561,7 @@ fn a_layer_out_of_turn_or_missing_is_a_bug_of_the_caller() {
     let settings = settings(4, None, true);
     let layers = random_layers(&source, &settings);
     let linears = LayerPlan::all(source.config(), settings.bits);
-    let plan = || WritePlan::new(&source, &Gptq, settings, &linears, 1 << 30).unwrap();
+    let plan = || block_on(WritePlan::new(&source, &Gptq, settings, &linears, 1 << 30)).unwrap();
     let out = home.path().join("a/b/out");
     let mut writer = CheckpointWriter::new(&source, plan(), Box::new(sink(&out))).unwrap();
     assert!(matches!(block_on(writer.put_linear(&layers[1].clone().into())), Err(Error::Shape { .. })));

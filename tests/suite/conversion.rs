@@ -5,14 +5,17 @@ use std::fs;
 use std::path::Path;
 
 use aquatint::checkpoint::change::Change;
-use aquatint::checkpoint::format::{AddedTensor, Part, PlacedTensor, PlannedLayer, PlannedModel, Rest, RestTensor};
+use aquatint::checkpoint::format::{
+    AddedTensor, GridWish, Part, PlacedTensor, PlannedLayer, PlannedModel, Prepared, Rest, RestTensor,
+};
 use aquatint::checkpoint::formats::float::Float;
 use aquatint::checkpoint::{
     Checkpoint, CheckpointWriter, Container, DirectorySink, Dtype, Existing, FileSink, Format, LayerPlan,
     QuantizationSettings, Sink, WritePlan,
 };
 use aquatint::family::LinearSpec;
-use aquatint::stored::{Form, LayerGrid, StoredLinear};
+use aquatint::ops::grid::{GridSpec, ScaleType};
+use aquatint::stored::{Form, StoredLinear};
 use aquatint::{Error, ModelConfig, Result};
 use half::{bf16, f16};
 use pollster::block_on;
@@ -24,7 +27,7 @@ use serde_json::{Value, json};
 use crate::small_model::{Model, Stored, random_layer};
 
 const SETTINGS: QuantizationSettings =
-    QuantizationSettings { bits: 8, group_size: None, symmetric: true, damping: 0.01 };
+    QuantizationSettings { bits: 8, group_size: None, symmetric: true, mixture: None, damping: 0.01 };
 
 const NORM: &str = "model.layers.0.input_layernorm.weight";
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -58,15 +61,15 @@ impl Format for Conventions {
         true
     }
 
-    fn grid(&self, _: &LinearSpec, wish: LayerGrid) -> Result<LayerGrid> {
-        Ok(wish)
+    fn grid(&self, _: &LinearSpec, wish: GridWish<'_>) -> Result<GridSpec> {
+        Ok(wish.with_zeros(ScaleType::F16))
     }
 
     fn container(&self) -> Container {
         self.container
     }
 
-    fn stored_name(&self, _: &ModelConfig, name: &str) -> Result<String> {
+    fn stored_name(&self, _: (&ModelConfig, &Prepared), name: &str) -> Result<String> {
         Ok(name.replace("model.layers.", "blk."))
     }
 
@@ -110,7 +113,7 @@ fn model() -> Model {
 
 fn plan(source: &Checkpoint, format: &'static dyn Format) -> WritePlan {
     let layers = LayerPlan { name: "model.layers.0.mlp.up_proj".to_owned(), bits: 8 };
-    WritePlan::new(source, format, SETTINGS, &[layers], 1 << 30).unwrap()
+    block_on(WritePlan::new(source, format, SETTINGS, &[layers], 1 << 30)).unwrap()
 }
 
 /// Writes the plan with new values of a norm and a random layer. Returns the layer.

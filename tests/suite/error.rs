@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use aquatint::Error;
-use aquatint::checkpoint::{Format, format::GridWish, formats::gptq::Gptq};
+use aquatint::checkpoint::{Format, formats::gptq::Gptq};
 use aquatint::error::{Advice, LibraryNames, Names, Setting};
 use aquatint::family::LinearSpec;
 use aquatint::quant::QuantizeOptions;
@@ -76,7 +76,7 @@ fn the_page_has_words_of_its_own() {
 
     let storable = |columns, bits, group_size| {
         let linear = LinearSpec::new("layer", 96, columns);
-        Gptq.grid(&linear, GridWish { bits, group_size, symmetric: true })
+        Gptq.grid(&linear, crate::small_model::wish(bits, group_size, true))
     };
     let groups = said(storable(576, 4, 128).unwrap_err());
     assert!(groups.starts_with("the group size: found 128 for the 576 inputs of layer"), "{groups}");

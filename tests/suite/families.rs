@@ -227,7 +227,7 @@ fn is_quantized_written_and_read_back(family: &str) {
         let treatment = Treatment::new(&options, model.config());
         treatment.validate().unwrap();
         let (settings, layers, format) = (treatment.settings(), treatment.layers(), treatment.format().unwrap());
-        let plan = WritePlan::new(&model, format, settings, &layers, DEFAULT_SHARD_LIMIT).unwrap();
+        let plan = block_on(WritePlan::new(&model, format, settings, &layers, DEFAULT_SHARD_LIMIT)).unwrap();
         let home = tempfile::tempdir().unwrap();
         let sink = DirectorySink::new(&home.path().join("out"), Existing::Refuse, None).unwrap();
         let mut writer = CheckpointWriter::new(&model, plan, Box::new(sink)).unwrap();
@@ -263,7 +263,7 @@ fn a_layer_that_stays_keeps_its_weights_in_the_type_of_the_config() {
         let mut rec = recorder(&Device::Cpu);
         let home = tempfile::tempdir().unwrap();
         let out = home.path().join("out");
-        let run = CheckpointRun::new(&model, &options).unwrap();
+        let run = block_on(CheckpointRun::new(&model, &options)).unwrap();
         let writer = run.writer(Box::new(DirectorySink::new(&out, Existing::Refuse, None).unwrap())).unwrap();
         block_on(run.quantize(&mut rec, &text, writer, None, &mut ())).unwrap();
         let written = block_on(Checkpoint::open(&out)).unwrap();

@@ -192,10 +192,10 @@ fn weights_read_as_the_numbers_that_the_types_define(device: Device) {
 
 /// A copy of `source` in which `up_proj` has random codes and all else stays.
 fn copy(source: &Checkpoint, directory: &std::path::Path) -> WritePlan {
-    let settings = QuantizationSettings { bits: 8, group_size: None, symmetric: true, damping: 0.01 };
+    let settings = QuantizationSettings { bits: 8, group_size: None, symmetric: true, mixture: None, damping: 0.01 };
     let mut layers = LayerPlan::all(source.config(), 8);
     layers.retain(|layer| layer.name.ends_with("up_proj"));
-    let plan = WritePlan::new(source, &Gptq, settings, &layers, DEFAULT_SHARD_LIMIT).unwrap();
+    let plan = block_on(WritePlan::new(source, &Gptq, settings, &layers, DEFAULT_SHARD_LIMIT)).unwrap();
     let sink = DirectorySink::new(directory, Existing::Refuse, None).unwrap();
     let mut writer = CheckpointWriter::new(source, plan.clone(), Box::new(sink)).unwrap();
     let mut rng = ChaCha8Rng::seed_from_u64(6);
@@ -334,8 +334,8 @@ fn a_copy_that_does_not_fit_its_type_is_refused() {
     let scale = model.tensor(&WEIGHT.replace(".weight", ".weight_scale_inv"));
     scale.bytes = bf16::from_f32(1e6).to_le_bytes().into();
     let source = block_on(model.open()).unwrap();
-    let settings = QuantizationSettings { bits: 8, group_size: None, symmetric: true, damping: 0.01 };
-    let plan = WritePlan::new(&source, &Float, settings, &[], DEFAULT_SHARD_LIMIT).unwrap();
+    let settings = QuantizationSettings { bits: 8, group_size: None, symmetric: true, mixture: None, damping: 0.01 };
+    let plan = block_on(WritePlan::new(&source, &Float, settings, &[], DEFAULT_SHARD_LIMIT)).unwrap();
     let home = tempfile::tempdir().unwrap();
     let sink = DirectorySink::new(&home.path().join("out"), Existing::Refuse, None).unwrap();
     let writer = CheckpointWriter::new(&source, plan, Box::new(sink)).unwrap();

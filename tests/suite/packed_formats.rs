@@ -1,6 +1,7 @@
 //! The packed formats besides GPTQ: their bytes against those of other programs (tests/fixtures/formats, make.py and
 //! make_mlx.py), whole checkpoints that are written and read back, and grids that a format cannot store.
 
+use aquatint::checkpoint::change::Change;
 use aquatint::checkpoint::format::PlannedLayer;
 use aquatint::checkpoint::formats::{FORMATS, named};
 use aquatint::checkpoint::{
@@ -17,7 +18,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-use crate::small_model::{Model, Stored, random_layer};
+use crate::small_model::{Model, Stored, random_layer, wish};
 
 fn numbers(case: &Value, key: &str) -> Vec<f64> {
     case[key].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect()
@@ -92,7 +93,7 @@ fn round_trip(format: &str, settings: QuantizationSettings, bits: impl Fn(&str) 
         .collect();
     let plan: Vec<LayerPlan> =
         layers.iter().map(|layer| LayerPlan { name: layer.name.clone(), bits: layer.grid.bits }).collect();
-    let plan = WritePlan::new(&source, named(format).unwrap(), settings, &plan, DEFAULT_SHARD_LIMIT).unwrap();
+    let plan = block_on(WritePlan::new(&source, named(format).unwrap(), settings, &plan, DEFAULT_SHARD_LIMIT)).unwrap();
     let home = tempfile::tempdir().unwrap();
     let out = home.path().join("out");
     let sink = DirectorySink::new(&out, Existing::Refuse, None).unwrap();
@@ -184,7 +185,7 @@ fn an_mlx_layer_whose_tensors_do_not_fit_is_refused() {
 }
 
 fn settings(bits: u32, group_size: Option<usize>, symmetric: bool) -> QuantizationSettings {
-    QuantizationSettings { bits, group_size, symmetric, damping: 0.01 }
+    QuantizationSettings { bits, group_size, symmetric, mixture: None, damping: 0.01 }
 }
 
 #[test]
@@ -239,7 +240,10 @@ fn layers_with_bits_of_their_own_have_groups_of_settings() {
 fn a_grid_that_a_format_cannot_store_is_refused_in_a_sentence() {
     let grid = |format: &str, rows, columns, settings: QuantizationSettings| -> Result<()> {
         let linear = LinearSpec::new("layer", rows, columns);
-        named(format).unwrap().grid(&linear, settings.wish(columns, settings.bits)).map(|_| ())
+        named(format)
+            .unwrap()
+            .grid(&linear, wish(settings.bits, settings.group_size.unwrap_or(columns), settings.symmetric))
+            .map(|_| ())
     };
     let refused = |result: Result<()>, part: &str| assert!(result.unwrap_err().to_string().contains(part), "{part}");
     refused(grid("awq", 64, 64, settings(3, Some(32), false)), "4, as the AWQ format has it");

@@ -150,7 +150,7 @@ fn a_sweep_needs_neither_a_directory_nor_a_terminal() {
     };
     let mut store = InMemory::default();
     let mut sweep_once = |foreign| {
-        let grid = Grid::new(&model, &axes, options).unwrap();
+        let grid = block_on(Grid::new(&model, &axes, options)).unwrap();
         assert_eq!((grid.cells.len(), grid.skipped.len()), (2, 2));
         let texts = vec![EvaluationText { name: "a text".to_string(), windows: windows.clone() }];
         let setup = SweepSetup { model: &model, calibration: &calibration, texts, tasks: Vec::new(), foreign };

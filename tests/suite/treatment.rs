@@ -48,7 +48,8 @@ fn stored(rec: &mut Recorder, model: &Checkpoint, options: &QuantizeOptions) -> 
     let home = tempfile::tempdir().unwrap();
     let treatment = Treatment::new(options, model.config());
     let (settings, layers) = (treatment.settings(), treatment.layers());
-    let plan = WritePlan::new(model, treatment.format().unwrap(), settings, &layers, DEFAULT_SHARD_LIMIT).unwrap();
+    let plan =
+        block_on(WritePlan::new(model, treatment.format().unwrap(), settings, &layers, DEFAULT_SHARD_LIMIT)).unwrap();
     let sink = DirectorySink::new(&home.path().join("out"), Existing::Refuse, None).unwrap();
     let mut writer = CheckpointWriter::new(model, plan, Box::new(sink)).unwrap();
     let text = windows(model, bundled::calibration_text(), options.samples);

@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use aquatint::checkpoint::format::{PlannedLayer, PlannedModel};
+use aquatint::checkpoint::change::Change;
+use aquatint::checkpoint::format::{PlannedLayer, PlannedModel, Prepared};
 use aquatint::checkpoint::formats::gptq::Gptq;
 use aquatint::checkpoint::gguf::container::{TensorInfo, head, padding};
 use aquatint::checkpoint::gguf::metadata::{Metadata, Value};
@@ -124,13 +125,16 @@ fn plain() -> Model {
 
 /// The same with its layers in 4 bits, version 2 of the format.
 fn four_bits() -> Model {
-    quantized(plain(), &QuantizationSettings { bits: 4, group_size: Some(8), symmetric: false, damping: 0.01 })
+    quantized(
+        plain(),
+        &QuantizationSettings { bits: 4, group_size: Some(8), symmetric: false, mixture: None, damping: 0.01 },
+    )
 }
 
 /// A model 32 wide in 3 bits, whose codes straddle words, version 1.
 fn three_bits() -> Model {
     let model = Model::new(|config| config["num_key_value_heads"] = json!(2));
-    quantized(model, &QuantizationSettings { bits: 3, group_size: None, symmetric: true, damping: 0.01 })
+    quantized(model, &QuantizationSettings { bits: 3, group_size: None, symmetric: true, mixture: None, damping: 0.01 })
 }
 
 /// A model in FP8, with scales in blocks and for the inputs of each layer.
@@ -191,14 +195,22 @@ fn quantized(mut model: Model, settings: &QuantizationSettings) -> Model {
     let linears = layers.values().map(|layer| layer.spec.clone()).collect();
     let head = LinearSpec::new("lm_head", 2, 8);
     let config = ModelConfig::from_value(&model.config, "config.json").unwrap();
-    let planned = PlannedModel { settings: *settings, config, float: Dtype::F32, linears, head, layers };
+    let planned = PlannedModel {
+        settings: *settings,
+        config,
+        prepared: Prepared::Nothing,
+        float: Dtype::F32,
+        linears,
+        head,
+        layers,
+    };
     Gptq.describe(&planned, model.config.as_object_mut().unwrap());
     model
 }
 
 /// The record of a block.
 fn record() -> Vec<u8> {
-    let settings = QuantizationSettings { bits: 3, group_size: None, symmetric: false, damping: 0.01 };
+    let settings = QuantizationSettings { bits: 3, group_size: None, symmetric: false, mixture: None, damping: 0.01 };
     let spec = LinearSpec::new("model.layers.0.mlp.down_proj", 8, 32);
     BlockRecord {
         block: BlockReport { block: 0, delta: 0.25, error: 0.5 },

@@ -1,8 +1,10 @@
 //! A checkpoint small enough to take apart: one block, 32 wide, F32, with random weights.
 
 use std::path::Path;
+use std::sync::LazyLock;
 
-use aquatint::checkpoint::{Checkpoint, MemorySource, Source};
+use aquatint::checkpoint::format::{GridWish, Prepared};
+use aquatint::checkpoint::{Checkpoint, Dtype, MemorySource, Source};
 use aquatint::ops::grid::{ScaleType, Zero};
 use aquatint::{ModelConfig, Result};
 use rand::{Rng, RngExt, SeedableRng};
@@ -92,6 +94,14 @@ pub async fn open(files: Vec<(&str, Vec<u8>)>) -> Result<Checkpoint> {
     Checkpoint::from_sources("model", files.into_iter().map(source).collect()).await
 }
 
+/// A wish for a grid in a layer of a small model whose floats are F32.
+pub fn wish(bits: u32, group_size: usize, symmetric: bool) -> GridWish<'static> {
+    static CONFIG: LazyLock<ModelConfig> =
+        LazyLock::new(|| ModelConfig::from_value(&Model::new(|_| {}).config, "config.json").unwrap());
+    let (config, prepared) = (&*CONFIG, &Prepared::Nothing);
+    GridWish { bits, group_size, symmetric, mixture: None, float: Dtype::F32, config, prepared }
+}
+
 /// A layer with random codes at the given settings.
 pub fn random_layer(
     rng: &mut impl Rng,
@@ -101,7 +111,7 @@ pub fn random_layer(
     let group_size = settings.group_size.unwrap_or(spec.columns);
     let cells = spec.rows * (spec.columns / group_size);
     let limit = ((1u16 << settings.bits) - 1) as u8;
-    let grid = settings.wish(spec.columns, settings.bits).with_zeros(ScaleType::F16);
+    let grid = settings.grid(spec.columns, settings.bits);
     let zero = |rng: &mut _| match grid.zero {
         Zero::Fixed(middle) => middle as f32,
         _ => f32::from(RngExt::random_range(rng, 0..=limit)),

@@ -181,7 +181,8 @@ fn zero_points(fields: Fields<'_>) -> Result<ZeroPoints> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::checkpoint::format::PlannedLayer;
+    use crate::checkpoint::change::Change;
+    use crate::checkpoint::format::{PlannedLayer, Prepared};
     use crate::family::{LinearSpec, ModelConfig};
     use crate::ops::grid::{GridSpec, ScaleType, Symmetry};
     use safetensors::Dtype;
@@ -241,7 +242,10 @@ mod tests {
             let bits = if spec.name.starts_with("layers.2.mlp.experts.1.") { 8 } else { 4 };
             let grid = GridSpec::new(bits, 32, Symmetry::Symmetric, ScaleType::F16);
             let module = spec.name.clone();
-            (module.clone(), PlannedLayer { spec: spec.clone(), module, grid, original: Dtype::F16 })
+            (
+                module.clone(),
+                PlannedLayer { spec: spec.clone(), module, change: Change::None, grid, original: Dtype::F16 },
+            )
         };
         let layers = linears[1..].iter().map(planned).collect();
         let config = json!({
@@ -249,8 +253,8 @@ mod tests {
             "num_attention_heads": 2, "vocab_size": 8, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
         });
         let config = ModelConfig::from_value(&config, "config.json").unwrap();
-        let (float, head) = (Dtype::F16, linear("lm_head"));
-        let description = description(&PlannedModel { settings, config, float, linears, head, layers });
+        let (float, head, prepared) = (Dtype::F16, linear("lm_head"), Prepared::Nothing);
+        let description = description(&PlannedModel { settings, config, prepared, float, linears, head, layers });
         assert_eq!(description["modules_in_block_to_quantize"], json!([["mlp.experts.0.up", "mlp.experts.1.up"]]));
         assert_eq!(description["dynamic"], json!({ r"+:^layers\.2\.mlp\.experts\.1\.up$": { "bits": 8 } }));
     }
