@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use super::floats;
 use super::format::Part;
 use super::formats::DESCRIPTION_FILE;
+use super::gguf::{self, read::GgufFile};
 use super::layout::{BROKEN, Origin, PackedWeight, PartData};
 use super::layouts::Packing;
 use super::passengers::{self, Unused};
@@ -80,7 +81,7 @@ impl Floats<'_> {
 }
 
 impl Checkpoint {
-    /// Opens the model directory at `path`.
+    /// Opens the model directory, or the GGUF file, at `path`.
     ///
     /// Errors: `Error::Io` if the directory or a file cannot be opened; otherwise as [`Checkpoint::from_sources`].
     #[cfg(not(target_arch = "wasm32"))]
@@ -89,6 +90,21 @@ impl Checkpoint {
             let remedy = "give the directory of a model, with config.json and safetensors files".into();
             Error::Io { path: path.to_owned(), action: "read", source, remedy }
         };
+        if path.is_file() {
+            let file: Box<dyn Source> = Box::new(super::MappedFile::open(path)?);
+            if !gguf::read::is_gguf(std::slice::from_ref(&file)) {
+                let remedy = "give the directory of a model, or a GGUF file";
+                return Err(Error::input(
+                    path.display().to_string(),
+                    "a file",
+                    "a directory, or a file NAME.gguf",
+                    remedy,
+                ));
+            }
+            let mut checkpoint = Self::from_sources(&path.display().to_string(), vec![file]).await?;
+            checkpoint.directory = Some(path.to_owned());
+            return Ok(checkpoint);
+        }
         let mut sources: Vec<Box<dyn Source>> = Vec::new();
         for entry in std::fs::read_dir(path).map_err(refuse)? {
             let file = entry.map_err(refuse)?.path();
@@ -108,7 +124,13 @@ impl Checkpoint {
     /// crate cannot read, if a tensor is missing or has another type or shape than config.json says, or if a tensor is
     /// there that has no known purpose.
     pub async fn from_sources(place: &str, mut sources: Vec<Box<dyn Source>>) -> Result<Self> {
-        sources.sort_by(|a, b| a.name().cmp(b.name()));
+        let mut gguf = None;
+        if gguf::read::is_gguf(&sources) {
+            let GgufFile { sources: described, tensors, packing } = GgufFile::open(place, sources.remove(0)).await?;
+            (sources, gguf) = (described, Some((tensors, packing)));
+        } else {
+            sources.sort_by(|a, b| a.name().cmp(b.name()));
+        }
         let files = Files { place: place.to_owned(), sources };
         let label = files.label(CONFIG_FILE);
         let Some(Value::Object(raw_config)) = files.json(CONFIG_FILE).await? else {
@@ -120,16 +142,14 @@ impl Checkpoint {
             ));
         };
         let config = ModelConfig::from_value(&Value::Object(raw_config.clone()), &label)?;
-        let packing = match Packing::of_model(&raw_config, &label)? {
-            Some(packing) => Some(packing),
-            // Older checkpoints have their quantization configuration only in this file.
-            None => match files.json(DESCRIPTION_FILE).await? {
-                Some(description) => Some(Packing::open(&description, &files.label(DESCRIPTION_FILE))?),
-                None => None,
-            },
+        let (config, tensors, packing) = match gguf {
+            Some((tensors, packing)) => (config, tensors, Some(packing)),
+            None => {
+                let packing = files.packing(&raw_config).await?;
+                let tensors = files.tensors().await?;
+                (config.with_names_of(|name| tensors.contains_key(name)), tensors, packing)
+            }
         };
-        let tensors = files.tensors().await?;
-        let config = config.with_names_of(|name| tensors.contains_key(name));
         let widened = match &packing {
             Some(_) => named_dtype(Fields::new(&label, &raw_config))?,
             None => None,
@@ -188,7 +208,10 @@ impl Checkpoint {
 
     /// Total size of all files in bytes.
     pub fn bytes(&self) -> u64 {
-        self.files.sources.iter().map(|source| source.len()).sum()
+        let all = self.files.sources.iter();
+        // The files of a GGUF file follow from its metadata.
+        let gguf = all.clone().find(|source| gguf::read::is_gguf_name(source.name()));
+        gguf.map_or_else(|| all.map(|source| source.len()).sum(), |source| source.len())
     }
 
     /// Reads the tokenizer. Errors: `Error::Input` if tokenizer.json is missing or cannot be used.

@@ -6,9 +6,11 @@ use std::ops::Range;
 use std::path::Path;
 
 use safetensors::Dtype;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use super::formats::DESCRIPTION_FILE;
 use super::header::{TensorEntry, read_header};
+use super::layouts::Packing;
 use super::source::Source;
 use crate::family::json_object;
 use crate::{Error, Result};
@@ -69,6 +71,18 @@ impl Files {
             Error::input(&label, "bytes that are not UTF-8", "a JSON object", "correct the file or download it again")
         })?;
         json_object(text, &label).map(Some)
+    }
+
+    /// How the weights are packed, as `config`, the content of config.json, or the file of older checkpoints says. `None` if
+    /// neither describes a quantization.
+    pub async fn packing(&self, config: &Map<String, Value>) -> Result<Option<Packing>> {
+        if let Some(packing) = Packing::of_model(config, &self.label(CONFIG_FILE))? {
+            return Ok(Some(packing));
+        }
+        match self.json(DESCRIPTION_FILE).await? {
+            Some(description) => Packing::open(&description, &self.label(DESCRIPTION_FILE)).map(Some),
+            None => Ok(None),
+        }
     }
 
     /// The tensors of all weight files by name. The shards are `model.safetensors` alone if it exists, else those that
