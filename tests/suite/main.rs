@@ -25,6 +25,7 @@ mod error;
 mod families;
 mod family;
 mod generate;
+mod gguf_names;
 mod gptq;
 mod gram;
 mod grid;

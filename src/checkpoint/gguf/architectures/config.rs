@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// used.
 pub fn config_of(file: &Contents<'_>) -> Result<Map<String, Json>> {
     let architecture = named(file)?;
-    let mut config = keys::config_of(&architecture.all_keys().copied().collect::<Vec<_>>(), |key| file.json(key));
+    let mut config = keys::config_of(architecture.all_keys(), |key| file.json(key));
     let [class, model_type] = (architecture.read_as)(file);
     let sizes = Sizes::read(file)?;
     let mut set = |key: &str, value: Json| config.insert(key.to_owned(), value);
@@ -141,7 +141,7 @@ fn windows(file: &Contents<'_>, architecture: &Architecture, layers: usize) -> R
 fn rope_parameters(file: &Contents<'_>, architecture: &Architecture, sizes: &Sizes) -> Result<Option<Json>> {
     let mut full = match architecture.tables {
         Tables::None => return Ok(None),
-        _ => rope::parameters(file, sizes.head_dim)?,
+        _ => rope::parameters(file, architecture, sizes.head_dim)?,
     };
     if let Some(beta) = file.float("attention.temperature_scale")?.filter(|&beta| beta != 0.0) {
         full.insert("llama_4_scaling_beta".to_owned(), beta.into());
@@ -172,7 +172,8 @@ fn of_family(
         "gemma2" => vec![("query_pre_attn_scalar", (if layers == 46 { hidden / heads } else { head_dim }).into())],
         "gemma3" => vec![("query_pre_attn_scalar", (if layers == 62 { hidden / heads } else { head_dim }).into())],
         "gemma4" => gemma4(file, sizes, windows)?,
-        "command-r" => vec![("use_qk_norm", has_norms.into())],
+        // llama.cpp knows the models with these norms by their layers.
+        "command-r" => vec![("use_qk_norm", (layers >= 64).into())],
         "stablelm" => vec![
             ("qk_layernorm", has_norms.into()),
             ("use_parallel_residual", (!file.has("blk.0.ffn_norm.weight")).into()),
