@@ -70,6 +70,9 @@ fn with_class(mut keys: Map<String, Json>, class: &str, model_type: &str) -> Map
     keys
 }
 
+/// Greatest number of blocks. A file with more is broken, and lists of its layers would fill the memory.
+const MOST_LAYERS: usize = 1000;
+
 /// Sizes that other keys follow from.
 struct Sizes {
     layers: usize,
@@ -87,8 +90,11 @@ impl Sizes {
         let layers = file.required_count("block_count")?;
         let hidden = file.required_count("embedding_length")?;
         let heads = file.required_count("attention.head_count")?;
-        if layers == 0 || heads == 0 {
-            return Err(file.refuse("attention.head_count", "a number of at least 1, as \"block_count\""));
+        if layers == 0 || layers > MOST_LAYERS {
+            return Err(file.refuse("block_count", &format!("a whole number from 1 to {MOST_LAYERS}")));
+        }
+        if heads == 0 {
+            return Err(file.refuse("attention.head_count", "a whole number of at least 1"));
         }
         let kv_heads = file.counts("attention.head_count_kv", layers)?.unwrap_or_else(|| vec![heads; layers]);
         let head_dim = file.count("attention.key_length")?.unwrap_or(hidden / heads);
