@@ -28,6 +28,7 @@ mod family;
 mod generate;
 mod gguf;
 mod gguf_tokenizer;
+mod gguf_names;
 mod gptq;
 mod gram;
 mod grid;

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// used.
 pub fn config_of(file: &Contents<'_>) -> Result<Map<String, Json>> {
     let architecture = named(file)?;
-    let mut config = keys::config_of(&architecture.all_keys().copied().collect::<Vec<_>>(), |key| file.json(key));
+    let mut config = keys::config_of(architecture.all_keys(), |key| file.json(key));
     let [class, model_type] = (architecture.read_as)(file);
     let sizes = Sizes::read(file)?;
     let mut set = |key: &str, value: Json| config.insert(key.to_owned(), value);
@@ -70,6 +70,9 @@ fn with_class(mut keys: Map<String, Json>, class: &str, model_type: &str) -> Map
     keys
 }
 
+/// Greatest number of blocks. A file with more is broken, and lists of its layers would fill the memory.
+const MOST_LAYERS: usize = 1000;
+
 /// Sizes that other keys follow from.
 struct Sizes {
     layers: usize,
@@ -87,8 +90,11 @@ impl Sizes {
         let layers = file.required_count("block_count")?;
         let hidden = file.required_count("embedding_length")?;
         let heads = file.required_count("attention.head_count")?;
-        if layers == 0 || heads == 0 {
-            return Err(file.refuse("attention.head_count", "a number of at least 1, as \"block_count\""));
+        if layers == 0 || layers > MOST_LAYERS {
+            return Err(file.refuse("block_count", &format!("a whole number from 1 to {MOST_LAYERS}")));
+        }
+        if heads == 0 {
+            return Err(file.refuse("attention.head_count", "a whole number of at least 1"));
         }
         let kv_heads = file.counts("attention.head_count_kv", layers)?.unwrap_or_else(|| vec![heads; layers]);
         let head_dim = file.count("attention.key_length")?.unwrap_or(hidden / heads);
@@ -141,7 +147,7 @@ fn windows(file: &Contents<'_>, architecture: &Architecture, layers: usize) -> R
 fn rope_parameters(file: &Contents<'_>, architecture: &Architecture, sizes: &Sizes) -> Result<Option<Json>> {
     let mut full = match architecture.tables {
         Tables::None => return Ok(None),
-        _ => rope::parameters(file, sizes.head_dim)?,
+        _ => rope::parameters(file, architecture, sizes.head_dim)?,
     };
     if let Some(beta) = file.float("attention.temperature_scale")?.filter(|&beta| beta != 0.0) {
         full.insert("llama_4_scaling_beta".to_owned(), beta.into());
@@ -172,7 +178,8 @@ fn of_family(
         "gemma2" => vec![("query_pre_attn_scalar", (if layers == 46 { hidden / heads } else { head_dim }).into())],
         "gemma3" => vec![("query_pre_attn_scalar", (if layers == 62 { hidden / heads } else { head_dim }).into())],
         "gemma4" => gemma4(file, sizes, windows)?,
-        "command-r" => vec![("use_qk_norm", has_norms.into())],
+        // llama.cpp knows the models with these norms by their layers.
+        "command-r" => vec![("use_qk_norm", (layers >= 64).into())],
         "stablelm" => vec![
             ("qk_layernorm", has_norms.into()),
             ("use_parallel_residual", (!file.has("blk.0.ffn_norm.weight")).into()),

@@ -35,8 +35,9 @@ pub(super) fn check(
     let mut notes = Vec::new();
     let facts = Facts { model };
     let name = architecture.name;
-    if let (Windows::Never, Some(attention)) = (architecture.windows, facts.sliding()) {
-        let window = attention.window.unwrap_or_default();
+    let window = facts.sliding().and_then(|attention| attention.window);
+    let window = window.filter(|&window| window < model.max_position_embeddings);
+    if let (Windows::Never, Some(window)) = (architecture.windows, window) {
         let note = "llama.cpp has no sliding windows for this architecture: it computes something else than the model";
         notes.push(format!("{note} in texts of more than {window} tokens"));
     }

@@ -204,12 +204,10 @@ impl Scoped<'_> {
         self.metadata.set(format!("{}.{key}", self.architecture), stored(&value.into()));
     }
 
-    /// Sets all of `keys` for which the model has a number.
-    pub fn set_all(&mut self, keys: &[Key], facts: &Facts<'_>) {
-        for key in keys {
-            if let Some(value) = (key.of)(facts) {
-                self.set(key.file, value);
-            }
+    /// Sets the number of the model under `key`, if the model has it.
+    pub fn set_number(&mut self, key: &Key, facts: &Facts<'_>) {
+        if let Some(value) = (key.of)(facts) {
+            self.set(key.file, value);
         }
     }
 }
@@ -228,7 +226,10 @@ fn stored(value: &Json) -> Value {
 }
 
 /// The numbers under `keys` of a file, under their names in `config.json`.
-pub(super) fn config_of(keys: &[Key], number: impl Fn(&str) -> Option<Json>) -> Map<String, Json> {
-    let named = keys.iter().filter(|key| !key.config.is_empty());
+pub(super) fn config_of<'a>(
+    keys: impl Iterator<Item = &'a Key>,
+    number: impl Fn(&str) -> Option<Json>,
+) -> Map<String, Json> {
+    let named = keys.filter(|key| !key.config.is_empty());
     named.filter_map(|key| Some((key.config.to_owned(), number(key.file)?))).collect()
 }

@@ -109,9 +109,13 @@ impl Mapping {
         metadata.set("general.size_label", Value::Text(size_label(&tensors)));
         let facts = Facts { model };
         let mut keys = Scoped { architecture: architecture.name, metadata: &mut metadata };
-        architecture.all_keys().for_each(|key| keys.set_all(std::slice::from_ref(key), &facts));
+        architecture.all_keys().for_each(|key| keys.set_number(key, &facts));
         set_windows(&mut keys, &facts, architecture);
-        let mut added = rope::write(&mut keys, &facts);
+        if architecture.needs_windows() && facts.sliding().is_none() {
+            let expected = "at least one layer with a sliding window";
+            return Err(write_refused(subject, "attention to all positions in every layer", expected, architecture));
+        }
+        let mut added = rope::write(&mut keys, &facts, architecture);
         added.extend(factors_of_queries(&facts, architecture));
         let mut mapping = Self { metadata, tensors, added, notes: Vec::new() };
         let theirs = mapping.computed(subject)?;
@@ -159,8 +163,8 @@ fn set_windows(keys: &mut Scoped<'_>, facts: &Facts<'_>, architecture: &Architec
     match architecture.windows {
         Windows::Never => {}
         Windows::Period(usual) => {
-            // Some architectures must have the key, even if no layer has a window.
-            keys.set(width_key, width.unwrap_or(facts.model.max_position_embeddings));
+            let Some(width) = width else { return };
+            keys.set(width_key, width);
             let fits =
                 |period: &usize| slides.iter().enumerate().all(|(i, &slides)| (i % period + 1 < *period) == slides);
             if !fits(&usual)

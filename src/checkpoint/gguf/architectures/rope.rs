@@ -11,8 +11,9 @@ use super::AddedTensor;
 use super::contents::Contents;
 use super::facts::Facts;
 use super::keys::Scoped;
-use crate::Result;
+use super::table::{Architecture, Scaling};
 use crate::family::{Rope, RopeScaling};
+use crate::{Error, Result};
 
 /// Divisors of the frequencies of all layers, or of those without a window.
 pub const FREQUENCIES: &str = "rope_freqs.weight";
@@ -30,13 +31,15 @@ fn yarn_magnitude(factor: f64, multiplier: f64) -> f64 {
 }
 
 /// Writes the keys of the tables of a model. Returns the tensors that belong to them.
-pub(super) fn write(keys: &mut Scoped<'_>, facts: &Facts<'_>) -> Vec<AddedTensor> {
+pub(super) fn write(keys: &mut Scoped<'_>, facts: &Facts<'_>, architecture: &Architecture) -> Vec<AddedTensor> {
     let Some(rope) = facts.rope() else { return Vec::new() };
     keys.set("rope.dimension_count", rope.rotated);
     keys.set("rope.freq_base", rope.theta);
     if let Some(sliding) = facts.sliding_rope() {
         keys.set("rope.freq_base_swa", sliding.theta);
-        keys.set("rope.dimension_count_swa", sliding.rotated);
+        if sliding.rotated != rope.rotated {
+            keys.set("rope.dimension_count_swa", sliding.rotated);
+        }
     }
     match &rope.scaling {
         RopeScaling::None => Vec::new(),
@@ -53,13 +56,19 @@ pub(super) fn write(keys: &mut Scoped<'_>, facts: &Facts<'_>) -> Vec<AddedTensor
             keys.set("rope.scaling.original_context_length", original_max_position_embeddings);
             keys.set("rope.scaling.yarn_beta_fast", beta_fast);
             keys.set("rope.scaling.yarn_beta_slow", beta_slow);
-            if attention_factor == 1.0 && keys.architecture == "mistral3" {
+            if attention_factor == 1.0 && architecture.name == "mistral3" {
                 // Its files say so in another way.
                 keys.set("rope.scaling.yarn_log_multiplier", 1.0);
             } else if attention_factor != yarn_magnitude(factor, 1.0) {
                 keys.set("rope.scaling.attn_factor", attention_factor / yarn_magnitude(factor, 1.0));
             }
             Vec::new()
+        }
+        // As such a table is read from a file.
+        RopeScaling::LongRope { short_factor, long_factor, attention_factor: 1.0, .. }
+            if short_factor == long_factor && architecture.scaling.contains(&Scaling::Divisors) =>
+        {
+            vec![AddedTensor::new(FREQUENCIES, long_factor)]
         }
         RopeScaling::LongRope { short_factor, long_factor, attention_factor, original_max_position_embeddings } => {
             keys.set("rope.scaling.type", "longrope");
@@ -151,50 +160,68 @@ fn magnitude(scaling: &RopeScaling) -> f64 {
 
 /// The `rope_parameters` of the only table of a file, or of that of the layers without a window. `head_dim`: columns of
 /// a head.
-pub(super) fn parameters(file: &Contents<'_>, head_dim: usize) -> Result<Map<String, Json>> {
+pub(super) fn parameters(
+    file: &Contents<'_>,
+    architecture: &Architecture,
+    head_dim: usize,
+) -> Result<Map<String, Json>> {
     let rotated = file.count("rope.dimension_count")?.unwrap_or(head_dim);
     let theta = file.float("rope.freq_base")?.unwrap_or(10_000.0);
     let mut keys = Map::new();
-    let mut set = |key: &str, value: Json| keys.insert(key.to_owned(), value);
-    set("rope_theta", theta.into());
-    set("partial_rotary_factor", share(rotated, head_dim).into());
+    keys.insert("rope_theta".to_owned(), theta.into());
+    keys.insert("partial_rotary_factor".to_owned(), share(rotated, head_dim).into());
+    keys.extend(scaling(file, architecture)?);
+    Ok(keys)
+}
+
+/// The keys of `rope_parameters` that scale the angles.
+fn scaling(file: &Contents<'_>, architecture: &Architecture) -> Result<Map<String, Json>> {
+    let follows = |scaling| architecture.scaling.contains(&scaling);
     let positions = file.count("context_length")?.unwrap_or(1);
     let original = file.count("rope.scaling.original_context_length")?.unwrap_or(positions);
     let attention_factor = file.float("rope.scaling.attn_factor")?.unwrap_or(1.0);
     let factor = file.float("rope.scaling.factor")?.filter(|&factor| factor > 0.0).unwrap_or(1.0);
-    let kind = file.text("rope.scaling.type")?;
-    let long = match file.values(FREQUENCIES) {
-        Some(divisors) => Some([divisors, divisors]),
-        None => file.values(SHORT).zip(file.values(LONG)).map(|(short, long)| [short, long]),
+    let divisors = file.values(FREQUENCIES).filter(|_| follows(Scaling::Divisors)).map(|all| [all, all]);
+    let by_length = file.values(SHORT).zip(file.values(LONG)).filter(|_| follows(Scaling::ShortAndLong));
+    let parameters = match (divisors.or(by_length.map(<[_; 2]>::from)), file.text("rope.scaling.type")?) {
+        (Some([short, long]), _) => json!({
+            "rope_type": "longrope",
+            "short_factor": short,
+            "long_factor": long,
+            "attention_factor": attention_factor,
+            "original_max_position_embeddings": original,
+        }),
+        (None, Some("yarn")) if follows(Scaling::Factor) => {
+            let turns = |key, usual| {
+                let turns = if follows(Scaling::Turns) { file.float(key)? } else { None };
+                Ok::<_, Error>(turns.unwrap_or(usual))
+            };
+            // A multiplier of 0 counts as absent.
+            let all = file.float("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0);
+            let magnitude = yarn_magnitude(factor, 1.0) / yarn_magnitude(factor, all);
+            json!({
+                "rope_type": "yarn",
+                "factor": factor,
+                "beta_fast": turns("rope.scaling.yarn_beta_fast", 32.0)?,
+                "beta_slow": turns("rope.scaling.yarn_beta_slow", 1.0)?,
+                "attention_factor": attention_factor * magnitude,
+                "original_max_position_embeddings": original,
+            })
+        }
+        (None, kind) if kind != Some("none") && factor != 1.0 && follows(Scaling::Factor) => {
+            json!({ "rope_type": "linear", "factor": factor })
+        }
+        _ => json!({ "rope_type": "default" }),
     };
-    if let Some([short, long]) = long {
-        set("rope_type", "longrope".into());
-        set("short_factor", json!(short));
-        set("long_factor", json!(long));
-        set("attention_factor", attention_factor.into());
-        set("original_max_position_embeddings", original.into());
-    } else if kind == Some("yarn") {
-        set("rope_type", "yarn".into());
-        set("factor", factor.into());
-        set("beta_fast", file.float("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0).into());
-        set("beta_slow", file.float("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0).into());
-        // A multiplier of 0 counts as absent.
-        let all = file.float("rope.scaling.yarn_log_multiplier")?.unwrap_or(0.0);
-        let magnitude = yarn_magnitude(factor, 1.0) / yarn_magnitude(factor, all);
-        set("attention_factor", (attention_factor * magnitude).into());
-        set("original_max_position_embeddings", original.into());
-    } else if kind != Some("none") && factor != 1.0 {
-        set("rope_type", "linear".into());
-        set("factor", factor.into());
-    } else {
-        set("rope_type", "default".into());
-    }
-    Ok(keys)
+    Ok(parameters.as_object().cloned().unwrap_or_default())
 }
 
 /// The `rope_parameters` of the layers with a window. `default`: the base where the file does not give it.
 pub(super) fn sliding_parameters(file: &Contents<'_>, head_dim: usize, default: f64) -> Result<Json> {
-    let rotated = file.count("rope.dimension_count_swa")?.unwrap_or(head_dim);
+    let rotated = match file.count("rope.dimension_count_swa")? {
+        Some(rotated) => rotated,
+        None => file.count("rope.dimension_count")?.unwrap_or(head_dim).min(head_dim),
+    };
     let theta = file.float("rope.freq_base_swa")?.unwrap_or(default);
     let share = share(rotated, head_dim);
     Ok(json!({ "rope_type": "default", "rope_theta": theta, "partial_rotary_factor": share }))

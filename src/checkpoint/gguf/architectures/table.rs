@@ -24,6 +24,8 @@ pub(super) struct Architecture {
     pub bias_keys: &'static [(&'static str, &'static str)],
     pub windows: Windows,
     pub tables: Tables,
+    /// The ways of scaling angles that llama.cpp follows.
+    pub scaling: &'static [Scaling],
     /// Keys of numbers.
     pub keys: &'static [&'static [Key]],
 }
@@ -59,6 +61,19 @@ pub(super) enum Windows {
     List,
 }
 
+/// A way of scaling the rotary angles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Scaling {
+    /// By one factor, and YaRN with its usual numbers of turns, 32 and 1.
+    Factor,
+    /// YaRN with the numbers of turns in the file.
+    Turns,
+    /// By a divisor of every frequency.
+    Divisors,
+    /// By a divisor of every frequency for short texts, and another one for long texts.
+    ShortAndLong,
+}
+
 /// The tables of rotary angles.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Tables {
@@ -92,11 +107,18 @@ const LLAMA: Architecture = Architecture {
     bias_keys: &[ATTENTION_BIAS, ("mlp_bias", "ffn_up")],
     windows: Windows::Never,
     tables: Tables::One,
+    scaling: &[Scaling::Factor, Scaling::Divisors, Scaling::ShortAndLong],
     keys: &[keys::RMS_SIZES],
 };
 
 /// The row of a family like Qwen, whose rows of queries and keys stay in their order.
-const HALVES: Architecture = Architecture { pairs: Pairs::Halves, biases: QKV, bias_keys: &[ATTENTION_BIAS], ..LLAMA };
+const HALVES: Architecture = Architecture {
+    pairs: Pairs::Halves,
+    biases: QKV,
+    bias_keys: &[ATTENTION_BIAS],
+    scaling: &[Scaling::Factor],
+    ..LLAMA
+};
 
 /// The row of a family with LayerNorm and biases everywhere.
 const OLDER: Architecture =
@@ -112,6 +134,7 @@ pub(super) static ARCHITECTURES: [Architecture; 24] = [
         biases: NO_BIAS,
         bias_keys: &[],
         keys: &[keys::RMS_SIZES, keys::MISTRAL3],
+        scaling: &[Scaling::Factor, Scaling::Turns, Scaling::Divisors, Scaling::ShortAndLong],
         ..LLAMA
     },
     Architecture {
@@ -120,6 +143,7 @@ pub(super) static ARCHITECTURES: [Architecture; 24] = [
         read_as: |_| ["SmolLM3ForCausalLM", "smollm3"],
         biases: QKV,
         bias_keys: &[ATTENTION_BIAS],
+        scaling: &[Scaling::Factor],
         ..LLAMA
     },
     Architecture {
@@ -135,6 +159,7 @@ pub(super) static ARCHITECTURES: [Architecture; 24] = [
         read_as: |_| ["ArceeForCausalLM", "arcee"],
         biases: QKV,
         bias_keys: &[ATTENTION_BIAS],
+        scaling: &[Scaling::Factor, Scaling::Divisors],
         ..LLAMA
     },
     Architecture {
@@ -174,6 +199,7 @@ pub(super) static ARCHITECTURES: [Architecture; 24] = [
         biases: NO_BIAS,
         bias_keys: &[],
         keys: &[keys::RMS_SIZES, keys::PHI3],
+        scaling: &[Scaling::Factor, Scaling::ShortAndLong],
         ..HALVES
     },
     Architecture {
@@ -182,6 +208,7 @@ pub(super) static ARCHITECTURES: [Architecture; 24] = [
         read_as: |_| ["Glm4ForCausalLM", "glm4"],
         biases: QKV,
         bias_keys: &[ATTENTION_BIAS],
+        scaling: &[Scaling::Factor],
         ..LLAMA
     },
     Architecture {
@@ -227,6 +254,7 @@ pub(super) static ARCHITECTURES: [Architecture; 24] = [
         windows: Windows::List,
         tables: Tables::ByWindow(10_000.0),
         keys: &[keys::RMS_SIZES, keys::GEMMA4],
+        scaling: &[Scaling::Factor, Scaling::Divisors],
         ..HALVES
     },
     Architecture {
@@ -237,6 +265,7 @@ pub(super) static ARCHITECTURES: [Architecture; 24] = [
         biases: QKV,
         bias_keys: &[ATTENTION_BIAS],
         keys: &[keys::LAYER_SIZES, keys::COHERE],
+        scaling: &[Scaling::Factor],
         ..LLAMA
     },
     Architecture {
@@ -248,6 +277,7 @@ pub(super) static ARCHITECTURES: [Architecture; 24] = [
         bias_keys: &[],
         windows: Windows::Period(4),
         keys: &[keys::LAYER_SIZES, keys::COHERE],
+        scaling: &[Scaling::Factor],
         ..LLAMA
     },
     Architecture {
@@ -260,6 +290,7 @@ pub(super) static ARCHITECTURES: [Architecture; 24] = [
         bias_keys: &[],
         windows: Windows::List,
         keys: &[keys::RMS_SIZES, keys::MUSE],
+        scaling: &[],
         ..LLAMA
     },
     Architecture {
@@ -317,6 +348,11 @@ impl Architecture {
     /// The numbers of a model under both names.
     pub fn all_keys(&self) -> impl Iterator<Item = &'static Key> {
         self.keys.iter().copied().flatten()
+    }
+
+    /// Whether llama.cpp cannot open a model of this architecture without a sliding window.
+    pub fn needs_windows(&self) -> bool {
+        self.windows != Windows::Never && !["olmo2", "gemma3"].contains(&self.name)
     }
 
     /// Checks whether a linear layer may have a bias, or lack one. `stem`: its name in the file without the number of the
