@@ -15,7 +15,7 @@ use crate::{Checkpoint, Result};
 /// Revision of everything that computes results and is no shader: CPU twins, methods, the pipeline, dependencies that compute.
 ///
 /// Raise it with every change of a bit of any result. Changes of shaders are noticed without it.
-const REVISION: u32 = 2;
+const REVISION: u32 = 3;
 
 /// Everything that decides a result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -105,12 +105,14 @@ impl RangeSource {
 ///
 /// Errors: a file that is missing, cannot be read, or does not describe a supported model.
 pub async fn open_checkpoint(place: &str, files: Vec<JsFile>) -> Result<Checkpoint> {
-    let sources = files
-        .into_iter()
-        .map(|file| RangeSource { name: file.name(), file })
-        .filter(|source| belongs(&source.name))
-        .map(|source| Box::new(source) as Box<dyn Source>);
-    Checkpoint::from_sources(place, sources.collect()).await
+    let all = files.into_iter().map(|file| RangeSource { name: file.name(), file });
+    let (mut sources, others): (Vec<_>, Vec<_>) = all.partition(|source| belongs(&source.name));
+    if sources.is_empty() {
+        // A model in one file.
+        sources = others.into_iter().filter(|source| source.name.ends_with(".gguf")).collect();
+    }
+    let boxed = sources.into_iter().map(|source| Box::new(source) as Box<dyn Source>);
+    Checkpoint::from_sources(place, boxed.collect()).await
 }
 
 struct FolderSink {

@@ -82,9 +82,13 @@ export class ResultView {
     const total = files.reduce((sum, { file }) => sum + file.size, 0);
     const tar = byId('download-tar');
     try {
-      tar.href = this.url(tarBlob(this.name, files));
-      tar.download = `${this.name}.tar`;
-      tar.textContent = `Download checkpoint, ${bytes(total)}`;
+      // A model in one file needs no archive around it.
+      const [only, ...others] = files;
+      const single = others.length === 0;
+      const ending = only.name.slice(only.name.lastIndexOf('.'));
+      tar.href = this.url(single ? only.file : tarBlob(this.name, files));
+      tar.download = single ? `${this.name}${ending}` : `${this.name}.tar`;
+      tar.textContent = `Download ${single ? 'model' : 'checkpoint'}, ${bytes(total)}`;
       tar.hidden = false;
     } catch (error) {
       tar.hidden = true;
