@@ -56,6 +56,12 @@ pub trait PackedLayers: fmt::Debug {
     /// number of dimensions of 1.
     fn parts(&self, name: &str, shape: &[usize], stored: &Lookup<'_>) -> Option<Vec<Part>>;
 
+    /// Whether every weight is stored as `[outputs, inputs]`, also in a family that stores weights transposed. This
+    /// concerns the weights that are ordinary floats, too.
+    fn stores_rows(&self) -> bool {
+        false
+    }
+
     /// Names of further tensors that a file may hold for the packed weight `name`. They say how a client rounds the
     /// inputs of the layer. No weight depends on them, and a copy of the model leaves them out.
     fn input_scales(&self, name: &str) -> Vec<String> {

@@ -157,8 +157,9 @@ impl Checkpoint {
         let embedding = tensors.get(&config.embedding).map(|tensor| tensor.dtype);
         let widened = widened.or(embedding.filter(|dtype| is_float(*dtype))).unwrap_or(Dtype::F32);
         let shapes = config.expected_tensors().into_iter().collect();
+        let stores_rows = packing.as_ref().is_some_and(|packing| packing.layers.stores_rows());
         let mut checkpoint = Self {
-            transposed: config.transposed_weights(),
+            transposed: if stores_rows { BTreeSet::new() } else { config.transposed_weights() },
             directory: None,
             unused: Unused::default(),
             files,

@@ -215,11 +215,12 @@ type Names = &'static [(&'static str, &'static str)];
 
 /// All names that files use besides those of the descriptions. Models with other modalities keep the language model
 /// below a prefix. Files of before 2023, and files of a model without its head, often lack the outermost one.
-const OTHER_NAMES: [Names; 5] = [
+const OTHER_NAMES: [Names; 6] = [
     &[("model.", "model.language_model.")],
     &[("model.", "language_model.model."), ("lm_head", "language_model.lm_head")],
     &[("model.", "language_model.")],
     &[("transformer.", "")],
+    &[("transformer.", "model.")],
     &[("model.", "")],
 ];
 
@@ -227,11 +228,15 @@ const OTHER_NAMES: [Names; 5] = [
 const HEADS: [&str; 2] = ["lm_head", "language_model.lm_head"];
 
 impl ModelConfig {
+    /// Whether this is the language model of a larger model, whose config.json has its keys in `text_config`.
+    pub(crate) fn is_part(&self) -> bool {
+        FAMILIES.iter().any(|family| family.model_type == self.model_type && family.keys == Keys::Text)
+    }
+
     /// The object with the keys of this model in `config`, the `config.json` of its checkpoint: `config` itself, or its
     /// `text_config`.
     pub(crate) fn keys_in<'a>(&self, config: &'a mut Map<String, Json>) -> &'a mut Map<String, Json> {
-        let is_nested = |family: &Family| family.model_type == self.model_type && family.keys == Keys::Text;
-        if !FAMILIES.iter().any(is_nested) {
+        if !self.is_part() {
             return config;
         }
         config["text_config"].as_object_mut().expect("the model was read from this object")

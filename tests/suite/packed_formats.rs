@@ -1,6 +1,8 @@
 //! The packed formats besides GPTQ: their bytes against those of other programs (tests/fixtures/formats, make.py and
 //! make_mlx.py), whole checkpoints that are written and read back, and grids that a format cannot store.
 
+use std::path::Path;
+
 use aquatint::checkpoint::change::Change;
 use aquatint::checkpoint::format::PlannedLayer;
 use aquatint::checkpoint::formats::{FORMATS, named};
@@ -182,6 +184,56 @@ fn an_mlx_layer_whose_tensors_do_not_fit_is_refused() {
     refused(&|model| model.tensor(&weight).dtype = "I32", "expected U32");
     refused(&|model| model.config["quantization"]["mode"] = "nvfp4".into(), "\"mode\": \"nvfp4\"");
     refused(&|model| model.config["quantization"][module] = json!({ "mode": "mxfp4" }), "\"mode\": \"mxfp4\"");
+}
+
+/// Writes a fixture of tests/fixtures/families for MLX with no layer quantized, and opens it again.
+fn for_mlx(family: &str, directory: &Path) -> (Checkpoint, Checkpoint, WritePlan) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families").join(family);
+    let source = block_on(Checkpoint::open(&folder)).unwrap();
+    let plan = WritePlan::new(&source, named("mlx").unwrap(), settings(4, None, true), &[], 1 << 30);
+    let plan = block_on(plan).unwrap();
+    let out = directory.join(family);
+    let sink = DirectorySink::new(&out, Existing::Refuse, None).unwrap();
+    block_on(CheckpointWriter::new(&source, plan.clone(), Box::new(sink)).unwrap().finish()).unwrap();
+    let read = block_on(Checkpoint::open(&out)).unwrap();
+    (source, read, plan)
+}
+
+#[test]
+fn mlx_files_have_the_names_that_mlx_lm_looks_for_and_read_back() {
+    let home = tempfile::tempdir().unwrap();
+    let wrapper = "language_model.model.";
+    let families = [
+        ("gemma3-wrapper", wrapper),
+        ("gemma4-wrapper", wrapper),
+        ("mistral3-wrapper", wrapper),
+        ("muse_glimmer", wrapper),
+        ("gpt2", "model."),
+        ("llama", "model."),
+    ];
+    for (family, prefix) in families {
+        let (source, read, _) = for_mlx(family, home.path());
+        let names = |model: &Checkpoint| model.config().expected_tensors().into_iter().map(|(name, _)| name);
+        let mut inside = 0;
+        for (before, after) in names(&source).zip(names(&read)) {
+            inside += usize::from(after.starts_with(prefix));
+            assert_eq!(read.dtype(&after).unwrap(), source.float(), "{family}, {after}");
+            let values = [block_on(source.read(&before)).unwrap(), block_on(read.read(&after)).unwrap()];
+            assert!(values[0] == values[1], "{family}, {before} and {after}");
+        }
+        let head = usize::from(!read.config().tie_word_embeddings);
+        assert!(inside + head >= names(&read).count(), "{family}: {inside}");
+        assert_eq!(read.config().ropes, source.config().ropes);
+    }
+}
+
+#[test]
+fn what_mlx_lm_does_not_load_or_compute_is_said() {
+    let home = tempfile::tempdir().unwrap();
+    let notes = |family: &str| for_mlx(family, home.path()).2.notes().join("; ");
+    assert_eq!(notes("llama"), "");
+    assert!(notes("arcee").contains("no model of the type arcee"));
+    assert!(notes("mistral").contains("window of mistral and computes something else after 8 tokens"));
 }
 
 fn settings(bits: u32, group_size: Option<usize>, symmetric: bool) -> QuantizationSettings {

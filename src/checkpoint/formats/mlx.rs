@@ -14,11 +14,11 @@ use crate::checkpoint::format::{
     Container, Format, GridWish, Part, PlannedLayer, PlannedModel, Prepared, Rest, RestTensor,
 };
 use crate::checkpoint::layout::{Layout, Lookup, Opened, Origin, PackedLayers, PackedWeight, PartData, module_of};
-use crate::checkpoint::{bits, floats};
+use crate::checkpoint::{bits, floats, passengers};
 use crate::device::recycled;
 use crate::error::{Setting, phrase};
 use crate::family::config::fields::Fields;
-use crate::family::{self, LinearSpec, ModelConfig};
+use crate::family::{self, LinearSpec, ModelConfig, Op, RopeScaling};
 use crate::ops::grid::{GridSpec, ScaleType, Steps};
 use crate::stored::{Form, QuantizedLinear, StoredLinear};
 use crate::{Error, Result};
@@ -44,6 +44,9 @@ const UNKNOWN_MODELS: [&str; 5] = ["arcee", "bloom", "falcon", "gemma4_unified_t
 
 /// The models in which mlx-lm 0.32 always ties the output matrix to the embedding, by their `model_type`.
 const ALWAYS_TIED: [&str; 5] = ["cohere", "cohere2", "gemma", "gemma2", "gpt2"];
+
+/// The models whose sliding windows mlx-lm 0.32 ignores, by their `model_type`.
+const WITHOUT_WINDOWS: [&str; 6] = ["gemma2", "mistral", "phi3", "qwen2", "qwen3", "starcoder2"];
 
 impl Format for Mlx {
     fn name(&self) -> &'static str {
@@ -88,7 +91,7 @@ impl Format for Mlx {
     fn rest(&self, model: &PlannedModel, tensor: &RestTensor<'_>) -> Result<Rest> {
         Ok(match tensor.passenger {
             // mlx-lm drops the towers of such models itself, and refuses any other tensor without a use.
-            Some(part) if is_inner(&model.config) && !["MTP head", "unused buffers"].contains(&part) => Rest::Keep,
+            Some(part) if model.config.is_part() && !["MTP head", "unused buffers"].contains(&part) => Rest::Keep,
             Some(_) => Rest::LeaveOut,
             None if tensor.dtype == model.float && !is_transposed(model, tensor.name) => Rest::Keep,
             None => Rest::Convert { dtype: model.float, change: Change::None },
@@ -107,6 +110,15 @@ impl Format for Mlx {
 
     fn describe(&self, model: &PlannedModel, config: &mut Map<String, Value>) -> Vec<(String, Value)> {
         let description = description(model);
+        let keys = model.config.keys_in(config);
+        // mlx-lm reads the base of RoPE at this place only. Tables that differ from each other or are scaled have further
+        // keys, which are a matter of the family.
+        if let [rope, others @ ..] = &model.config.ropes[..]
+            && rope.scaling == RopeScaling::None
+            && others.iter().all(|other| (other.theta, &other.scaling) == (rope.theta, &rope.scaling))
+        {
+            keys.entry("rope_theta").or_insert(rope.theta.into());
+        }
         config.insert(KEY.to_owned(), description.clone());
         config.insert("quantization_config".to_owned(), description);
         Vec::new()
@@ -123,31 +135,43 @@ impl Format for Mlx {
                  load this"
             )
         });
-        unknown.into_iter().chain(tied).collect()
+        let window = window(&model.config).filter(|_| WITHOUT_WINDOWS.contains(&kind));
+        let window = window.map(|tokens| {
+            format!(
+                "mlx-lm 0.32 ignores the sliding window of {kind} and computes something else after {tokens} tokens"
+            )
+        });
+        unknown.into_iter().chain(tied).chain(window).collect()
     }
-}
-
-/// Whether the language model is a part of a larger one.
-fn is_inner(config: &ModelConfig) -> bool {
-    config.embedding.contains("language_model.")
 }
 
 /// As [`Format::stored_name`].
 fn stored_name(config: &ModelConfig, name: &str) -> String {
-    if config.model_type == "gpt2" {
+    if config.model_type == "gpt2" && !name.starts_with("lm_head") {
         // mlx-lm turns the weights of GPT-2 itself, unless their names begin with `model.`.
         return format!("model.{}", name.strip_prefix("transformer.").unwrap_or(name));
     }
-    if !is_inner(config) {
+    if !config.is_part() {
         return name.to_owned();
     }
-    let name = name.strip_prefix("model.").unwrap_or(name);
-    match name.strip_prefix("language_model.") {
-        Some(inside) if inside.starts_with("model.") || inside.starts_with("lm_head") => name.to_owned(),
-        Some(inside) => format!("language_model.model.{inside}"),
-        None if name.starts_with("lm_head") => format!("language_model.{name}"),
-        None => name.to_owned(),
+    let inside = |prefix: &&str| name.strip_prefix(*prefix);
+    let name = ["language_model.model.", "model.language_model.", "language_model.", "model."]
+        .iter()
+        .find_map(inside)
+        .unwrap_or(name);
+    match name {
+        _ if passengers::part_of(name).is_some() => name.to_owned(),
+        _ if name.starts_with("lm_head") => format!("language_model.{name}"),
+        _ => format!("language_model.model.{name}"),
     }
+}
+
+/// The narrowest sliding window that is narrower than the context of the model.
+fn window(config: &ModelConfig) -> Option<usize> {
+    let nodes = config.distinct_blocks().flat_map(|block| &block.nodes);
+    let windows =
+        nodes.filter_map(|node| if let Op::Attention(attention) = &node.op { attention.window } else { None });
+    windows.filter(|&tokens| tokens < config.max_position_embeddings).min()
 }
 
 /// Whether the source stores the weight `name` as `[inputs, outputs]`, which MLX never does.
@@ -245,6 +269,10 @@ impl PackedLayers for MlxLayers {
             Some(_) => Some(parts(module, outer, words, groups, Dtype::F32)),
             None => Some(parts(module, outer, columns * 4 / 32, columns / 64, Dtype::F32)),
         }
+    }
+
+    fn stores_rows(&self) -> bool {
+        true
     }
 
     fn unpack(&self, weight: &PackedWeight<'_>) -> Result<Vec<f32>> {
