@@ -206,13 +206,13 @@ impl pulp::NullaryFnOnce for Fit<'_> {
             *if group.spec.has_offsets() { &mut offset[lane] } else { &mut zero[lane] } = *self.second[lane];
         }
         let equations = self.equations(&scale, &zero, &offset);
-        for lane in 0..width {
-            self.solve(lane, &equations, offset[lane]);
+        for (lane, offset) in offset.iter().enumerate().take(width) {
+            self.solve(lane, &equations, *offset);
         }
         let (mut new_scale, mut new_offset): (Lanes, Lanes) = ([0.0; LANES], [0.0; LANES]);
-        for lane in 0..width {
-            new_scale[lane] = *self.scale[lane];
-            new_offset[lane] = if group.spec.has_offsets() { *self.second[lane] } else { 0.0 };
+        new_scale.iter_mut().zip(&self.scale).for_each(|(new, scale)| *new = **scale);
+        if group.spec.has_offsets() {
+            new_offset.iter_mut().zip(&self.second).for_each(|(new, offset)| *new = **offset);
         }
         for (c, errors) in self.errors.iter_mut().enumerate() {
             let place = (group.start + c) * m + first;

@@ -155,13 +155,13 @@ impl Place<'_> {
         let options = request.options(self.model)?;
         let measured = texts.measured(options.seq_len)?;
         self.progress.begin("quantize");
-        let report = self.quantize(request, &options, texts, QUANTIZED).await?;
+        let report = self.quantize(&options, texts, QUANTIZED).await?;
         let mut uncorrected = None;
         if request.compare {
             self.progress.begin("compare");
             let mut plain = options.clone();
             plain.alpha.default = Alpha::Off;
-            uncorrected = Some(self.quantize(request, &plain, texts, UNCORRECTED).await?);
+            uncorrected = Some(self.quantize(&plain, texts, UNCORRECTED).await?);
         }
         self.progress.begin("evaluate-original");
         let (original, tokens) = evaluate_one(self.rec, self.model, &measured, self.progress).await?;
@@ -202,13 +202,7 @@ impl Place<'_> {
         })
     }
 
-    async fn quantize(
-        &mut self,
-        request: &Request,
-        options: &QuantizeOptions,
-        texts: &Texts,
-        folder: &str,
-    ) -> aquatint::Result<Report> {
+    async fn quantize(&mut self, options: &QuantizeOptions, texts: &Texts, folder: &str) -> aquatint::Result<Report> {
         let windows = calibration_windows(&texts.calibration, options)?;
         let run = CheckpointRun::new(self.model, options)?;
         let writer = run.writer(create_folder(self.storage, folder).await?)?;
