@@ -20,8 +20,8 @@ struct Params {
     // What the range is: 0 for [min, max], 1 for ±max|w|. From the extreme w with the largest magnitude to its opposite for 2, and
     // the reverse for 3.
     range: u32,
-    // 1 if scales share units. A group of zeros then gets no range instead of [−1, 1].
-    shared: u32,
+    // 1 if scales share units. A group of zeros then gets no range. Otherwise it gets [0, 1] with offsets, else [−1, 1].
+    units: u32,
     // The zero point if it is fixed.
     zero: f32,
     // 0 for fixed zero points, 1 for zero points of each group, 2 for offsets.
@@ -47,6 +47,8 @@ struct Params {
 
 // Number of lanes of the workgroup, one per candidate.
 const LANES = 80u;
+// The least size of a scale before it is rounded to its type. Many GPUs take much smaller numbers for 0.
+const LEAST_SCALE = 1e-30;
 // Number of weights of the group in workgroup memory at a time.
 const CHUNK = 512u;
 var<workgroup> lows: array<f32, LANES>;
@@ -58,7 +60,7 @@ var<workgroup> chunk: array<f32, CHUNK>;
 fn quantizer(range: vec2<f32>, i: u32) -> vec2<f32> {
     let shrunk = range * (f32(p.percent - i) / 100.0);
     let width = shrunk.y - shrunk.x;
-    let size = max(abs(width / p.top), 1.17549435e-38);
+    let size = max(abs(width / p.top), LEAST_SCALE);
     let scale = stored(select(size, -size, width < 0.0), p.scale_type);
     if p.zeros == 0u {
         return vec2<f32>(scale, p.zero);
@@ -95,8 +97,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     let most = max(-range.x, range.y);
     let end = select(-most, most, range.y > -range.x);
-    if most == 0.0 && p.shared == 0u {
-        range = vec2<f32>(-1.0, 1.0);
+    if most == 0.0 && p.units == 0u {
+        range = vec2<f32>(select(-1.0, 0.0, p.zeros == 2u), 1.0);
     } else if p.range == 1u {
         range = vec2<f32>(-most, most);
     } else if p.range == 2u {

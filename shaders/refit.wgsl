@@ -5,7 +5,8 @@
 // Here e is the error of the whole row. Let ŵ be the value of the codes in the group and 0 outside it, let 1 be 1 in the group and 0
 // outside it, and let A = H + λI. Adding a·ŵ + b·1 to the row costs least if
 //     a·⟨ŵ, A·ŵ⟩ + b·⟨ŵ, A·1⟩ = ⟨ŵ, A·e⟩    and    a·⟨ŵ, A·1⟩ + b·⟨1, A·1⟩ = ⟨1, A·e⟩.
-// Then the scale is s·(1 + a), and the offset is o·(1 + a) + b. Without offsets, b = 0. One invocation per row.
+// Then the scale is s·(1 + a), and the offset is o·(1 + a) + b. Without offsets, b = 0. With offsets, a = 0 if the two equations are
+// nearly the same, as they are if the group has one code. One invocation per row.
 #import quantizer
 #import stored
 #import units
@@ -71,14 +72,16 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
         }
     }
     let determinant = curvature.x * curvature.z - curvature.y * curvature.y;
-    let joint = p.offsets == 1u && determinant > 1e-6 * curvature.x * curvature.z;
-    var growth = slope.x / curvature.x;
-    if joint {
+    var growth = 0.0;
+    if p.offsets == 0u {
+        growth = slope.x / curvature.x;
+    } else if determinant > 1e-6 * curvature.x * curvature.z {
         growth = (slope.x * curvature.z - slope.y * curvature.y) / determinant;
     }
     var scale = old.scale + old.scale * growth;
-    // The row keeps its numbers if all its values in the group are 0, or if the minimum is at a scale of another sign.
-    if !(curvature.x > 0.0 && scale * old.scale > 0.0) {
+    // The row keeps its numbers if no loss depends on them, or if the minimum is at a scale of another sign.
+    let depends = select(curvature.x, curvature.z, p.offsets == 1u) > 0.0;
+    if !(depends && scale * old.scale > 0.0) {
         return;
     }
     var second = zeros[at];
@@ -87,7 +90,7 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     } else {
         scale = stored(scale, p.scale_type);
     }
-    if joint {
+    if p.offsets == 1u {
         // The offset that suits the scale as it is stored.
         growth = scale / old.scale - 1.0;
         second = old.offset + old.offset * growth + (slope.y - growth * curvature.y) / curvature.z;
@@ -99,10 +102,10 @@ fn main(@builtin(global_invocation_id) id: vec3<u32>) {
     }
     scales[at] = scale;
     zeros[at] = second;
-    let new = cell(scale, second, p.offsets);
+    let fitted = cell(scale, second, p.offsets);
     for (var c = 0u; c < p.count; c += 1u) {
         let place = (p.start + c) * p.m + row;
         let code = f32(codes[place]);
-        errors[place] += value_of(code, old) - value_of(code, new);
+        errors[place] += value_of(code, old) - value_of(code, fitted);
     }
 }

@@ -9,7 +9,7 @@ use std::ops::Index;
 use half::f16;
 
 use crate::error::{Setting, phrase};
-use crate::ops::grid::{GridSpec, ScaleType, Zero};
+use crate::ops::grid::{GridSpec, ScaleType, Steps, Zero};
 use crate::{Error, Result};
 
 /// The form in which a quantization method leaves its layers.
@@ -160,12 +160,34 @@ impl QuantizedLinear {
             return Err(Error::NotFinite { place: format!("scales of {}", self.name), remedy });
         } else if self.codes.iter().any(|&q| f32::from(q) > limit) {
             format!("a code of more than {} bits", grid.bits)
-        } else if !possible_zeros || !of_type(scales) {
+        } else if !possible_zeros || !of_type(scales) || !self.are_multiples() {
             format!("a scale or zero point that cannot lie on {grid:?}")
         } else {
             return Ok(());
         };
         Err(Error::shape("StoredLinear::check", format!("{}: {problem}", self.name)))
+    }
+
+    /// Whether units are f16 numbers, and the numbers that share them are multiples in range. The arrays must have their sizes.
+    fn are_multiples(&self) -> bool {
+        let Some(shared) = self.grid.shared_groups() else { return true };
+        let groups = self.groups();
+        let units = groups.div_ceil(shared);
+        // Offsets are stored with the opposite sign.
+        let fits = |numbers: &[f32], units_before: usize, steps: Steps, sign: f32| {
+            let [least, most] = steps.multiples().unwrap_or_default();
+            numbers.iter().enumerate().all(|(cell, &x)| {
+                let unit = self.units[units_before + cell / groups * units + cell % groups / shared];
+                let number = if unit == 0.0 { 0.0 } else { sign * x / unit };
+                number.fract() == 0.0 && (least..=most).contains(&number) && sign * number * unit == x
+            })
+        };
+        let offsets = match self.grid.zero {
+            Zero::Offset(steps) => fits(&self.zeros, self.rows * units, steps, -1.0),
+            Zero::Fixed(_) | Zero::Code => true,
+        };
+        let of_type = self.units.iter().all(|&unit| ScaleType::F16.round(unit) == unit);
+        of_type && offsets && fits(&self.scales, 0, self.grid.scale, 1.0)
     }
 
     /// Dequantizes to s·(q − z) or s·q + o, `[rows, columns]`. A product of an f16 and a whole number below 256 is exact.

@@ -35,12 +35,15 @@ uniform! {
 /// because the number of units has no sign.
 ///
 /// `w`: `[m, n]`; `weights`, of the columns: `[n, 1]`, not negative; `None` if all are 1. Errors: `Error::Shape` if the shapes do
-/// not match, or if the grid has no offsets.
+/// not match, if the grid has no offsets, or if a field of `spec` is out of range.
 pub fn fit(rec: &mut Recorder, w: &Tensor, weights: Option<&Tensor>, spec: &GridSpec, grid: &mut Grid) -> Result<()> {
     let [m, n] = w.matrix("fit")?;
     let Zero::Offset(offset_steps) = spec.zero else {
         return Err(Error::shape("fit", format!("{spec:?}, which has no offsets")));
     };
+    if !spec.is_possible() {
+        return Err(Error::shape("fit", format!("{spec:?}")));
+    }
     let groups = n.div_ceil(spec.group_size);
     grid.scales.expect_shape("fit", &[m, groups])?;
     grid.zeros.expect_shape("fit", &[m, groups])?;

@@ -9,7 +9,8 @@
 //! a·⟨ŵ, A·1⟩ + b·⟨1, A·1⟩ = ⟨1, A·e⟩
 //! ```
 //!
-//! Then the scale is s·(1 + a), and the offset is o·(1 + a) + b. Without offsets, b = 0. Matrices `[n, m]` have the columns of the
+//! Then the scale is s·(1 + a), and the offset is o·(1 + a) + b. Without offsets, b = 0. With offsets, a = 0 if the two equations are
+//! nearly the same, as they are if the group has one code. Matrices `[n, m]` have the columns of the
 //! weight, in stored order, along the first axis, and its rows along the second.
 
 use rayon::prelude::*;
@@ -42,7 +43,7 @@ pub struct Group<'a> {
 /// Fits the scales and offsets of the group, one of each for every row of the weight, and updates the errors of its columns.
 ///
 /// `grid`: scales, and zero points or offsets, `[m, groups]`; `errors`: W* − Ŵ, `[n, m]`. A row of the weight keeps its numbers if
-/// all its values in the group are 0, or if the best scale has another sign. Errors: `Error::Shape` if the shapes do not match.
+/// no loss depends on them, or if the best scale has another sign. Errors: `Error::Shape` if the shapes do not match.
 pub fn refit(rec: &mut Recorder, group: Group<'_>, grid: &mut Grid, errors: &mut Tensor) -> Result<()> {
     let [n, m] = errors.matrix("refit")?;
     let (spec, start) = (group.spec, group.start);
@@ -205,13 +206,13 @@ impl pulp::NullaryFnOnce for Fit<'_> {
             *if group.spec.has_offsets() { &mut offset[lane] } else { &mut zero[lane] } = *self.second[lane];
         }
         let equations = self.equations(&scale, &zero, &offset);
-        for lane in 0..width {
-            self.solve(lane, &equations, offset[lane]);
+        for (lane, offset) in offset.iter().enumerate().take(width) {
+            self.solve(lane, &equations, *offset);
         }
         let (mut new_scale, mut new_offset): (Lanes, Lanes) = ([0.0; LANES], [0.0; LANES]);
-        for lane in 0..width {
-            new_scale[lane] = *self.scale[lane];
-            new_offset[lane] = if group.spec.has_offsets() { *self.second[lane] } else { 0.0 };
+        new_scale.iter_mut().zip(&self.scale).for_each(|(new, scale)| *new = **scale);
+        if group.spec.has_offsets() {
+            new_offset.iter_mut().zip(&self.second).for_each(|(new, offset)| *new = **offset);
         }
         for (c, errors) in self.errors.iter_mut().enumerate() {
             let place = (group.start + c) * m + first;
@@ -254,14 +255,20 @@ impl Fit<'_> {
     /// Sets the scale, and the offset if there is one, of row `lane` of the strip. `offset`: o, or 0.
     fn solve(&mut self, lane: usize, equations: &Equations, offset: f32) {
         let spec = self.group.spec;
-        let Equations { slope, pull, curvature, mixed, ones } = equations;
+        let Equations { slope, pull, curvature, mixed, .. } = equations;
         let (slope, pull, curvature, mixed) = (slope[lane], pull[lane], curvature[lane], mixed[lane]);
+        let ones = equations.ones;
         let determinant = curvature * ones - mixed * mixed;
-        let joint = spec.has_offsets() && determinant > 1e-6 * curvature * ones;
-        let growth = if joint { (slope * ones - pull * mixed) / determinant } else { slope / curvature };
+        let offsets = spec.has_offsets();
+        let growth = match (offsets, determinant > 1e-6 * curvature * ones) {
+            (false, _) => slope / curvature,
+            (true, true) => (slope * ones - pull * mixed) / determinant,
+            (true, false) => 0.0,
+        };
         let old = *self.scale[lane];
         let exact = old + old * growth;
-        if !(curvature > 0.0 && exact * old > 0.0) {
+        let depends = if offsets { ones > 0.0 } else { curvature > 0.0 };
+        if !(depends && exact * old > 0.0) {
             return;
         }
         let units = self.units[lane];
@@ -270,7 +277,7 @@ impl Fit<'_> {
             None => spec.scale.own().round(exact),
         };
         *self.scale[lane] = scale;
-        if joint {
+        if offsets {
             // The offset that suits the scale as it is stored.
             let growth = scale / old - 1.0;
             let exact = offset + offset * growth + (pull - growth * mixed) / ones;

@@ -41,27 +41,28 @@ impl Multiples {
     /// `None` if the scales of `spec` share no units. Errors: `Error::Shape` if offsets share units and scales do not, or the
     /// reverse.
     pub(super) fn of(spec: &GridSpec) -> Result<Option<Self>> {
-        let top = |bits: u32| ((1u32 << bits) - 1) as f32;
-        let most_offset = match (spec.scale, spec.zero) {
-            (Steps::Own(_), Zero::Offset(Steps::Own(_)) | Zero::Fixed(_) | Zero::Code) => return Ok(None),
-            (Steps::Shared { groups, .. }, Zero::Offset(Steps::Shared { bits, signed: false, groups: same }))
-                if groups == same =>
-            {
-                top(bits)
-            }
-            (Steps::Shared { .. }, Zero::Fixed(_)) => 0.0,
+        let of_offsets = if let Zero::Offset(steps) = spec.zero { Some(steps) } else { None };
+        match (spec.scale, of_offsets) {
+            (Steps::Own(_), None | Some(Steps::Own(_))) => return Ok(None),
+            (Steps::Shared { .. }, None) if spec.zero != Zero::Code => {}
+            (Steps::Shared { groups, .. }, Some(Steps::Shared { signed: false, groups: same, .. }))
+                if groups == same => {}
             _ => return Err(Error::shape("snap", format!("{spec:?}"))),
+        }
+        let (Some([least, most]), Some(per_unit)) = (spec.scale.multiples(), spec.shared_groups()) else {
+            return Ok(None);
         };
-        let Steps::Shared { bits, signed, groups: per_unit } = spec.scale else { return Ok(None) };
-        let half = (1u32 << (bits - 1)) as f32;
-        let (extreme, least, most) = if signed { (-half, -half, half - 1.0) } else { (top(bits), 0.0, top(bits)) };
+        let extreme = if least < 0.0 { least } else { most };
+        let most_offset = of_offsets.and_then(Steps::multiples).map_or(0.0, |[_, most]| most);
         Ok(Some(Self { per_unit, extreme, least, most, most_offset }))
     }
 
-    /// The multiple of `unit` nearest to the scale `x`. It is never 0.
+    /// The multiple of `unit` nearest to the scale `x`, but not 0. If numbers have a sign, x keeps its sign.
     pub(super) fn scale(&self, x: f32, unit: f32) -> f32 {
-        let number = (x / unit).round_ties_even().clamp(self.least, self.most);
-        unit * if number == 0.0 { 1.0 } else { number }
+        let exact = x / unit;
+        let number = exact.round_ties_even().clamp(self.least, self.most);
+        let smallest = if exact < 0.0 && self.least < 0.0 { -1.0 } else { 1.0 };
+        unit * if number == 0.0 { smallest } else { number }
     }
 
     /// The offset nearest to `x`: minus a multiple of `unit`. 0 if the unit is 0.

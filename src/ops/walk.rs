@@ -101,11 +101,11 @@ impl StripGrid {
         self.group = Some(group);
         let groups = grid.scales.shape()[1];
         let second = if self.offsets { &mut self.offset } else { &mut self.zero };
-        for lane in 0..width {
+        for (lane, second) in second.iter_mut().enumerate().take(width) {
             let index = (first + lane) * groups + group as usize;
             self.scale[lane] = grid.scales.host()[index];
             self.inverse[lane] = 1.0 / self.scale[lane];
-            second[lane] = grid.zeros.host()[index];
+            *second = grid.zeros.host()[index];
         }
     }
 

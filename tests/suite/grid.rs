@@ -163,10 +163,10 @@ fn a_search_loses_no_more_than_the_whole_range(device: Device) {
                 let weights = column_weights(how, n);
                 let on_device = rec.upload(&[n, 1], weights.clone()).unwrap();
                 let given = (how == Search::Weighted).then_some(&on_device);
+                let power = if how == Search::Weighted { 2.0 } else { 2.4 };
                 let mut losses = |given, how| -> Vec<f64> {
                     let grid = search(&mut rec, &w, given, &spec, how).unwrap();
                     let levels = levels(&mut rec, &spec, &grid);
-                    let power = if given.is_some() { 2.0 } else { 2.4 };
                     cells(&values, &weights, group_size)
                         .map(|(row, group, w, weights)| loss(w, weights, power, levels.of_group(row, group), spec.bits))
                         .collect()

@@ -42,6 +42,8 @@ pub struct Grid {
 
 /// Number of shrink factors that a search compares: 1.00, 0.99, … 0.21.
 const FACTORS: usize = 80;
+/// The least size of a scale before it is rounded to its type. Many GPUs take much smaller numbers for 0.
+const LEAST_SCALE: f32 = 1e-30;
 /// The whole range, in percent.
 const WHOLE: usize = 100;
 
@@ -49,7 +51,7 @@ const WHOLE: usize = 100;
 ///
 /// For the range [lo, hi], `s = (hi − lo) / (2^b − 1)`, `z = round(−lo / s)` and `o = lo`. The range of a fixed zero point is
 /// ±max|w|; if scales are signed, the side with more levels is that of the largest magnitude. A group of zeros gets the range
-/// [−1, 1], but no range if its scale shares a unit with others.
+/// [−1, 1], or [0, 1] with offsets, of which 0 is a level. It gets no range if its scale shares a unit with others.
 /// `w`: `[m, n]`; `weights`: `[n, 1]`, not negative, for [`Search::Weighted`] only.
 ///
 /// Errors: `Error::Shape` if the group size is 0, if the bits are not 1 to 8, or if `weights` is missing for
@@ -128,7 +130,7 @@ uniform! {
         factors: u32,
         percent: u32,
         range: u32,
-        shared: u32,
+        units: u32,
         zero: f32,
         zeros: u32,
         scale_type: u32,
@@ -156,7 +158,7 @@ fn find_gpu(
         factors: factors as u32,
         percent: percent as u32,
         range: Range::of(spec) as u32,
-        shared: u32::from(spec.shared_groups().is_some()),
+        units: u32::from(spec.shared_groups().is_some()),
         zero: if let Zero::Fixed(zero) = spec.zero { zero as f32 } else { 0.0 },
         zeros: match spec.zero {
             Zero::Fixed(_) => 0,
@@ -284,7 +286,7 @@ fn range(w: &[f32], spec: &GridSpec) -> [f32; 2] {
     let most = high.max(-low);
     let end = if high > -low { most } else { -most };
     match Range::of(spec) {
-        _ if most == 0.0 && spec.shared_groups().is_none() => [-1.0, 1.0],
+        _ if most == 0.0 && spec.shared_groups().is_none() => [if spec.has_offsets() { 0.0 } else { -1.0 }, 1.0],
         Range::Extremes => [low, high],
         Range::Symmetric => [-most, most],
         Range::FromLarger => [end, -end],
@@ -297,7 +299,7 @@ fn range(w: &[f32], spec: &GridSpec) -> [f32; 2] {
 fn candidate([low, high]: [f32; 2], factor: f32, spec: &GridSpec) -> (f32, f32) {
     let top = spec.top();
     let (low, high) = (low * factor, high * factor);
-    let exact = ((high - low) / top).abs().max(f32::MIN_POSITIVE).copysign(high - low);
+    let exact = ((high - low) / top).abs().max(LEAST_SCALE).copysign(high - low);
     let kind = spec.scale.own();
     let scale = kind.round(exact);
     let second = match spec.zero {

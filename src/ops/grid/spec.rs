@@ -112,6 +112,21 @@ impl Steps {
             Self::Shared { .. } => ScaleType::F32,
         }
     }
+
+    /// The least and the greatest number of units of a group; `None` if each group has a number of its own.
+    pub(crate) fn multiples(self) -> Option<[f32; 2]> {
+        let Self::Shared { bits, signed, .. } = self else { return None };
+        let count = (1u32 << bits) as f32;
+        Some(if signed { [-count / 2.0, count / 2.0 - 1.0] } else { [0.0, count - 1.0] })
+    }
+
+    /// Whether the bits of shared numbers are 1 to 8, or 2 to 8 with a sign, and groups share a unit.
+    fn is_possible(self) -> bool {
+        match self {
+            Self::Own(_) => true,
+            Self::Shared { bits, signed, groups } => (1 + u32::from(signed)..=8).contains(&bits) && groups > 0,
+        }
+    }
 }
 
 impl GridSpec {
@@ -153,9 +168,14 @@ impl GridSpec {
         }
     }
 
-    /// Whether bits and group size are in range.
+    /// Whether bits, group size, a fixed zero point, and the numbers that share units are in range.
     pub(crate) fn is_possible(&self) -> bool {
-        (1..=8).contains(&self.bits) && self.group_size > 0
+        let zero = match self.zero {
+            Zero::Fixed(code) => 1u32.checked_shl(self.bits).is_some_and(|codes| code < codes),
+            Zero::Code => true,
+            Zero::Offset(steps) => steps.is_possible(),
+        };
+        (1..=8).contains(&self.bits) && self.group_size > 0 && zero && self.scale.is_possible()
     }
 }
 
