@@ -28,6 +28,7 @@ mod family;
 mod fit;
 mod generate;
 mod gguf;
+mod gguf_files;
 mod gguf_names;
 mod gguf_tokenizer;
 mod gptq;
