@@ -118,6 +118,34 @@ fn both_formats_are_written_whole_and_read_back() {
 }
 
 #[test]
+fn other_clients_get_what_they_load() {
+    let scratch = TempDir::new().unwrap();
+    let file = scratch.path().join("model.gguf");
+    let quick = ["--samples", "8", "--seq-len", "128", "--device", "cpu"];
+    succeed(&[&["quantize", "--out", text(&file), "--type", "Q4_1"], &quick[..]].concat());
+    let directory = scratch.path().join("mlx");
+    let options = ["--format", "mlx", "--bits", "4", "--group-size", "32"];
+    succeed(&[&["quantize", "--out", text(&directory)], &options[..], &quick].concat());
+    assert_eq!(names(scratch.path()), ["mlx", "model.gguf"]);
+    let original = perplexity(&fixture(), scratch.path());
+    for output in [&file, &directory] {
+        let change = perplexity(output, scratch.path()) / original;
+        assert!((0.98..1.03).contains(&change), "{change} for {}", output.display());
+    }
+    let continued = ["generate", text(&file), "--prompt", "The city of", "--tokens", "4", "--device", "cpu"];
+    assert!(!succeed(&continued).trim().is_empty());
+    // The name of the output and the format must agree, and a type by name is a matter of GGUF files.
+    let other = scratch.path().join("other.gguf");
+    refuse(&["quantize", "--out", text(&other), "--format", "mlx"], &["--out", "a directory for this format"]);
+    refuse(&["quantize", "--out", text(&directory), "--format", "gguf"], &["--out", "a name that ends in .gguf"]);
+    refuse(&["quantize", "--out", "nowhere", "--type", "Q4_0"], &["--type", "a GGUF file"]);
+    refuse(&["quantize", "--out", text(&other), "--type", "Q9"], &["--type", "Q9", "Q4_K_M"]);
+    refuse(&["quantize", "--out", text(&other), "--bits", "2"], &["--bits", "4 or 8 for a GGUF file"]);
+    refuse(&["quantize", "--out", text(&file)], &["model.gguf", "--force"]);
+    assert!(!other.exists());
+}
+
+#[test]
 fn an_existing_directory_is_left_alone_unless_forced() {
     let scratch = TempDir::new().unwrap();
     let out = scratch.path().join("out");
