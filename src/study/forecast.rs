@@ -8,7 +8,8 @@ use serde_json::{Map, Value, json};
 
 use super::shape::{change, with_blocks};
 use super::trial::{NoOutput, product_rate, random_windows};
-use crate::checkpoint::random;
+use crate::checkpoint::formats::float::Float;
+use crate::checkpoint::{Format, random};
 use crate::device::Recorder;
 use crate::observer::{Event, Observer};
 use crate::pipeline::{Treatment, plan, quantize, work};
@@ -136,7 +137,9 @@ impl Trial {
     async fn new(model: &Checkpoint, options: &QuantizeOptions, divisor: usize, samples: usize) -> Option<Self> {
         let config = Value::Object(narrowed(model, divisor, options.seq_len));
         let model = random("a trial", &config, options.seed).await.ok()?;
-        let options = QuantizeOptions { samples, blocks: None, lm_head: false, ..options.clone() };
+        // Nothing is stored, and the format of the run may not store the shapes of a narrower model.
+        let format = Some(Float.name().to_string());
+        let options = QuantizeOptions { format, samples, blocks: None, lm_head: false, ..options.clone() };
         Treatment::new(&options, model.config()).validate().ok()?;
         Some(Self { model, options })
     }
