@@ -8,15 +8,12 @@ use aquatint::checkpoint::gguf::types::BlockType;
 use aquatint::checkpoint::{
     Checkpoint, CheckpointWriter, Existing, FileSink, LayerPlan, QuantizationSettings, WritePlan,
 };
-use aquatint::ops::grid::{GridSpec, ScaleType, Steps, Zero};
 use aquatint::stored::QuantizedLinear;
 use aquatint::{Error, Result};
 use pollster::block_on;
-use rand::{RngExt, SeedableRng};
-use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-use crate::small_model::{Model, open};
+use crate::small_model::{Model, open, random_on};
 
 const TOKENIZER: &[u8] = include_bytes!("../fixtures/tiny-llama/tokenizer.json");
 const VOCABULARY: usize = 1024;
@@ -45,42 +42,6 @@ fn llama(hidden: usize, tied: bool) -> Value {
 
 fn settings(mixture: Option<Mixture>, bits: u32, symmetric: bool) -> QuantizationSettings {
     QuantizationSettings { bits, group_size: None, symmetric, mixture, damping: 0.01 }
-}
-
-/// A layer with random codes, scales and offsets on `grid`.
-fn random_on(grid: GridSpec, name: &str, [rows, columns]: [usize; 2], seed: u64) -> QuantizedLinear {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let groups = columns / grid.group_size;
-    let half = |x: f32| ScaleType::F16.round(x);
-    let (mut units, mut scales, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
-    if let Some(shared) = grid.shared_groups() {
-        let kinds = if grid.has_offsets() { 2 } else { 1 };
-        units = (0..kinds * rows * (groups / shared)).map(|_| half(rng.random_range(0.001..0.1))).collect();
-    }
-    for cell in 0..rows * groups {
-        match grid.scale {
-            Steps::Own(_) => {
-                let sign = if grid.signed && rng.random_bool(0.5) { -1.0 } else { 1.0 };
-                scales.push(half(sign * rng.random_range(0.001..0.1)));
-                zeros.push(match grid.zero {
-                    Zero::Fixed(code) => code as f32,
-                    _ => half(rng.random_range(-1.0..1.0)),
-                });
-            }
-            Steps::Shared { bits, signed, groups: shared } => {
-                let top = (1i32 << bits) - 1;
-                let numbers = if signed { -(top + 1) / 2..=top / 2 } else { 1..=top };
-                let number: i32 = rng.random_range(numbers);
-                scales.push(units[cell / shared] * if number == 0 { 1.0 } else { number as f32 });
-                zeros.push(match grid.zero {
-                    Zero::Fixed(code) => code as f32,
-                    _ => -units[units.len() / 2 + cell / shared] * rng.random_range(0..=top) as f32,
-                });
-            }
-        }
-    }
-    let codes = (0..rows * columns).map(|_| rng.random_range(0..=grid.top() as u8)).collect();
-    QuantizedLinear { name: name.to_string(), rows, columns, grid, codes, scales, zeros, units }
 }
 
 /// Writes `source` as a GGUF file with random layers, and opens it. Returns the layers, too.

@@ -16,11 +16,9 @@ use aquatint::stored::QuantizedLinear;
 use aquatint::{Result, bundled};
 use half::f16;
 use pollster::block_on;
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
-use crate::small_model::{Model, Stored, random_layer, wish};
+use crate::small_model::{Model, Stored, random_on, wish};
 
 fn numbers(case: &Value, key: &str) -> Vec<f64> {
     case[key].as_array().unwrap().iter().map(|value| value.as_f64().unwrap()).collect()
@@ -41,15 +39,26 @@ fn the_tensors_are_those_of_other_programs() {
     for case in cases.iter().chain(mlx_cases()["packed"].as_array().unwrap()) {
         let (rows, columns, group_size) = (size(case, "rows"), size(case, "columns"), size(case, "group_size"));
         let bytes = |key| numbers(case, key).into_iter().map(|value| value as u8).collect::<Vec<u8>>();
+        let scales: Vec<f32> = numbers(case, "scales").iter().map(|&scale| f16::from_f64(scale).to_f32()).collect();
+        let zeros = bytes("zeros").into_iter().map(f32::from);
         let symmetry = if case["symmetric"].as_bool().unwrap() { Symmetry::Symmetric } else { Symmetry::Asymmetric };
+        let bits = size(case, "bits") as u32;
+        // MLX has offsets, −s·z for a zero point z.
+        let (grid, zeros) = match case["format"].as_str() {
+            Some("mlx") => {
+                let offsets = zeros.zip(&scales).map(|(zero, scale)| 0.0 - scale * zero).collect();
+                (GridSpec::with_offsets(bits, group_size, ScaleType::F32), offsets)
+            }
+            _ => (GridSpec::new(bits, group_size, symmetry, ScaleType::F16), zeros.collect()),
+        };
         let linear = QuantizedLinear {
             name: "layer".to_string(),
             rows,
             columns,
-            grid: GridSpec::new(size(case, "bits") as u32, group_size, symmetry, ScaleType::F16),
+            grid,
             codes: bytes("codes"),
-            scales: numbers(case, "scales").into_iter().map(|scale| f16::from_f64(scale).to_f32()).collect(),
-            zeros: bytes("zeros").into_iter().map(f32::from).collect(),
+            scales,
+            zeros,
             units: Vec::new(),
         };
         let weight: Vec<f32> = numbers(case, "weight").into_iter().map(|value| value as f32).collect();
@@ -84,18 +93,14 @@ fn the_tensors_are_those_of_other_programs() {
 /// Writes random layers of the bundled model in `format`, reads them back, and returns config.json.
 fn round_trip(format: &str, settings: QuantizationSettings, bits: impl Fn(&str) -> Option<u32>) -> Value {
     let source = block_on(bundled::checkpoint()).unwrap();
-    let mut rng = ChaCha8Rng::seed_from_u64(7);
-    let layers: Vec<QuantizedLinear> = source
-        .config()
-        .linears()
-        .iter()
-        .filter_map(|spec| {
-            Some(random_layer(&mut rng, spec, &QuantizationSettings { bits: bits(&spec.name)?, ..settings }))
-        })
-        .collect();
-    let plan: Vec<LayerPlan> =
-        layers.iter().map(|layer| LayerPlan { name: layer.name.clone(), bits: layer.grid.bits }).collect();
+    let linears = source.config().linears();
+    let plan = |spec: &LinearSpec| Some(LayerPlan { bits: bits(&spec.name)?, name: spec.name.clone() });
+    let plan: Vec<LayerPlan> = linears.iter().filter_map(plan).collect();
     let plan = block_on(WritePlan::new(&source, named(format).unwrap(), settings, &plan, DEFAULT_SHARD_LIMIT)).unwrap();
+    let random = |(seed, spec): (usize, &LinearSpec)| {
+        Some(random_on(plan.grid(&spec.name)?, &spec.name, [spec.rows, spec.columns], seed as u64))
+    };
+    let layers: Vec<QuantizedLinear> = linears.iter().enumerate().filter_map(random).collect();
     let home = tempfile::tempdir().unwrap();
     let out = home.path().join("out");
     let sink = DirectorySink::new(&out, Existing::Refuse, None).unwrap();

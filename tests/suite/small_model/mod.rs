@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 
 use aquatint::checkpoint::format::{GridWish, Prepared};
 use aquatint::checkpoint::{Checkpoint, Dtype, MemorySource, Source};
-use aquatint::ops::grid::{ScaleType, Zero};
+use aquatint::ops::grid::{GridSpec, ScaleType, Steps, Zero};
 use aquatint::{ModelConfig, Result};
 use rand::{Rng, RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -100,6 +100,51 @@ pub fn wish(bits: u32, group_size: usize, symmetric: bool) -> GridWish<'static> 
         LazyLock::new(|| ModelConfig::from_value(&Model::new(|_| {}).config, "config.json").unwrap());
     let (config, prepared) = (&*CONFIG, &Prepared::Nothing);
     GridWish { bits, group_size, symmetric, mixture: None, float: Dtype::F32, config, prepared }
+}
+
+/// A layer with random codes, scales and offsets on `grid`.
+pub fn random_on(
+    grid: GridSpec,
+    name: &str,
+    [rows, columns]: [usize; 2],
+    seed: u64,
+) -> aquatint::stored::QuantizedLinear {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let groups = columns / grid.group_size;
+    let kind = match grid.scale {
+        Steps::Own(kind) => kind,
+        Steps::Shared { .. } => ScaleType::F16,
+    };
+    let (mut units, mut scales, mut zeros) = (Vec::new(), Vec::new(), Vec::new());
+    if let Some(shared) = grid.shared_groups() {
+        let kinds = if grid.has_offsets() { 2 } else { 1 };
+        units = (0..kinds * rows * (groups / shared)).map(|_| kind.round(rng.random_range(0.001..0.1))).collect();
+    }
+    for cell in 0..rows * groups {
+        match grid.scale {
+            Steps::Own(_) => {
+                let sign = if grid.signed && rng.random_bool(0.5) { -1.0 } else { 1.0 };
+                scales.push(kind.round(sign * rng.random_range(0.001..0.1)));
+                zeros.push(match grid.zero {
+                    Zero::Fixed(code) => code as f32,
+                    Zero::Code => f32::from(rng.random_range(0..=grid.top() as u8)),
+                    Zero::Offset(_) => kind.round(rng.random_range(-1.0..1.0)),
+                });
+            }
+            Steps::Shared { bits, signed, groups: shared } => {
+                let top = (1i32 << bits) - 1;
+                let numbers = if signed { -(top + 1) / 2..=top / 2 } else { 1..=top };
+                let number: i32 = rng.random_range(numbers);
+                scales.push(units[cell / shared] * if number == 0 { 1.0 } else { number as f32 });
+                zeros.push(match grid.zero {
+                    Zero::Fixed(code) => code as f32,
+                    _ => -units[units.len() / 2 + cell / shared] * rng.random_range(0..=top) as f32,
+                });
+            }
+        }
+    }
+    let codes = (0..rows * columns).map(|_| rng.random_range(0..=grid.top() as u8)).collect();
+    aquatint::stored::QuantizedLinear { name: name.to_string(), rows, columns, grid, codes, scales, zeros, units }
 }
 
 /// A layer with random codes at the given settings.
