@@ -15,9 +15,10 @@ overlap. Each window predicts all its tokens except the first. The comparisons:
 3. gguf-py dequantizes each GGUF file into a copy in F32. The copy and the original must mean the same weights: Aquatint
    reads both, and the KL divergence of their predictions must vanish.
 4. llama.cpp loads the copy. It rounds nothing there, so the perplexities must agree.
+5. Aquatint writes no GGUF files in F16, but reads them. gguf-py writes one from a file in Q8_0, and llama.cpp loads it.
 
-The K types need widths that 256 divides. The model may have others, so a small random model is made for them. The script
-prints a table. It exits with 1 if a comparison failed.
+The K types need widths that 256 divides. The model may have others, so a small random model is made for them and for F16.
+The script prints a table. It exits with 1 if a comparison failed.
 """
 
 import os
@@ -44,20 +45,19 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer
 
-# Greatest relative difference of two perplexities of the same weights: when both programs compute with floats, and when
+# Greatest relative difference of two perplexities of the same weights when both programs compute with floats, and when
 # llama.cpp rounds the inputs of quantized layers.
 TOLERANCE = 0.005
 ROUNDED_INPUTS = 0.03
-# Greatest KL divergence, in nats per token, between two files of the same weights. The smallest error in the reading of a
-# type moves it by many powers of ten.
-SAME_WEIGHTS = 1e-7
+# Greatest KL divergence, in nats per token, between two files of the same weights. A wrong bit of one code in one block of
+# the random model makes it 1e-7.
+SAME_WEIGHTS = 1e-9
 # Characters of the text on which the tokenizers are compared.
 PIECE = 400
 
 RTN = ("--method", "rtn", "--alpha", "off")
 # Rounding to nearest with 2 bits destroys a small model, so that its perplexity says little.
 GPTQ = ("--method", "gptq", "--alpha", "off")
-FLOATS = ("F32", "F16")
 # Types that this version of gguf-py does not know.
 UNKNOWN_TO_GGUF = ("Q2_0",)
 K_TYPES = ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "Q6_K")
@@ -70,7 +70,8 @@ class Bad(Exception):
 
 @dataclass
 class Case:
-    """A checkpoint to make and to compare, and the options of `aquatint quantize` that make it."""
+    """A checkpoint to make and to compare: an MLX checkpoint ("mlx") or GGUF file ("gguf") of the given model, or a GGUF file
+    of the random one ("random"); and the options of `aquatint quantize`."""
 
     name: str
     kind: str
@@ -83,9 +84,10 @@ CASES = [
         for bits, method in ((4, RTN), (3, RTN), (2, GPTQ))
         for group in (64, 32)
     ),
-    *(Case(kind, "gguf", ("--type", kind, *RTN)) for kind in (*FLOATS, "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")),
+    *(Case(kind, "gguf", ("--type", kind, *RTN)) for kind in ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0")),
     Case("Q2_0", "gguf", ("--type", "Q2_0", *GPTQ)),
     *(Case(kind, "random", ("--type", kind, *RTN)) for kind in K_TYPES),
+    Case("F16", "random", ("--type", "Q8_0", *RTN)),
 ]
 
 
@@ -193,7 +195,8 @@ def mlx_perplexity(checkpoint, windows):
     mx.set_default_device(mx.cpu)
     model, _ = load(str(checkpoint))
     # Codes are integers and stay as they are.
-    model.update(tree_map(lambda x: x.astype(mx.float32) if mx.issubdtype(x.dtype, mx.floating) else x, model.parameters()))
+    widen = lambda x: x.astype(mx.float32) if mx.issubdtype(x.dtype, mx.floating) else x
+    model.update(tree_map(widen, model.parameters()))
     linears = [module for name, module in model.named_modules() if name.endswith("_proj")]
     quantized = sum(isinstance(module, nn.QuantizedLinear) for module in linears)
     if quantized != len(linears):
@@ -214,6 +217,8 @@ def llama_server(file, length):
     params.n_ctx = -(-(length + 1) // 256) * 256
     params.n_parallel, params.n_gpu_layers = 1, 0
     params.warmup = params.fit_params = False
+    # Threads wait for each other at every operation, which takes minutes where other programs keep the cores busy.
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.cache_type_k = params.cache_type_v = x.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = x.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     # Kernels on repacked weights would be other kernels than those that most machines run.
@@ -238,11 +243,12 @@ def llama_perplexity(file, windows, piece, piece_ids):
     server = llama_server(file, max(windows.shape[1], len(piece_ids)))
     (token, odds, count), (same, same_odds, _) = (llama_predict(server, prompt) for prompt in (piece, piece_ids))
     if count != len(piece_ids) or token != same or abs(odds - same_odds) > 1e-2:
-        raise Bad(f"llama.cpp finds {count} tokens in a piece of the text in which transformers finds {len(piece_ids)}, or others")
+        raise Bad(f"llama.cpp finds {count} tokens in a piece of the text, transformers {len(piece_ids)} or others")
     total = 0.0
     for window in windows.tolist():
         for end in range(1, len(window)):
-            # The server returns the odds of the chosen token. A bias makes it choose the right one; it does not change the odds.
+            # The server returns the odds of the token that it chose. A bias makes it choose the right one. The odds are
+            # those without the bias.
             token, odds, _ = llama_predict(server, window[:end], [(window[end], 1e5)])
             if token != window[end]:
                 raise Bad(f"llama.cpp chose token {token} in place of {window[end]}")
@@ -250,8 +256,8 @@ def llama_perplexity(file, windows, piece, piece_ids):
     return math.exp(total / windows[:, 1:].size)
 
 
-def write_copy(file, copy):
-    """Dequantizes a GGUF file with gguf-py into a copy in F32."""
+def write_copy(file, copy, matrices=np.float32):
+    """Dequantizes a GGUF file with gguf-py into a copy with its matrices in F32 or another type, and the vectors in F32."""
     import gguf
 
     reader = gguf.GGUFReader(file)
@@ -268,7 +274,8 @@ def write_copy(file, copy):
         numbers = gguf.dequantize(tensor.data, tensor.tensor_type)
         if list(numbers.shape) != [int(size) for size in reversed(tensor.shape)]:
             raise Bad(f"gguf-py reads {tensor.name} as {numbers.shape}, but its shape is {tensor.shape}")
-        writer.add_tensor(tensor.name, np.ascontiguousarray(numbers, dtype=np.float32))
+        kind = matrices if numbers.ndim > 1 else np.float32
+        writer.add_tensor(tensor.name, np.ascontiguousarray(numbers, dtype=kind))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -325,19 +332,23 @@ class Comparison:
             yield self.mlx(case)
             return
         file = self.out / f"{case.name}.gguf"
+        copy = file.with_suffix(".copy.gguf")
         self.aquatint.quantize(self.model, file, case.options)
-        if case.name in FLOATS or case.name in UNKNOWN_TO_GGUF:
+        if case.name == "F16":
+            apart(write_copy, file, copy, np.float16)
+            ours = self.aquatint.evaluate(copy)["perplexity"]
+            yield perplexities("llama.cpp", case.name, ours, self.llama(copy), TOLERANCE)
+            return
+        if case.name in UNKNOWN_TO_GGUF:
             ours = self.aquatint.evaluate(file)["perplexity"]
         else:
-            copy = file.with_suffix(".copy.gguf")
             apart(write_copy, file, copy)
             record = self.aquatint.evaluate(file, ["--against", copy])
             ours, (theirs, kl) = record["perplexity"], (record["against"][key] for key in ("perplexity", "kl"))
             yield Row("gguf-py", case.name, ours, theirs, f"KL {abs(kl):.1e}", abs(kl) <= SAME_WEIGHTS)
             yield perplexities("llama.cpp, copy", case.name, ours, self.llama(copy), TOLERANCE)
             copy.unlink()
-        tolerance = TOLERANCE if case.name in FLOATS else ROUNDED_INPUTS
-        yield perplexities("llama.cpp", case.name, ours, self.llama(file), tolerance)
+        yield perplexities("llama.cpp", case.name, ours, self.llama(file), ROUNDED_INPUTS)
 
     def mlx(self, case):
         """Makes an MLX checkpoint. Returns its row."""
