@@ -215,6 +215,7 @@ fn mlx_files_have_the_names_that_mlx_lm_looks_for_and_read_back() {
         ("muse_glimmer", wrapper),
         ("gpt2", "model."),
         ("llama", "model."),
+        ("gemma3", "model."),
     ];
     for (family, prefix) in families {
         let (source, read, _) = for_mlx(family, home.path());
@@ -228,6 +229,30 @@ fn mlx_files_have_the_names_that_mlx_lm_looks_for_and_read_back() {
         }
         let head = usize::from(!read.config().tie_word_embeddings);
         assert!(inside + head >= names(&read).count(), "{family}: {inside}");
+        assert_eq!(read.config().ropes, source.config().ropes);
+    }
+}
+
+#[test]
+fn mlx_files_state_two_tables_of_rope_in_the_older_form_too() {
+    let home = tempfile::tempdir().unwrap();
+    for (family, local, scaling) in [
+        ("gemma3", Some(json!(100.0)), json!({ "factor": 2.5, "rope_type": "linear" })),
+        (
+            "olmo3",
+            None,
+            json!({
+                "attention_factor": 1.2, "beta_fast": 32.0, "beta_slow": 1.0, "factor": 4.0,
+                "original_max_position_embeddings": 64, "rope_type": "yarn",
+            }),
+        ),
+    ] {
+        let (source, read, _) = for_mlx(family, home.path());
+        let config = read.raw_config();
+        assert_eq!(config["rope_theta"], 10000.0, "{family}");
+        assert_eq!(config.get("rope_local_base_freq"), local.as_ref(), "{family}");
+        assert_eq!(config["rope_scaling"], scaling, "{family}");
+        assert_eq!(config["rope_parameters"], source.raw_config()["rope_parameters"]);
         assert_eq!(read.config().ropes, source.config().ropes);
     }
 }

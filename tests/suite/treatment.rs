@@ -176,8 +176,8 @@ fn patterns_that_match_nothing_or_everything_are_refused() {
     let pattern = || Regex::new("dwon_proj").unwrap();
     refused(QuantizeOptions { skip: vec![pattern()], ..options(Method::Gptq) }, &["skip: ", "dwon_proj"]);
     refused(QuantizeOptions { bits_for: vec![(pattern(), 4)], ..options(Method::Gptq) }, &["bits_for: ", "dwon_proj"]);
-    let five = vec![(Regex::new("down_proj").unwrap(), 5)];
-    refused(QuantizeOptions { bits_for: five, ..options(Method::Gptq) }, &["bits_for: ", "5"]);
+    let seven = vec![(Regex::new("down_proj").unwrap(), 7)];
+    refused(QuantizeOptions { bits_for: seven, ..options(Method::Gptq) }, &["bits_for: ", "7"]);
     refused(
         QuantizeOptions { skip: vec![Regex::new(".").unwrap()], ..options(Method::Gptq) },
         &["skip: ", "every layer"],

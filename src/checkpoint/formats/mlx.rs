@@ -18,7 +18,7 @@ use crate::checkpoint::{bits, floats, passengers};
 use crate::device::recycled;
 use crate::error::{Setting, phrase};
 use crate::family::config::fields::Fields;
-use crate::family::{self, LinearSpec, ModelConfig, Op, RopeScaling};
+use crate::family::{self, LinearSpec, ModelConfig, Op};
 use crate::ops::grid::{GridSpec, ScaleType, Steps};
 use crate::stored::{Form, QuantizedLinear, StoredLinear};
 use crate::{Error, Result};
@@ -47,6 +47,9 @@ const ALWAYS_TIED: [&str; 5] = ["cohere", "cohere2", "gemma", "gemma2", "gpt2"];
 
 /// The models whose sliding windows mlx-lm 0.32 ignores, by their `model_type`.
 const WITHOUT_WINDOWS: [&str; 6] = ["gemma2", "mistral", "phi3", "qwen2", "qwen3", "starcoder2"];
+
+/// The models with two tables of rotary angles of which mlx-lm 0.32 reads the older keys only, by their `model_type`.
+const TWO_TABLES: [&str; 3] = ["gemma3", "gemma3_text", "olmo3"];
 
 impl Format for Mlx {
     fn name(&self) -> &'static str {
@@ -110,14 +113,8 @@ impl Format for Mlx {
 
     fn describe(&self, model: &PlannedModel, config: &mut Map<String, Value>) -> Vec<(String, Value)> {
         let description = description(model);
-        let keys = model.config.keys_in(config);
-        // mlx-lm reads the base of RoPE at this place only. Tables that differ from each other or are scaled have further
-        // keys, which are a matter of the family.
-        if let [rope, others @ ..] = &model.config.ropes[..]
-            && rope.scaling == RopeScaling::None
-            && others.iter().all(|other| (other.theta, &other.scaling) == (rope.theta, &rope.scaling))
-        {
-            keys.entry("rope_theta").or_insert(rope.theta.into());
+        if TWO_TABLES.contains(&model.config.model_type) {
+            state_older_rope(model.config.keys_in(config), model.config.model_type);
         }
         config.insert(KEY.to_owned(), description.clone());
         config.insert("quantization_config".to_owned(), description);
@@ -142,6 +139,22 @@ impl Format for Mlx {
             )
         });
         unknown.into_iter().chain(tied).chain(window).collect()
+    }
+}
+
+/// Adds the older keys of RoPE to `keys` if they have a table for each kind of layer. Keys that are there stay. Olmo 3 has
+/// no key for a second base, since both of its tables have the same.
+fn state_older_rope(keys: &mut Map<String, Value>, model_type: &str) {
+    let table = |kind: &str| keys.get("rope_parameters")?.get(kind)?.as_object().cloned();
+    let (Some(mut full), Some(sliding)) = (table("full_attention"), table("sliding_attention")) else { return };
+    let theta = (full.remove("rope_theta"), sliding.get("rope_theta").cloned());
+    let scaling = full.get("rope_type").is_some_and(|kind| kind != "default").then_some(Value::Object(full));
+    let local = theta.1.filter(|_| model_type != "olmo3");
+    let older = [("rope_theta", theta.0), ("rope_local_base_freq", local), ("rope_scaling", scaling)];
+    for (key, value) in older {
+        if let (Some(value), None | Some(Value::Null)) = (value, keys.get(key)) {
+            keys.insert(key.to_owned(), value);
+        }
     }
 }
 
