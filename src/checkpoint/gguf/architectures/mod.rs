@@ -35,7 +35,7 @@ use table::{ARCHITECTURES, Architecture, Windows};
 /// The tensor with the factor of the queries of Muse Glimmer.
 const MUSE_FACTOR: &str = "blk.0.attn_q_norm.weight";
 
-/// The tensors whose values describe the model. A reader gives those that the file has in [`Contents::values`].
+/// The tensors whose values describe the model. A reader gives those that the file has in the values of `Contents`.
 pub const VALUES_READ: [&str; 4] = [rope::FREQUENCIES, rope::LONG, rope::SHORT, MUSE_FACTOR];
 
 /// A model as llama.cpp knows it.
