@@ -158,6 +158,22 @@ const tests = {
     await page.close();
   },
 
+  async 'a GGUF file is made, and read back by the native program'(place) {
+    const page = await open(place);
+    await page.click('#use-bundled');
+    await page.locator('#more-options').evaluate((more) => { more.open = true; });
+    await page.selectOption('#format', 'gguf');
+    await choose(page, { ...QUICK, bits: 4 });
+    await page.click('#start');
+    await finish(page);
+    const file = await download(page, '#download-tar', 'page.gguf');
+    assert.equal(readFileSync(file).toString('latin1', 0, 4), 'GGUF');
+    const json = join(ARTEFACTS, 'gguf.json');
+    native('eval', file, '--seq-len', String(QUICK.seqLen), '--windows', String(MEASURED), '--device', 'cpu', '--json', json);
+    close(await number(page, '#ppl-quantized'), JSON.parse(readFileSync(json)).perplexity, 0.001, 'perplexity of the downloaded file');
+    await page.close();
+  },
+
   async 'a run can be cancelled half-way and started again'(place) {
     const page = await open(place);
     await page.click('#use-bundled');
