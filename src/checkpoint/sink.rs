@@ -49,15 +49,62 @@ mod native {
         Replace,
     }
 
-    /// Writes into a hidden directory beside the final one and renames it at the end.
+    /// The final place of a result, and the hidden place beside it where the result is made.
     #[derive(Debug)]
-    pub struct DirectorySink {
+    struct Place {
         name: String,
         target: PathBuf,
         temporary: PathBuf,
         existing: Existing,
         /// Parents of the target that did not exist before, deepest first. `abort` removes them again.
         missing_parents: Vec<PathBuf>,
+    }
+
+    impl Place {
+        /// The place `out`. `kind`: what is to be created there. Errors: `Error::Input` if the path has no last name; `Error::Io`
+        /// if it cannot be resolved.
+        fn new(out: &Path, existing: Existing, kind: &str) -> Result<Self> {
+            let name = out.display().to_string();
+            let target = resolve(out).map_err(|source| io_error(out, source))?;
+            let (Some(parent), Some(file_name)) = (target.parent(), target.file_name()) else {
+                let expected = format!("the path of a {kind} to create");
+                return Err(Error::input(name, "a path without a last name", expected, choose_another()));
+            };
+            let temporary = parent.join(format!(".{}.aquatint-{}", file_name.to_string_lossy(), std::process::id()));
+            let missing_parents =
+                parent.ancestors().take_while(|ancestor| !ancestor.exists()).map(Path::to_owned).collect();
+            Ok(Self { name, target, temporary, existing, missing_parents })
+        }
+
+        /// The error for a place that cannot be used.
+        fn refused<T>(&self, found: &str, expected: &str) -> Result<T> {
+            Err(Error::input(&self.name, found, expected, choose_another()))
+        }
+
+        /// The error for a place that is taken.
+        fn taken<T>(&self, found: &str, expected: &str) -> Result<T> {
+            let remedy = choose_another().then(phrase![", or add ", Setting::Replace, " to replace it"]);
+            Err(Error::input(&self.name, found, expected, remedy))
+        }
+
+        /// Bytes that can still be stored beside the target.
+        fn available(&self) -> io::Result<Option<u64>> {
+            let existing = self.target.ancestors().skip(1).find(|ancestor| ancestor.exists());
+            existing.map(fs4::available_space).transpose()
+        }
+
+        /// Removes the directories that were made around the target, as far as they are empty.
+        fn remove_parents(&self) {
+            for parent in &self.missing_parents {
+                let _ = fs::remove_dir(parent);
+            }
+        }
+    }
+
+    /// Writes into a hidden directory beside the final one and renames it at the end.
+    #[derive(Debug)]
+    pub struct DirectorySink {
+        place: Place,
         current: Option<File>,
     }
 
@@ -69,38 +116,31 @@ mod native {
         /// if it has files in it and `existing` does not allow replacing them. `Error::Io` if a path cannot be
         /// resolved.
         pub fn new(out: &Path, existing: Existing, model: Option<&Path>) -> Result<Self> {
-            let name = out.display().to_string();
-            let refuse = |found: &str, expected: &str| Err(Error::input(&name, found, expected, choose_another()));
-            let target = resolve(out).map_err(|source| io_error(out, source))?;
-            let (Some(parent), Some(file_name)) = (target.parent(), target.file_name()) else {
-                return refuse("a path without a last name", "the path of a directory to create");
-            };
+            let place = Place::new(out, existing, "directory")?;
+            let target = &place.target;
             if let Some(model) = model {
                 let model = resolve(model).map_err(|source| io_error(model, source))?;
-                if target.starts_with(&model) || model.starts_with(&target) {
+                if target.starts_with(&model) || model.starts_with(target) {
                     let expected = "a directory apart from the model's";
-                    return refuse("the model's own directory, or one inside or around it", expected);
+                    return place.refused("the model's own directory, or one inside or around it", expected);
                 }
             }
             if target.exists() && !target.is_dir() {
-                return refuse("a file", "a directory, or nothing");
+                return place.refused("a file", "a directory, or nothing");
             }
-            if existing == Existing::Refuse && !is_vacant(&target).map_err(|source| io_error(out, source))? {
-                let (found, expected) = ("a directory with files in it", "an empty directory, or nothing");
-                let remedy = choose_another().then(phrase![", or add ", Setting::Replace, " to replace it"]);
-                return Err(Error::input(name, found, expected, remedy));
+            if existing == Existing::Refuse && !is_vacant(target).map_err(|source| io_error(out, source))? {
+                return place.taken("a directory with files in it", "an empty directory, or nothing");
             }
-            let (temporary, missing_parents) = (hidden(parent, file_name), missing(parent));
-            Ok(Self { name, target, temporary, existing, missing_parents, current: None })
+            Ok(Self { place, current: None })
         }
 
         /// Completes the current file and creates the next one.
         fn start(&mut self, file: &str) -> io::Result<()> {
             self.complete()?;
-            if !self.temporary.exists() {
-                fs::create_dir_all(&self.temporary)?;
+            if !self.place.temporary.exists() {
+                fs::create_dir_all(&self.place.temporary)?;
             }
-            self.current = Some(File::create(self.temporary.join(file))?);
+            self.current = Some(File::create(self.place.temporary.join(file))?);
             Ok(())
         }
 
@@ -113,21 +153,21 @@ mod native {
         /// end.
         fn publish(&mut self) -> io::Result<()> {
             self.complete()?;
-            if is_vacant(&self.target)? {
-                if self.target.exists() {
-                    fs::remove_dir(&self.target)?;
+            if is_vacant(&self.place.target)? {
+                if self.place.target.exists() {
+                    fs::remove_dir(&self.place.target)?;
                 }
-                return fs::rename(&self.temporary, &self.target);
+                return fs::rename(&self.place.temporary, &self.place.target);
             }
-            if self.existing == Existing::Refuse {
+            if self.place.existing == Existing::Refuse {
                 return Err(io::Error::new(io::ErrorKind::AlreadyExists, "files have appeared there meanwhile"));
             }
-            let mut previous = self.temporary.clone().into_os_string();
+            let mut previous = self.place.temporary.clone().into_os_string();
             previous.push(".old");
-            fs::rename(&self.target, &previous)?;
-            fs::rename(&self.temporary, &self.target).inspect_err(|_| {
+            fs::rename(&self.place.target, &previous)?;
+            fs::rename(&self.place.temporary, &self.place.target).inspect_err(|_| {
                 // Restore the previous directory. If that fails as well, the first error is still the one to report.
-                let _ = fs::rename(&previous, &self.target);
+                let _ = fs::rename(&previous, &self.place.target);
             })?;
             fs::remove_dir_all(&previous)
         }
@@ -135,11 +175,11 @@ mod native {
 
     impl Sink for DirectorySink {
         fn name(&self) -> &str {
-            &self.name
+            &self.place.name
         }
 
         fn available(&self) -> io::Result<Option<u64>> {
-            available_beside(&self.target)
+            self.place.available()
         }
 
         fn create<'a>(&'a mut self, file: &'a str) -> LocalBoxFuture<'a, io::Result<()>> {
@@ -157,8 +197,8 @@ mod native {
         fn abort(&mut self) {
             self.current = None;
             // If the directory cannot be removed, nothing can be done, and there is no way to report it.
-            let _ = fs::remove_dir_all(&self.temporary);
-            remove_parents(&self.missing_parents);
+            let _ = fs::remove_dir_all(&self.place.temporary);
+            self.place.remove_parents();
         }
     }
 
@@ -166,12 +206,7 @@ mod native {
     /// its own name.
     #[derive(Debug)]
     pub struct FileSink {
-        name: String,
-        target: PathBuf,
-        temporary: PathBuf,
-        existing: Existing,
-        /// Parents of the target that did not exist before, deepest first. `abort` removes them again.
-        missing_parents: Vec<PathBuf>,
+        place: Place,
         current: Option<File>,
     }
 
@@ -182,27 +217,22 @@ mod native {
         /// Errors: `Error::Input` if `out` is a directory or a file of the model, or if it exists and `existing` does not
         /// allow replacing it. `Error::Io` if a path cannot be resolved.
         pub fn new(out: &Path, existing: Existing, model: Option<&Path>) -> Result<Self> {
-            let name = out.display().to_string();
-            let refuse = |found: &str, expected: &str| Err(Error::input(&name, found, expected, choose_another()));
-            let target = resolve(out).map_err(|source| io_error(out, source))?;
-            let (Some(parent), Some(file_name)) = (target.parent(), target.file_name()) else {
-                return refuse("a path without a last name", "the path of a file to create");
-            };
+            let place = Place::new(out, existing, "file")?;
+            let target = &place.target;
             if let Some(model) = model {
                 let model = resolve(model).map_err(|source| io_error(model, source))?;
-                if target == model || (parent == model && belongs(&file_name.to_string_lossy())) {
-                    return refuse("a file of the model itself", "a file apart from the model's");
+                let own = |name: &OsStr| target.parent() == Some(&model) && belongs(&name.to_string_lossy());
+                if *target == model || target.file_name().is_some_and(own) {
+                    return place.refused("a file of the model itself", "a file apart from the model's");
                 }
             }
             if target.is_dir() {
-                return refuse("a directory", "a file, or nothing");
+                return place.refused("a directory", "a file, or nothing");
             }
             if existing == Existing::Refuse && target.exists() {
-                let remedy = choose_another().then(phrase![", or add ", Setting::Replace, " to replace it"]);
-                return Err(Error::input(name, "a file that exists", "nothing", remedy));
+                return place.taken("a file that exists", "nothing");
             }
-            let (temporary, missing_parents) = (hidden(parent, file_name), missing(parent));
-            Ok(Self { name, target, temporary, existing, missing_parents, current: None })
+            Ok(Self { place, current: None })
         }
 
         /// Creates the hidden file.
@@ -210,28 +240,28 @@ mod native {
             if self.current.is_some() {
                 return Err(io::Error::other("a second file where there is room for one"));
             }
-            self.temporary.parent().map_or(Ok(()), fs::create_dir_all)?;
-            self.current = Some(File::create(&self.temporary)?);
+            self.place.temporary.parent().map_or(Ok(()), fs::create_dir_all)?;
+            self.current = Some(File::create(&self.place.temporary)?);
             Ok(())
         }
 
         /// Writes the hidden file through to the disk and moves it to the final place.
         fn publish(&mut self) -> io::Result<()> {
             self.current.take().map_or(Ok(()), |file| file.sync_all())?;
-            if self.existing == Existing::Refuse && self.target.exists() {
+            if self.place.existing == Existing::Refuse && self.place.target.exists() {
                 return Err(io::Error::new(io::ErrorKind::AlreadyExists, "a file has appeared there meanwhile"));
             }
-            fs::rename(&self.temporary, &self.target)
+            fs::rename(&self.place.temporary, &self.place.target)
         }
     }
 
     impl Sink for FileSink {
         fn name(&self) -> &str {
-            &self.name
+            &self.place.name
         }
 
         fn available(&self) -> io::Result<Option<u64>> {
-            available_beside(&self.target)
+            self.place.available()
         }
 
         fn create<'a>(&'a mut self, _: &'a str) -> LocalBoxFuture<'a, io::Result<()>> {
@@ -249,8 +279,8 @@ mod native {
         fn abort(&mut self) {
             self.current = None;
             // If the file cannot be removed, nothing can be done, and there is no way to report it.
-            let _ = fs::remove_file(&self.temporary);
-            remove_parents(&self.missing_parents);
+            let _ = fs::remove_file(&self.place.temporary);
+            self.place.remove_parents();
         }
     }
 
@@ -260,29 +290,6 @@ mod native {
             Some(file) => file.write_all(chunk),
             None => Err(io::Error::other("no file was started")),
         }
-    }
-
-    /// The path of the hidden file or directory that becomes `file_name` in `parent` at the end.
-    fn hidden(parent: &Path, file_name: &OsStr) -> PathBuf {
-        parent.join(format!(".{}.aquatint-{}", file_name.to_string_lossy(), std::process::id()))
-    }
-
-    /// `parent` and the directories around it that do not exist, deepest first.
-    fn missing(parent: &Path) -> Vec<PathBuf> {
-        parent.ancestors().take_while(|ancestor| !ancestor.exists()).map(Path::to_owned).collect()
-    }
-
-    /// Removes the directories `parents`, deepest first, as far as they are empty.
-    fn remove_parents(parents: &[PathBuf]) {
-        for parent in parents {
-            let _ = fs::remove_dir(parent);
-        }
-    }
-
-    /// Bytes that can still be stored beside `target`.
-    fn available_beside(target: &Path) -> io::Result<Option<u64>> {
-        let existing = target.ancestors().skip(1).find(|ancestor| ancestor.exists());
-        existing.map(fs4::available_space).transpose()
     }
 
     /// Makes `path` absolute and resolves symbolic links in the part of it that exists.
