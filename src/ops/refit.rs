@@ -16,7 +16,7 @@
 use rayon::prelude::*;
 
 use crate::device::{Dispatch, Recorder, Tensor};
-use crate::ops::grid::{Grid, GridSpec, ScaleType, Zero};
+use crate::ops::grid::{Grid, GridSpec};
 use crate::ops::snap::Multiples;
 use crate::ops::walk::{LANES, Lanes, load, strips};
 use crate::{Error, Result};
@@ -120,11 +120,6 @@ uniform! {
     }
 }
 
-/// The type to which offsets are rounded; f32 where there are none.
-fn offset_type(spec: &GridSpec) -> ScaleType {
-    if let Zero::Offset(steps) = spec.zero { steps.own() } else { ScaleType::F32 }
-}
-
 /// Dispatches [`refit`] on a GPU.
 fn refit_gpu(
     rec: &mut Recorder,
@@ -142,7 +137,7 @@ fn refit_gpu(
         group: (group.start / spec.group_size) as u32,
         groups: groups as u32,
         scale_type: spec.scale.own().number(),
-        offset_type: offset_type(spec).number(),
+        offset_type: spec.offset_type().number(),
         offsets: u32::from(spec.has_offsets()),
         units: grid.units.as_ref().map_or(0, |units| units.shape()[1] as u32),
         per_unit: multiples.map_or(1, |multiples| multiples.per_unit as u32),
@@ -283,7 +278,7 @@ impl Fit<'_> {
             let exact = offset + offset * growth + (pull - growth * mixed) / ones;
             *self.second[lane] = match units {
                 Some((multiples, _, unit)) => multiples.offset(exact, unit),
-                None => offset_type(spec).round(exact),
+                None => spec.offset_type().round(exact),
             };
         }
     }

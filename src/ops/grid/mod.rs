@@ -166,7 +166,7 @@ fn find_gpu(
             Zero::Offset(_) => 2,
         },
         scale_type: spec.scale.own().number(),
-        offset_type: offset_type(spec).number(),
+        offset_type: spec.offset_type().number(),
         top: spec.top(),
     };
     rec.dispatch(Dispatch {
@@ -183,11 +183,6 @@ fn find_gpu(
 const LANES: usize = 16;
 /// Number of elements after which the search may give up a candidate that is already worse than the best.
 const STRETCH: usize = 128;
-
-/// The type to which offsets are rounded; f32 where there are none.
-fn offset_type(spec: &GridSpec) -> ScaleType {
-    if let Zero::Offset(steps) = spec.zero { steps.own() } else { ScaleType::F32 }
-}
 
 /// How a range follows from the least and the greatest weight of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -307,7 +302,7 @@ fn candidate([low, high]: [f32; 2], factor: f32, spec: &GridSpec) -> (f32, f32) 
         // If s is not rounded, z is computed without s. This keeps exact halves exact, as for the range [−1, 1].
         Zero::Code if kind == ScaleType::F32 => ((0.0 - low) / (high - low) * top).round_ties_even().clamp(0.0, top),
         Zero::Code => ((0.0 - low) / scale).round_ties_even().clamp(0.0, top),
-        Zero::Offset(_) => offset_type(spec).round(low),
+        Zero::Offset(_) => spec.offset_type().round(low),
     };
     (scale, second)
 }

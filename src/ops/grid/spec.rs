@@ -155,6 +155,11 @@ impl GridSpec {
         matches!(self.zero, Zero::Offset(_))
     }
 
+    /// The type to which single offsets are rounded; f32 where there are none.
+    pub(crate) fn offset_type(&self) -> ScaleType {
+        if let Zero::Offset(steps) = self.zero { steps.own() } else { ScaleType::F32 }
+    }
+
     /// The largest code, 2^b − 1.
     pub fn top(&self) -> f32 {
         ((1u32 << self.bits) - 1) as f32
