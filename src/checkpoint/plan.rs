@@ -301,7 +301,8 @@ fn rest_unit(source: &Checkpoint, format: &dyn Format, model: &PlannedModel, nam
                 // Only floats can be read as numbers.
                 source.floats(name)?;
             }
-            let (dtype, shape) = (conversion.dtype, conversion.change.shape(shape)?);
+            conversion.change.check(shape)?;
+            let (dtype, shape) = (conversion.dtype, shape.to_vec());
             (Item::Convert { name: name.to_owned(), conversion }, dtype, shape)
         }
     };

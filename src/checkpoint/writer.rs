@@ -74,7 +74,7 @@ impl<'a> CheckpointWriter<'a> {
         }
         let (bytes, dtype) = match self.remaining_items().find(|item| item.source() == Some(&name)) {
             Some(Item::Convert { conversion: Conversion { change, dtype }, .. }) => {
-                (floats::encode(&change.apply(values.to_vec(), shape), *dtype), *dtype)
+                (floats::encode(&change.apply(values.to_vec()), *dtype), *dtype)
             }
             Some(_) => {
                 let dtype = self.source.dtype(&name)?;
@@ -188,8 +188,8 @@ async fn write_item(output: &mut Output, source: &Checkpoint, format: &dyn Forma
 /// change one by one.
 async fn convert(output: &mut Output, source: &Checkpoint, name: &str, conversion: &Conversion) -> Result<()> {
     let shape = source.shape(name)?;
-    let write = async |output: &mut Output, values: Vec<f32>, shape: &[usize]| {
-        let values = conversion.change.apply(values, shape);
+    let write = async |output: &mut Output, values: Vec<f32>| {
+        let values = conversion.change.apply(values);
         output.write(&encoded(name, &values, conversion.dtype)?).await
     };
     match shape {
@@ -198,12 +198,11 @@ async fn convert(output: &mut Output, source: &Checkpoint, name: &str, conversio
             let count = (PIECE / width.max(1)).max(1);
             for first in (0..*rows).step_by(count) {
                 let piece = first..(first + count).min(*rows);
-                let piece_shape = [&[piece.len()], inner].concat();
-                write(output, source.read_rows(name, piece).await?, &piece_shape).await?;
+                write(output, source.read_rows(name, piece).await?).await?;
             }
             Ok(())
         }
-        _ => write(output, source.read(name).await?, shape).await,
+        _ => write(output, source.read(name).await?).await,
     }
 }
 

@@ -79,9 +79,11 @@ impl Format for Conventions {
         match tensor.name {
             name if name.ends_with("norm.weight") => convert(Dtype::F32, Change::PlusOne),
             name if name.ends_with("q_proj.weight") => {
-                convert(Dtype::F32, Change::halves_to_neighbours(tensor.shape[0], 2)?)
+                // Two heads of 16 rows, whose halves move into each other.
+                let rows = (0..2).flat_map(|head| (0..8).flat_map(move |j| [16 * head + j, 16 * head + 8 + j]));
+                convert(Dtype::F32, Change::Rows(rows.collect()))
             }
-            name if name.ends_with("down_proj.weight") => convert(Dtype::F16, Change::Transpose),
+            name if name.ends_with("down_proj.weight") => convert(Dtype::F16, Change::None),
             EMBEDDING => convert(Dtype::BF16, Change::None),
             "lm_head.weight" => Ok(Rest::LeaveOut),
             _ if tensor.passenger.is_some() => Ok(Rest::LeaveOut),
@@ -138,11 +140,10 @@ fn expected(source: &Checkpoint, layer: &StoredLinear) -> Vec<(&'static str, Vec
     let read = |name: &str| block_on(source.read(name)).unwrap();
     let embedding = read(EMBEDDING).into_iter().flat_map(|value| bf16::from_f32(value).to_le_bytes());
     let (queries, down) = (read("model.layers.0.self_attn.q_proj.weight"), read("model.layers.0.mlp.down_proj.weight"));
-    // Two heads of 16 rows; 32 inputs. down_proj has 32 outputs and 64 inputs.
+    // Two heads of 16 rows; 32 inputs.
     let rows = (0..2).flat_map(|head| (0..8).flat_map(move |j| [16 * head + j, 16 * head + 8 + j]));
     let queries = rows.flat_map(|row| queries[32 * row..32 * (row + 1)].to_vec());
-    let places = (0..64).flat_map(|input| (0..32).map(move |output| 64 * output + input));
-    let down = places.flat_map(|place| f16::from_f32(down[place]).to_le_bytes()).collect();
+    let down = down.into_iter().flat_map(|value| f16::from_f32(value).to_le_bytes()).collect();
     vec![
         (EMBEDDING, embedding.collect()),
         ("blk.0.input_layernorm.weight", to_bytes([1.5; 32])),
@@ -175,7 +176,7 @@ fn a_format_renames_converts_leaves_out_and_adds_tensors() {
     for (name, content) in expected(&source, &layer) {
         assert!(file.tensor(name).unwrap().data() == content, "{name}");
     }
-    assert_eq!(file.tensor("blk.0.mlp.down_proj.weight").unwrap().shape(), [64, 32]);
+    assert_eq!(file.tensor("blk.0.mlp.down_proj.weight").unwrap().shape(), [32, 64]);
     assert_eq!(file.len(), source.config().expected_tensors().len() - 1 + 1);
     let (_, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
     assert_eq!(metadata.metadata().as_ref().unwrap()["format"], "tests");

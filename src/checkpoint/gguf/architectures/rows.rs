@@ -47,3 +47,18 @@ impl RowOrder {
         targets
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn halves_move_into_each_other_within_each_head() {
+        // w.reshape(heads, 2, half, …).swapaxes(1, 2), as llama.cpp's converter writes it.
+        for (heads, half) in [(1, 3), (3, 2), (2, 4)] {
+            let places = (0..heads).flat_map(|head| (0..half).flat_map(move |j| [(head, j, 0), (head, j, 1)]));
+            let expected: Vec<usize> = places.map(|(head, j, side)| head * 2 * half + side * half + j).collect();
+            assert_eq!(RowOrder::Neighbours { head_dim: 2 * half }.sources(heads * 2 * half), expected);
+        }
+    }
+}
