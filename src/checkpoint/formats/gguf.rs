@@ -17,8 +17,8 @@ use crate::checkpoint::gguf::architectures::RowOrder;
 use crate::checkpoint::gguf::blocks::{self, BlockCodes};
 use crate::checkpoint::gguf::container::TensorInfo;
 use crate::checkpoint::gguf::metadata::{Metadata, Value};
-use crate::checkpoint::gguf::mixtures::Mixture;
-use crate::checkpoint::gguf::model::{GgufModel, grid_of, mixture_for, type_of};
+use crate::checkpoint::gguf::mixtures::{Mixture, is_quantized};
+use crate::checkpoint::gguf::model::{GgufModel, OUTPUT, grid_of, type_of};
 use crate::checkpoint::gguf::types::BlockType;
 use crate::error::{Setting, phrase};
 use crate::family::{LinearSpec, ModelConfig};
@@ -54,10 +54,10 @@ impl Format for Gguf {
         let model = prepared(wish.prepared)?;
         let mixture = match wish.mixture {
             Some(mixture) => mixture,
-            None => mixture_for(wish.bits, wish.symmetric, &widths(wish.config))?,
+            None => model.mixture_for(wish.bits, wish.symmetric)?,
         };
         let name = format!("{}.weight", stored_name((wish.config, model), &linear.name)?);
-        let tied = wish.config.tie_word_embeddings && name != GgufModel::output();
+        let tied = wish.config.tie_word_embeddings && name != OUTPUT;
         let block_type = model.block_type(mixture, &name, linear.columns, tied);
         grid_of(block_type).ok_or_else(|| {
             let found = format!("{block_type} for {}, with {} inputs", linear.name, linear.columns);
@@ -90,9 +90,9 @@ impl Format for Gguf {
             let found = format!("{} among {} tensors that llama.cpp has as one", tensor.name, stored.sources.len());
             return Err(Error::input(Setting::Format, found, "tensors that the file has one by one", remedy));
         }
-        let block_type = match type_in_file(model, &stored.name, tensor.shape)? {
-            _ if stored.is_float() => BlockType::F32,
-            block_type => block_type,
+        let block_type = match stored.is_float() {
+            true => BlockType::F32,
+            false => type_in_file(model, &stored.name, tensor.shape)?,
         };
         let change = match change_of(&stored.rows, tensor.shape[0]) {
             Change::None if stored.added == 1.0 => Change::PlusOne,
@@ -169,10 +169,9 @@ fn prepared(known: &Prepared) -> Result<&GgufModel> {
 /// As [`Format::stored_name`]. An output matrix that is no longer tied to the embedding has a name of its own.
 fn stored_name((config, model): (&ModelConfig, &GgufModel), name: &str) -> Result<String> {
     let head = config.head_linear().name;
-    let output = GgufModel::output();
     let known = model.stored_name(name).or_else(|| match name.strip_prefix(head.as_str()) {
-        Some("") => output.strip_suffix(".weight").map(str::to_owned),
-        Some(".weight") => Some(output.to_owned()),
+        Some("") => OUTPUT.strip_suffix(".weight").map(str::to_owned),
+        Some(".weight") => Some(OUTPUT.to_owned()),
         _ => None,
     });
     known.ok_or_else(|| Error::shape("gguf", format!("no name for {name}")))
@@ -186,17 +185,12 @@ fn change_of(order: &RowOrder, rows: usize) -> Change {
     }
 }
 
-/// The inputs of all layers that can be quantized.
-fn widths(config: &ModelConfig) -> Vec<usize> {
-    config.linears().into_iter().filter(|linear| linear.quantizable).map(|linear| linear.columns).collect()
-}
-
 /// The mixture of the file.
 fn mixture(model: &PlannedModel) -> Result<Mixture> {
     let settings = &model.settings;
     match settings.mixture {
         Some(mixture) => Ok(mixture),
-        None => mixture_for(settings.bits, settings.symmetric, &widths(&model.config)),
+        None => prepared(&model.prepared)?.mixture_for(settings.bits, settings.symmetric),
     }
 }
 
@@ -208,7 +202,7 @@ fn type_in_file(model: &PlannedModel, name: &str, shape: &[usize]) -> Result<Blo
         return Ok(BlockType::F32);
     }
     // A layer that is left out of the quantization keeps its floats.
-    if !outside || !GgufModel::is_quantized(name, shape.len()) {
+    if !outside || !is_quantized(name, shape.len()) {
         return Ok(float_type(model.float));
     }
     let tied = model.config.tie_word_embeddings && !model.layers.contains_key(&model.head.name);

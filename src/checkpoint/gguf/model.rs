@@ -1,11 +1,9 @@
 //! A model on its way into a GGUF file: its names, its metadata, and the type of every tensor.
 
-use std::collections::HashMap;
-
 use super::architectures::{GgufTensor, Mapping};
 use super::container::{self, TensorInfo};
 use super::metadata::{Metadata, Value};
-use super::mixtures::{self, Mixture, ModelFacts, Role, TensorFacts};
+use super::mixtures::{Mixture, ModelFacts, Role, TensorFacts};
 use super::tokenizer::TokenizerFiles;
 use super::types::{BlockType, ScaleStorage, Zero as BlockZero};
 use crate::checkpoint::Checkpoint;
@@ -13,8 +11,8 @@ use crate::error::{Setting, phrase};
 use crate::ops::grid::{GridSpec, ScaleType, Steps, Zero};
 use crate::{Error, Result};
 
-/// The output matrix in the file.
-const OUTPUT: &str = "output.weight";
+/// The output matrix in a file.
+pub const OUTPUT: &str = "output.weight";
 
 /// What a GGUF file says of a model, and where it has the tensors.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,8 +25,10 @@ pub struct GgufModel {
     pub notes: Vec<String>,
     /// Name of the model.
     name: String,
-    /// For each tensor of the model, its place in `mapping.tensors`.
-    places: HashMap<String, usize>,
+    /// The inputs of all layers that can be quantized.
+    widths: Vec<usize>,
+    /// Number of layers.
+    layers: usize,
     /// Query heads per key and value head in the first layer.
     heads_per_kv_head: usize,
     /// The layers with values in their attention.
@@ -45,20 +45,20 @@ impl GgufModel {
         let mut tokenizer = Metadata::new();
         let mut notes = mapping.notes.clone();
         notes.extend(TokenizerFiles::of(source).await?.write(&mut tokenizer)?);
-        let all = mapping.tensors.iter().enumerate();
-        let places =
-            all.flat_map(|(place, tensor)| tensor.sources.iter().map(move |name| (name.clone(), place))).collect();
+        let widths =
+            config.linears().into_iter().filter(|linear| linear.quantizable).map(|linear| linear.columns).collect();
+        let layers = config.blocks.len();
         let values = mapping.tensors.iter().filter(|tensor| Role::of(&tensor.name) == Role::Value);
         let value_layers = values.filter_map(|tensor| layer_of(&tensor.name)).collect();
         let attention = config.blocks.first().and_then(|block| block.attentions().next());
         let heads_per_kv_head = attention.map_or(0, |(_, attention)| attention.heads / attention.kv_heads.max(1));
         let name = last_part(source.name()).to_owned();
-        Ok(Self { mapping, tokenizer, notes, name, places, heads_per_kv_head, value_layers })
+        Ok(Self { mapping, tokenizer, notes, name, widths, layers, heads_per_kv_head, value_layers })
     }
 
     /// The tensor of the file that holds the tensor `name` of the model.
     pub fn tensor(&self, name: &str) -> Option<&GgufTensor> {
-        self.places.get(name).map(|&place| &self.mapping.tensors[place])
+        self.mapping.holder(name).map(|(tensor, _)| tensor)
     }
 
     /// The name in the file of the tensor, or of the module, `name`. `None` if the file has no such tensor.
@@ -77,10 +77,9 @@ impl GgufModel {
             Some(Value::Text(name)) => name.as_str(),
             _ => "",
         };
-        let blocks = self.mapping.tensors.iter().filter_map(|tensor| layer_of(&tensor.name)).max();
         let model = ModelFacts {
             architecture,
-            layers: blocks.map_or(0, |last| last + 1),
+            layers: self.layers,
             tied,
             heads_per_kv_head: self.heads_per_kv_head,
             experts: 0,
@@ -90,14 +89,12 @@ impl GgufModel {
         mixture.block_type(&model, &facts)
     }
 
-    /// Whether llama.cpp quantizes the matrix `name` of the file.
-    pub fn is_quantized(name: &str, dimensions: usize) -> bool {
-        mixtures::is_quantized(name, dimensions)
-    }
-
-    /// The name of the output matrix in the file.
-    pub fn output() -> &'static str {
-        OUTPUT
+    /// The mixture for a wish of `bits` bits per weight: the K types where all rows are whole blocks of them, else the types
+    /// with smaller blocks.
+    ///
+    /// Errors: `Error::Input` if there is no such type.
+    pub fn mixture_for(&self, bits: u32, symmetric: bool) -> Result<Mixture> {
+        mixture_for(bits, symmetric, &self.widths)
     }
 
     /// The head of the file. `tensors`: all tensors, in the order of the file; `further`: pairs that describe the
@@ -120,11 +117,8 @@ impl GgufModel {
     }
 }
 
-/// The mixture for a wish of `bits` bits per weight: the K types where all rows are whole blocks of them, else the types with
-/// smaller blocks.
-///
-/// Errors: `Error::Input` if there is no such type.
-pub fn mixture_for(bits: u32, symmetric: bool, widths: &[usize]) -> Result<Mixture> {
+/// As [`GgufModel::mixture_for`], for rows of these `widths`.
+fn mixture_for(bits: u32, symmetric: bool, widths: &[usize]) -> Result<Mixture> {
     let divided_by = |block: usize| widths.iter().all(|width| width.is_multiple_of(block));
     let refuse = |expected: &str| {
         let remedy = phrase!["choose one of these, or a type by name with ", Setting::Mixture];

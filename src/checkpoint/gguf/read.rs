@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use safetensors::Dtype;
 use serde_json::{Value as Json, json};
 
-use super::architectures::{Contents, GgufTensor, Mapping, VALUES_READ, config_of};
+use super::architectures::{Contents, GgufTensor, Mapping, RowOrder, VALUES_READ, config_of};
 use super::blocks;
 use super::container::{Head, StoredTensor, read_head};
 use super::metadata::Value;
@@ -134,17 +134,19 @@ impl PackedLayers for GgufLayers {
         // The tensor holds the weights of its sources one after the other.
         let first = part * rows;
         let total = tensor.shape.first().copied().unwrap_or(1);
-        let targets = tensor.rows.targets(total);
+        // Most tensors keep the order of rows, and need no list of them.
+        let targets = (tensor.rows != RowOrder::Same).then(|| tensor.rows.targets(total));
+        let place = |row: usize| targets.as_ref().map_or(row, |targets| targets[row]);
         let stride = bytes.len() / total.max(1);
         let mut values = Vec::with_capacity(wanted.len() * width);
         if width > 1 {
             for row in wanted {
-                let at = targets[first + row] * stride;
+                let at = place(first + row) * stride;
                 values.extend(blocks::unpack(block_type, &bytes[at..at + stride])?);
             }
         } else {
             let all = blocks::unpack(block_type, bytes)?;
-            values.extend(wanted.map(|row| all[targets[first + row]]));
+            values.extend(wanted.map(|row| all[place(first + row)]));
         }
         values.iter_mut().for_each(|value| *value -= tensor.added);
         if values.iter().all(|value| value.is_finite()) { Ok(values) } else { Err(weight.not_finite()) }

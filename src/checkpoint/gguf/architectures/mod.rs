@@ -18,7 +18,7 @@ mod rope;
 mod rows;
 mod table;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde_json::Value as Json;
 
@@ -49,6 +49,8 @@ pub struct Mapping {
     pub added: Vec<AddedTensor>,
     /// What llama.cpp computes in another way than the model, as sentences without a full stop.
     pub notes: Vec<String>,
+    /// For each tensor of the model, its place in `tensors`, and its number among the sources there.
+    places: HashMap<String, (usize, usize)>,
 }
 
 /// A tensor of a GGUF file that holds one or more tensors of the model.
@@ -117,7 +119,11 @@ impl Mapping {
         }
         let mut added = rope::write(&mut keys, &facts, architecture);
         added.extend(factors_of_queries(&facts, architecture));
-        let mut mapping = Self { metadata, tensors, added, notes: Vec::new() };
+        let sources = tensors.iter().enumerate().flat_map(|(place, tensor)| {
+            tensor.sources.iter().enumerate().map(move |(part, name)| (name.clone(), (place, part)))
+        });
+        let places = sources.collect();
+        let mut mapping = Self { metadata, tensors, added, notes: Vec::new(), places };
         let theirs = mapping.computed(subject)?;
         mapping.notes = difference::check(subject, model, &theirs, architecture)?;
         Ok(mapping)
@@ -135,8 +141,7 @@ impl Mapping {
 
     /// The tensor of the file that holds the tensor `name` of the model, and which of its sources that is.
     pub fn holder(&self, name: &str) -> Option<(&GgufTensor, usize)> {
-        let place = |tensor: &GgufTensor| tensor.sources.iter().position(|source| source == name);
-        self.tensors.iter().find_map(|tensor| Some((tensor, place(tensor)?)))
+        self.places.get(name).map(|&(place, part)| (&self.tensors[place], part))
     }
 }
 
